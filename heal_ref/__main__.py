@@ -1,0 +1,114 @@
+"""Command line: `python -m heal_ref demo | run | build-pair | check`.
+
+Exit codes: 0 done, 2 something that was given is wrong (one line says what and what to do), 130 stopped by Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from heal_ref.records import DATA, InputError
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m heal_ref", description="HEAL on small and on full models.")
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    def add(name: str, text: str) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=text, description=text, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+
+    demo = add("demo", "the whole method on the shipped tiny pair: table, figures and a page")
+    run = add("run", "the whole method on models and problems of your own; start it again to go on")
+    for sub, preset in ((demo, "tiny"), (run, "tiny")):
+        sub.add_argument("--preset", default=preset, choices=("smoke", "tiny", "paper"), help="named settings")
+        sub.add_argument("--seed", type=int, default=0, help="seed of sampling, training and data order")
+        sub.add_argument("--out", default="runs/demo" if sub is demo else None, required=sub is run, help="run folder")
+        sub.add_argument("--teacher", default=str(DATA / "teacher"), help="model folder or hub name")
+        sub.add_argument("--student", default=str(DATA / "student"), help="model folder or hub name")
+        sub.add_argument("--problems", default=str(DATA / "clock" / "train.jsonl"), help="training problems, JSON Lines")
+        sub.add_argument("--heldout", default=str(DATA / "clock" / "heldout.jsonl"), help="problems to evaluate on")
+        sub.add_argument("--quiet", action="store_true", help="no progress bars")
+    pair = add("build-pair", "train the tiny teacher and the base student from nothing")
+    pair.add_argument("--out", default="runs/pair", help="folder for teacher/, student/ and clock/")
+    pair.add_argument("--seed", type=int, default=0, help="seed of weights, corpus and data order")
+    pair.add_argument("--scale", type=float, default=1.0, help="share of the recipe's updates")
+    pair.add_argument("--quiet", action="store_true", help="no progress bars")
+    check = add("check", "look for mistakes in a problem file")
+    check.add_argument("file", help="JSON Lines file")
+    return parser
+
+
+def _run(args: argparse.Namespace) -> None:
+    from heal_ref.config import PRESETS
+    from heal_ref.lm import load_lm
+    from heal_ref.pipeline import RunSpec, rows_from_report, run
+    from heal_ref.report import NEXT, draw_figures, table, text_table, write_page
+    from heal_ref.tasks import ClockTask
+
+    for name in ("problems", "heldout"):
+        if not Path(getattr(args, name)).is_file():
+            raise InputError(f"--{name} {getattr(args, name)}: no such file; give a JSON Lines file of problems")
+    spec = RunSpec(args.teacher, args.student, args.problems, args.heldout, PRESETS[args.preset](args.seed))
+    task, out = ClockTask(), Path(args.out)
+    command = "python -m heal_ref " + " ".join(sys.argv[1:])
+    report = run(spec, out, task, quiet=args.quiet, command=command)
+    page = write_page(out, report, draw_figures(out, report, load_lm(args.teacher), task))
+    print(f"\n{text_table(table(rows_from_report(report)))}\n")
+    print(f"Mean and 95 % interval over held-out problems. Page: {page}   Report: {out / 'report.json'}")
+    print(f"Read on: jupyter lab {NEXT}")
+
+
+def _build_pair(args: argparse.Namespace) -> None:
+    from tqdm.auto import tqdm
+
+    from heal_ref.pair import build_pair
+
+    def progress(label: str):
+        bar = tqdm(desc=f"{label:<8}", unit="update", disable=args.quiet)
+
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        return show
+
+    build_pair(Path(args.out), args.seed, progress, args.scale)
+    print(f"Teacher, student and problem files are in {args.out}")
+
+
+def _check(args: argparse.Namespace) -> None:
+    from heal_ref.records import check_problems
+    from heal_ref.tasks import ClockTask
+
+    problems, errors = check_problems(args.file, ClockTask())
+    if errors:
+        raise InputError("\n".join(errors))
+    print(f"{args.file}: {len(problems)} problems, no mistakes found")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    args = _parser().parse_args(argv)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+    if args.command != "check":
+        from heal_ref.lm import quiet
+
+        quiet()
+    try:
+        {"demo": _run, "run": _run, "build-pair": _build_pair, "check": _check}[args.command](args)
+    except InputError as e:
+        print(e, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"\nStopped. What was finished is kept in {getattr(args, 'out', '.')}; the same command goes on from there.",
+              file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,140 @@
+"""All settings, as frozen dataclasses with checked fields and three named presets.
+
+- `HealConfig.tiny()`: the shipped pair on two cores; chosen on validation problems.
+- `HealConfig.smoke()`: the same, as small as it runs, for tests.
+- `HealConfig.paper()`: the constants of second-hand summaries of the paper (we have only its abstract): leads,
+  not facts. Which of them are sure is listed in PAPER.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from heal_ref.records import InputError
+
+CHOICES = {
+    "hint": ("bridge", "answer"),
+    "signal": ("surge", "level"),
+    "uncertainty": ("forced", "typicality"),
+    "aggregate": ("worst", "worst_share", "mean"),
+}
+
+
+class _Checked:
+    """Checks every field against the range in its metadata when a config is made."""
+
+    def __post_init__(self) -> None:
+        for f in fields(self):  # type: ignore[arg-type]
+            value, where = getattr(self, f.name), f"{type(self).__name__}.{f.name}"
+            low, high = f.metadata.get("range", (None, None))
+            if f.name in CHOICES and value not in CHOICES[f.name]:
+                raise InputError(f"{where} is {value!r}; it must be one of {', '.join(CHOICES[f.name])}")
+            if low is not None:
+                if isinstance(value, bool) or not isinstance(value, int | float):
+                    raise InputError(f"{where} is {value!r}; it must be a number")
+                if f.type == "int" and not isinstance(value, int):
+                    raise InputError(f"{where} is {value!r}; it must be a whole number")
+                if not low <= value <= high:
+                    raise InputError(f"{where} is {value}; it must lie between {low} and {high}")
+
+
+def _number(default: float, low: float, high: float = float("inf")) -> Any:
+    return field(default=default, metadata={"range": (low, high)})
+
+
+@dataclass(frozen=True)
+class SampleConfig(_Checked):
+    """How trajectories are sampled. `batch` is the number of problems in one shard."""
+
+    n: int = _number(8, 1)
+    temperature: float = _number(1.0, 0.0)
+    top_p: float = _number(1.0, 1e-6, 1.0)
+    max_new_tokens: int = _number(96, 1)
+    batch: int = _number(64, 1)
+
+
+@dataclass(frozen=True)
+class GearConfig(_Checked):
+    """Guided Entropy-Assisted Repair: which problems, which step, which hint, how many tries."""
+
+    max_correct: int = _number(0, 0)  # problems with at most this many correct samples are repaired
+    paths: int = _number(3, 1)  # wrong trajectories taken of each such problem
+    hints: int = _number(1, 1)  # hints written for each of them
+    continuations: int = _number(2, 1)  # continuations of each hint
+    hint: str = "bridge"
+    signal: str = "surge"
+    window: float = _number(1.0, 1e-6, 1.0)  # share f of the steps that is searched, from the start
+
+
+@dataclass(frozen=True)
+class PureConfig(_Checked):
+    """Perplexity-Uncertainty Ratio Estimator: the reading of U_k, the aggregate over steps, the threshold."""
+
+    uncertainty: str = "forced"
+    aggregate: str = "worst"
+    epsilon: float = _number(0.3, 0.0)
+    lam: float = _number(0.2, 1e-6, 1.0)  # share of steps that `worst_share` averages
+    keep_quantile: float = _number(0.95, 0.0, 1.0)  # of unaided correct trajectories' scores: the threshold
+
+
+@dataclass(frozen=True)
+class PaceConfig(_Checked):
+    """Progressive Answer-guided Curriculum Evolution: what enters which stage, and how long each one trains."""
+
+    guided_below: float = _number(0.5, 0.0, 1.0)  # accuracy under which a problem gets answer-guided samples
+    per_problem: int = _number(4, 1)  # at most so many trajectories of one problem in one stage
+    cumulative: bool = True
+    updates: int = _number(1000, 1)
+    shares: tuple[float, float, float] = (0.25, 0.25, 0.5)  # of the updates, stage by stage
+    batch: int = _number(64, 1)
+    learning_rate: float = _number(1e-3, 0.0)
+    warmup: int = _number(20, 0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.shares) != 3 or min(self.shares) < 0 or abs(sum(self.shares) - 1) > 1e-6:
+            raise InputError(f"PaceConfig.shares is {self.shares}; it must be three shares that sum to 1")
+
+
+@dataclass(frozen=True)
+class HealConfig:
+    """One run of the whole method."""
+
+    seed: int = 0
+    sample: SampleConfig = SampleConfig()
+    gear: GearConfig = GearConfig()
+    pure: PureConfig = PureConfig()
+    pace: PaceConfig = PaceConfig()
+    eval_n: int = 8
+    train_limit: int = 0  # problems of each kind used for training, 0 for all
+    eval_limit: int = 0  # held-out problems of each kind, 0 for all
+
+    @classmethod
+    def tiny(cls, seed: int = 0) -> HealConfig:
+        """The shipped pair on two CPU cores."""
+        return cls(seed=seed)
+
+    @classmethod
+    def smoke(cls, seed: int = 0) -> HealConfig:
+        """Every stage, as small as it runs: for tests."""
+        return cls(seed=seed, sample=SampleConfig(n=4, batch=16), gear=GearConfig(paths=1),
+                   pace=PaceConfig(updates=12, batch=16, warmup=2), eval_n=2, train_limit=16, eval_limit=16)
+
+    @classmethod
+    def paper(cls, seed: int = 0) -> HealConfig:
+        """Constants that second-hand summaries give for the paper. Leads, not facts: see PAPER.md."""
+        return cls(
+            seed=seed,
+            sample=SampleConfig(n=30, temperature=0.6, top_p=0.95, max_new_tokens=32768, batch=4),
+            gear=GearConfig(max_correct=1, paths=10, hints=1, continuations=20, window=1 / 3),
+            pure=PureConfig(aggregate="worst_share", epsilon=0.01, lam=0.2),
+            pace=PaceConfig(updates=5000, per_problem=30, batch=8, learning_rate=1e-5, warmup=100),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain nested dictionary, as written to a run's config.json."""
+        return asdict(self)
+
+
+PRESETS = {"smoke": HealConfig.smoke, "tiny": HealConfig.tiny, "paper": HealConfig.paper}

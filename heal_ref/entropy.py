@@ -1,0 +1,100 @@
+"""Entropy dynamics: how uncertain a model is, token by token and step by step.
+
+Paper: GEAR "detects critical reasoning breakpoints via entropy dynamics". What exactly is measured is our
+reading: full-vocabulary entropy in nats of the raw next-token distribution, averaged over a step.
+
+- `entropy_and_logprob` is the formula; it is used while sampling and while scoring, so both agree.
+- `token_scores` never holds (T, V) logits: hidden states go through the output head in chunks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+CHUNK = 1024  # positions that go through the output head at once
+
+
+def entropy_and_logprob(logits: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Entropy in nats of softmax(logits), and the log-probability of `tokens` under it.
+
+    Args:
+        logits: (..., V), raw; `-inf` entries count as probability 0.
+        tokens: (...), integer ids.
+
+    Returns:
+        (entropy, logprob), both (...) in float32.
+
+    Raises:
+        FloatingPointError: a distribution is NaN.
+    """
+    logp = torch.log_softmax(logits.float(), dim=-1)
+    entropy = -(logp.exp() * logp.masked_fill(logp == -torch.inf, 0.0)).sum(-1)
+    if torch.isnan(entropy).any():
+        raise FloatingPointError("the model's logits are NaN: check its weights and dtype (try float32)")
+    return entropy, logp.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+
+
+@torch.no_grad()
+def token_scores(model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None
+                 ) -> tuple[torch.Tensor, torch.Tensor]:
+    """Entropy (nats) and log-probability of every token of a text, for any causal LM.
+
+    Args:
+        model: a transformers causal LM.
+        input_ids: (B, T).
+        attention_mask: (B, T), 1 for text; padding must stand on the right.
+
+    Returns:
+        (entropy, logprob), both (B, T) float32: entry t is about the distribution that predicted token t from
+        the tokens before it. Entry 0 has no such distribution and is NaN; entries under padding mean nothing.
+    """
+    head, config = model.get_output_embeddings(), model.config
+    plain_head = not any(getattr(config, name, None) for name in ("final_logit_softcapping", "logit_scale", "logits_scaling"))
+    if plain_head and model.base_model is not model:
+        hidden = model.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
+    else:  # a head that does more than one product: let the model apply it
+        hidden = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
+        head = torch.nn.Identity()
+    rows, length = input_ids.shape
+    before, after = hidden[:, :-1].flatten(0, 1), input_ids[:, 1:].flatten()
+    parts = [entropy_and_logprob(head(h), t) for h, t in zip(before.split(CHUNK), after.split(CHUNK), strict=True)]
+    nothing = torch.full((rows, 1), math.nan, device=input_ids.device)
+
+    def join(which: int) -> torch.Tensor:
+        values = [p[which] for p in parts] or [nothing.new_empty(0)]
+        return torch.cat([nothing, torch.cat(values).view(rows, length - 1)], dim=1)
+
+    return join(0), join(1)
+
+
+def split_steps(pieces: Sequence[str], separator: str) -> list[tuple[int, int]]:
+    """Token ranges of the steps of a text: a step ends with the token that completes a separator.
+
+    Args:
+        pieces: the text of each token (T).
+        separator: for example a blank line, as second-hand summaries say of the paper.
+
+    Returns:
+        K half-open ranges that cover all T tokens; a rest of white space belongs to the step before it.
+    """
+    steps, start, text = [], 0, ""
+    for i, piece in enumerate(pieces):
+        text += piece
+        if separator in text and text.strip():
+            steps.append((start, i + 1))
+            start, text = i + 1, ""
+    if start < len(pieces):
+        if text.strip() or not steps:
+            steps.append((start, len(pieces)))
+        else:
+            steps[-1] = (steps[-1][0], len(pieces))
+    return steps
+
+
+def surges(step_entropy: Sequence[float]) -> list[float]:
+    """Δ_k = H_k − H_{k−1} for each of K steps, in nats. The first step has no step before it: its surge is NaN."""
+    return [math.nan] + [b - a for a, b in zip(step_entropy, step_entropy[1:], strict=False)]

@@ -1,0 +1,142 @@
+"""Measuring: pass@k, intervals, and what only a world with known truth can tell (genuine, first wrong step).
+
+- pass@k is the unbiased estimator 1 − C(n−c, k) / C(n, k).
+- Intervals are 95 % percentile bootstraps that resample *problems*: samples of one problem are not independent.
+- "Genuine" means right in every step, by the task's `check_steps`. Only reports use it; the method never does.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from heal_ref.config import SampleConfig
+from heal_ref.lm import LM, sample
+from heal_ref.records import Problem, Trajectory, by_problem
+from heal_ref.tasks import Task
+
+BOOTSTRAP = 2000
+
+
+@dataclass(frozen=True)
+class Row:
+    """One number of a report: mean with a 95 % interval over `n` problems (or other clusters)."""
+
+    arm: str
+    kind: str
+    metric: str
+    mean: float
+    low: float
+    high: float
+    n: int
+    seeds: int = 1
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def pass_at_k(n: int, c: int, k: int) -> float:
+    """Unbiased pass@k from n samples of which c are correct: 1 − C(n−c, k) / C(n, k)."""
+    if not 0 <= c <= n or not 1 <= k <= n:
+        raise ValueError(f"pass@{k} needs k between 1 and n and 0 <= c <= n, got n={n}, c={c}")
+    return 1.0 - math.comb(n - c, k) / math.comb(n, k)
+
+
+def interval(values: Sequence[float], weights: Sequence[float] | None = None) -> tuple[float, float, float]:
+    """Mean and 95 % bootstrap interval, resampling clusters.
+
+    Args:
+        values: one number a cluster: its mean, or with `weights` its sum.
+        weights: how many observations each cluster's sum is over (then a ratio of sums is resampled).
+    """
+    v = np.asarray(values, dtype=float)
+    w = np.ones_like(v) if weights is None else np.asarray(weights, dtype=float)
+    if not w.sum():
+        return math.nan, math.nan, math.nan
+    rng = np.random.default_rng(0)
+    picks = rng.integers(len(v), size=(BOOTSTRAP, len(v)))
+    total = w[picks].sum(1)
+    means = v[picks].sum(1)[total > 0] / total[total > 0]
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(v.sum() / w.sum()), float(low), float(high)
+
+
+def share(trajectories: Sequence[Trajectory], holds: Callable[[Trajectory], bool]) -> tuple[float, float, float]:
+    """Share of trajectories for which something holds, with problems as clusters."""
+    groups = by_problem(trajectories).values()
+    return interval([sum(map(holds, g)) for g in groups], [len(g) for g in groups])
+
+
+def step_texts(lm: LM, t: Trajectory) -> list[str]:
+    """The text of each step of a trajectory."""
+    return [lm.decode(t.step_ids(k)) for k in range(len(t.steps))]
+
+
+def first_wrong_step(lm: LM, task: Any, t: Trajectory) -> int | None:
+    """Index of the first wrong step by the exact checker, or None. For measuring only."""
+    verdicts = task.check_steps(t.problem, step_texts(lm, t))
+    return verdicts.index(False) if False in verdicts else None
+
+
+def is_genuine(lm: LM, task: Any, t: Trajectory) -> bool:
+    """Correct, and right in every step. For measuring only."""
+    return t.correct and task.is_genuine(t.problem, step_texts(lm, t))
+
+
+def rows_of(arm: str, lm: LM, task: Task, sampled: Sequence[Trajectory], greedy: Sequence[Trajectory]) -> list[Row]:
+    """Report rows of one arm by kind: pass@1, pass@8 (if there are 8 samples), genuine, pass@1_greedy."""
+    rows = []
+    for kind in dict.fromkeys(t.problem.kind for t in sampled):
+        groups = list(by_problem([t for t in sampled if t.problem.kind == kind]).values())
+        counts = [(len(g), sum(t.correct for t in g)) for g in groups]
+        metrics = {"pass@1": [c / n for n, c in counts]}
+        if all(n >= 8 for n, _ in counts):
+            metrics["pass@8"] = [pass_at_k(n, c, 8) for n, c in counts]
+        if hasattr(task, "check_steps"):
+            metrics["genuine"] = [sum(is_genuine(lm, task, t) for t in g) / len(g) for g in groups]
+        if greedy:
+            metrics["pass@1_greedy"] = [float(t.correct) for t in greedy if t.problem.kind == kind]
+        rows += [Row(arm, kind, name, *interval(values), n=len(values)) for name, values in metrics.items()]
+    return rows
+
+
+def evaluate(lm: LM, task: Task, problems: Sequence[Problem], n: int = 8, seed: int = 0, *, arm: str = "model",
+             config: SampleConfig | None = None) -> list[Row]:
+    """Sample n solutions of each problem at temperature 1, one greedily, and report by kind.
+
+    `genuine` is the share of all sampled solutions that are right in every step; it is reported where the task
+    has a step checker.
+    """
+    config = config or SampleConfig()
+    sampled = sample(lm, task, problems, n=n, seed=seed, config=SampleConfig(max_new_tokens=config.max_new_tokens))
+    greedy = sample(lm, task, problems, n=1, seed=seed,
+                    config=SampleConfig(temperature=0.0, max_new_tokens=config.max_new_tokens))
+    return rows_of(arm, lm, task, sampled, greedy)
+
+
+def auroc(scores: Sequence[float], positive: Sequence[bool]) -> float:
+    """Probability that a positive scores above a negative (ties count half); NaN if either is missing."""
+    s, p = np.asarray(scores, dtype=float), np.asarray(positive, dtype=bool)
+    if p.all() or not p.any():
+        return math.nan
+    negative = np.sort(s[~p])
+    below = np.searchsorted(negative, s[p], "left") + np.searchsorted(negative, s[p], "right")
+    return float(below.mean() / 2 / len(negative))
+
+
+def auroc_interval(scored: Sequence[tuple[str, float, bool]]) -> tuple[float, float, float]:
+    """AUROC with a 95 % interval from (problem id, score, positive) triples, problems as clusters."""
+    groups: dict[str, list[int]] = {}
+    for i, (cluster, _, _) in enumerate(scored):
+        groups.setdefault(cluster, []).append(i)
+    s, p = np.array([x[1] for x in scored]), np.array([x[2] for x in scored], dtype=bool)
+    members, rng, values = [np.array(g) for g in groups.values()], np.random.default_rng(0), []
+    for _ in range(BOOTSTRAP // 4):
+        pick = np.concatenate([members[j] for j in rng.integers(len(members), size=len(members))])
+        values.append(auroc(s[pick], p[pick]))
+    low, high = np.nanpercentile(values, [2.5, 97.5])
+    return auroc(s, p), float(low), float(high)

@@ -1,0 +1,207 @@
+"""A causal language model with its tokenizer: load, sample, continue, score.
+
+- Generation is transformers' `generate`. Entropy is recorded by a logits processor that runs before any warping
+  and keeps two numbers a token, never the logits.
+- Contexts are token ids. Whoever cuts a text cuts its ids; nothing is decoded and encoded again.
+- Seeds are arguments: the global random state is left as it was found.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers.utils import logging
+
+from heal_ref.config import SampleConfig
+from heal_ref.entropy import entropy_and_logprob, split_steps, token_scores
+from heal_ref.records import InputError, Problem, Trajectory
+from heal_ref.tasks import Task
+
+
+def quiet() -> None:
+    """Silence the libraries' own progress bars, warnings and advice; ours still show."""
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=UserWarning)
+
+
+MAX_BATCH = 512  # sequences that are generated or scored at once
+
+
+@dataclass
+class LM:
+    """A model and its tokenizer. `max_batch`: sequences that go through it at once."""
+
+    model: Any
+    tokenizer: Any
+    max_batch: int = MAX_BATCH
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of `text`, no special tokens added."""
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of token ids."""
+        return self.tokenizer.decode(ids, skip_special_tokens=True)
+
+
+def load_lm(source: str | Path, *, dtype: str = "auto", max_batch: int = MAX_BATCH) -> LM:
+    """Load a causal LM and its tokenizer from a folder or the hub, onto the device that accelerate picks.
+
+    Raises:
+        InputError: there is no such model, or its vocabulary is smaller than its tokenizer's.
+    """
+    source = str(source)
+    local = source.startswith((".", "/", "data/", "runs/")) or Path(source).exists()
+    if local and not (Path(source) / "config.json").exists():
+        raise InputError(f"{source}: no model here (config.json is missing); give a folder written by save_pretrained, "
+                         "or run `python -m heal_ref build-pair` to make the tiny pair")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
+    except (OSError, ValueError) as e:
+        raise InputError(f"{source}: the model cannot be loaded ({str(e).splitlines()[0]}); check the path or name") from e
+    if model.get_input_embeddings().num_embeddings < len(tokenizer):
+        raise InputError(f"{source}: the tokenizer has {len(tokenizer)} tokens, the model only "
+                         f"{model.get_input_embeddings().num_embeddings}; they do not belong together")
+    if tokenizer.eos_token_id is None:
+        raise InputError(f"{source}: the tokenizer has no end-of-text token; set eos_token")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return LM(model.to(PartialState().device).eval(), tokenizer, max_batch)
+
+
+# ------------------------------------------------------------------------------------------ generation
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """Newly generated tokens (T, end-of-text left out) with raw entropy (nats) and log-prob of each."""
+
+    ids: list[int]
+    entropy: list[float]
+    logprob: list[float]
+    finished: bool  # the model ended the text itself
+
+    @property
+    def tokens_spent(self) -> int:
+        return len(self.ids) + self.finished
+
+
+class _Recorder(LogitsProcessor):
+    """Sees the raw scores of each step before any warping; keeps (B,) entropy and log-prob, not (B, V) scores."""
+
+    def __init__(self) -> None:
+        self.entropy: list[torch.Tensor] = []
+        self.logprob: list[torch.Tensor] = []
+        self.last: torch.Tensor | None = None
+
+    def settle(self, tokens: torch.Tensor) -> None:
+        """The token that was drawn from the last scores is known only one call later."""
+        entropy, logprob = entropy_and_logprob(self.last, tokens)
+        self.entropy.append(entropy)
+        self.logprob.append(logprob)
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        if self.last is not None:
+            self.settle(input_ids[:, -1])
+        self.last = scores.clone()
+        return scores
+
+
+def left_pad(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """(B, T) ids padded on the left, and their attention mask."""
+    longest = max(map(len, rows))
+    ids = torch.tensor([[pad] * (longest - len(r)) + list(r) for r in rows], device=device)
+    mask = torch.tensor([[0] * (longest - len(r)) + [1] * len(r) for r in rows], device=device)
+    return ids, mask
+
+
+@torch.no_grad()
+def generate(lm: LM, contexts: Sequence[Sequence[int]], *, config: SampleConfig, seed: int) -> list[Rollout]:
+    """Continue each context (token ids) once; repeat a context to sample it several times.
+
+    Temperature 0 is greedy. Rollouts come back in the order of the contexts. The same seed gives the same
+    rollouts on the same machine; the global random state is not touched.
+    """
+    out: list[Rollout] = []
+    pad, eos = lm.tokenizer.pad_token_id, lm.tokenizer.eos_token_id
+    sampling = {"do_sample": True, "temperature": config.temperature, "top_k": 0, "top_p": config.top_p}
+    settings = GenerationConfig(max_new_tokens=config.max_new_tokens, pad_token_id=pad, eos_token_id=eos,
+                                **(sampling if config.temperature > 0 else {"do_sample": False}))
+    with torch.random.fork_rng(devices=[lm.device] if lm.device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        for start in range(0, len(contexts), lm.max_batch):
+            ids, mask = left_pad(contexts[start : start + lm.max_batch], pad, lm.device)
+            recorder = _Recorder()
+            full = lm.model.generate(input_ids=ids, attention_mask=mask, generation_config=settings,
+                                     logits_processor=LogitsProcessorList([recorder]))
+            new = full[:, ids.shape[1] :]
+            recorder.settle(new[:, -1])
+            out += _cut_rollouts(new, torch.stack(recorder.entropy, 1), torch.stack(recorder.logprob, 1), eos)
+    return out
+
+
+def _cut_rollouts(new: torch.Tensor, entropy: torch.Tensor, logprob: torch.Tensor, eos: int) -> list[Rollout]:
+    """Rows of (B, T) tensors up to the end-of-text token; what follows it is padding."""
+    rows = zip(new.tolist(), entropy.tolist(), logprob.tolist(), strict=True)
+    return [Rollout(ids[: (t := ids.index(eos) if eos in ids else len(ids))], [round(x, 6) for x in h[:t]],
+                    [round(x, 6) for x in p[:t]], t < len(ids)) for ids, h, p in rows]
+
+
+def make_trajectory(lm: LM, task: Task, problem: Problem, kind: str, rollout: Rollout, **origin: Any) -> Trajectory:
+    """A `Trajectory` from generated tokens: its text, steps, answer and whether that is right."""
+    pieces = [lm.decode([i]) for i in rollout.ids]
+    text = lm.decode(rollout.ids)
+    answer = task.extract_answer(text) if rollout.finished else None
+    return Trajectory(problem=problem, kind=kind, prompt=task.prompt(problem), text=text, token_ids=rollout.ids,
+                      entropy=rollout.entropy, logprob=rollout.logprob, steps=split_steps(pieces, task.separator),
+                      answer=answer, correct=task.is_correct(problem, answer), finished=rollout.finished,
+                      **{"tokens_spent": rollout.tokens_spent, **origin})
+
+
+def sample(lm: LM, task: Task, problems: Sequence[Problem], n: int = 8, seed: int = 0, *,
+           config: SampleConfig | None = None, show_answer: bool = False) -> list[Trajectory]:
+    """Sample n solutions of each problem, entropy and log-prob recorded on the way.
+
+    Args:
+        config: temperature, nucleus and length limit; its `n` is overruled by the argument.
+        show_answer: put the answer into the prompt (PACE's answer-guided samples, kind "hint").
+
+    Returns:
+        len(problems) · n trajectories, grouped by problem; `index` counts within a problem.
+    """
+    config = config or SampleConfig()
+    prompts = [lm.encode(task.answer_prompt(p, p.answer) if show_answer else task.prompt(p)) for p in problems]
+    rollouts = generate(lm, [ids for ids in prompts for _ in range(n)], config=config, seed=seed)
+    return [make_trajectory(lm, task, problems[i // n], "hint" if show_answer else "base", r, index=i % n)
+            for i, r in enumerate(rollouts)]
+
+
+# --------------------------------------------------------------------------------------------- scoring
+
+
+def score(lm: LM, pairs: Iterable[tuple[Sequence[int], Sequence[int]]]) -> list[tuple[list[float], list[float]]]:
+    """Entropy (nats) and log-prob of each token of `completion` after `context`, for (context, completion) pairs."""
+    pairs, out = list(pairs), []
+    for start in range(0, len(pairs), lm.max_batch):
+        part = pairs[start : start + lm.max_batch]
+        longest = max(len(c) + len(t) for c, t in part)
+        rows = [[*c, *t] for c, t in part]
+        ids = torch.tensor([r + [lm.tokenizer.pad_token_id] * (longest - len(r)) for r in rows], device=lm.device)
+        mask = torch.tensor([[1] * len(r) + [0] * (longest - len(r)) for r in rows], device=lm.device)
+        entropy, logprob = token_scores(lm.model, ids, mask)
+        for (c, t), h, p in zip(part, entropy.tolist(), logprob.tolist(), strict=True):
+            out.append((h[len(c) : len(c) + len(t)], p[len(c) : len(c) + len(t)]))
+    return out

@@ -1,0 +1,165 @@
+"""The tiny pair from nothing: tokenizer, teacher, base student and problem files (`heal_ref build-pair`).
+
+- Stock Qwen3 classes, random weights, trained on the clock corpus: nothing that a big model would not also do.
+- What the teacher knows is decided by its corpus (`Dials`), not by an intervention on its weights.
+- Resumable: training goes on from the last complete checkpoint, a finished model is not trained again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+from heal_ref.config import CHOICES
+from heal_ref.evaluate import Row, auroc_interval, first_wrong_step, interval, is_genuine, rows_of, share
+from heal_ref.gear import find_breakpoint, repair
+from heal_ref.lm import LM, load_lm, sample
+from heal_ref.pace import encode_example, train
+from heal_ref.pure import pure_scores
+from heal_ref.records import Trajectory, by_problem, limit_by_kind, load_problems, write_jsonl, write_text
+from heal_ref.tasks import ClockTask
+from heal_ref.tasks.clock_corpus import Dials, build_tokenizer, example, make_problems, student_dials
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Size and training of one model of the pair."""
+
+    hidden: int
+    layers: int
+    heads: int
+    updates: int
+    batch: int = 64
+    learning_rate: float = 3e-3
+
+
+TEACHER = Recipe(hidden=128, layers=3, heads=4, updates=3600)
+STUDENT = Recipe(hidden=96, layers=3, heads=4, updates=2000)
+
+
+def corpus(tokenizer: Any, dials: Dials, seed: int, size: int) -> list[dict[str, list[int]]]:
+    """The first `size` examples of a corpus, tokenized."""
+    return [encode_example(tokenizer, *example(seed, i, dials)) for i in tqdm(range(size), "corpus", leave=False)]
+
+
+def new_model(recipe: Recipe, tokenizer: Any, seed: int) -> Qwen3ForCausalLM:
+    """A randomly initialised Qwen3 model of the recipe's size."""
+    torch.manual_seed(seed)
+    return Qwen3ForCausalLM(Qwen3Config(
+        vocab_size=len(tokenizer), hidden_size=recipe.hidden, intermediate_size=3 * recipe.hidden,
+        num_hidden_layers=recipe.layers, num_attention_heads=recipe.heads, num_key_value_heads=recipe.heads,
+        head_dim=recipe.hidden // recipe.heads, max_position_embeddings=512, tie_word_embeddings=True,
+        bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id))
+
+
+def build_model(out: Path, recipe: Recipe, dials: Dials, seed: int, progress: Any = None) -> None:
+    """Train one model and put it at `out`, complete or not at all."""
+    if (out / "model.safetensors").exists():
+        return
+    tokenizer, start = build_tokenizer(), time.monotonic()
+    model = new_model(recipe, tokenizer, seed)
+    work = out.with_name(out.name + ".training")
+    losses = train(model, tokenizer, corpus(tokenizer, dials, seed, recipe.updates * recipe.batch), folder=work,
+                   updates=recipe.updates, batch=recipe.batch, learning_rate=recipe.learning_rate, warmup=100,
+                   seed=seed, save_every=250, progress=progress)
+    done = work / "finished"
+    model.save_pretrained(done)
+    tokenizer.save_pretrained(done)
+    write_text(done / "training.json", json.dumps(
+        {"seed": seed, "recipe": asdict(recipe), "dials": asdict(dials), "parameters": model.num_parameters(),
+         "device": str(model.device), "torch": torch.__version__, "minutes": round((time.monotonic() - start) / 60, 1),
+         "losses": [round(x, 4) for x in losses]}, indent=1) + "\n")
+    os.replace(done, out)
+    shutil.rmtree(work)
+
+
+def write_problem_files(folder: Path, seed: int = 0) -> None:
+    """The train, validation and held-out files."""
+    for name, problems in make_problems(seed):
+        write_jsonl(folder / f"{name}.jsonl", ({**asdict(p), "answer": int(p.answer)} for p in problems))
+
+
+def build_pair(out: Path, seed: int = 0, progress: Any = None, scale: float = 1.0) -> None:
+    """Everything under `out`: `teacher/`, `student/`, `clock/*.jsonl`.
+
+    Args:
+        scale: share of the recipe's updates (for tests).
+        progress: `progress(label)` returns a callback `(done, total)`.
+    """
+    write_problem_files(out / "clock")
+    for name, recipe, dials in (("teacher", TEACHER, Dials()), ("student", STUDENT, student_dials())):
+        sized = Recipe(**{**asdict(recipe), "updates": max(1, round(recipe.updates * scale))})
+        build_model(out / name, sized, dials, seed if name == "teacher" else seed + 1000,
+                    progress(name) if progress else None)
+
+
+# ------------------------------------------------------------------------------------------- behaviour
+
+
+def measure_pair(folder: Path, seed: int = 0, limit: int = 0) -> list[Row]:
+    """What a pair can do, on its validation problems: rows of competence, ceiling, localisation, repairs and
+    shortcuts, with 95 % intervals. The held-out problems are not touched.
+
+    Args:
+        limit: problems of each kind, 0 for all.
+    """
+    task = ClockTask()
+    teacher, student = load_lm(folder / "teacher"), load_lm(folder / "student")
+    problems = limit_by_kind(load_problems(folder / "clock" / "validation.jsonl", task), limit)
+    base = sample(teacher, task, problems, seed=seed)
+    guided = sample(teacher, task, problems, seed=seed + 1, show_answer=True)
+    repaired = repair(teacher, task, base, seed=seed + 2)
+    rows = rows_of("student", student, task, sample(student, task, problems, seed=seed), [])
+    rows += rows_of("teacher", teacher, task, base, [])
+    for kind in dict.fromkeys(p.kind for p in problems):
+        mine, shown, mended = ([t for t in source if t.problem.kind == kind] for source in (base, guided, repaired))
+        rows += _ceiling_rows(kind, mine) + _localisation_rows(kind, teacher, task, mine)
+        rows += _hinted_rows(kind, "shown answer", teacher, task, shown) + _hinted_rows(kind, "repair", teacher, task, mended)
+    for name, source in (("shown answer", guided), ("repair", repaired)):
+        triples = [(s.trajectory.problem.id, max(s.perplexity), not is_genuine(teacher, task, s.trajectory))
+                   for s in pure_scores(teacher, task, source)]
+        rows.append(Row("teacher", "all", f"{name}: AUROC of worst-step perplexity for spurious",
+                        *auroc_interval(triples), n=len({t[0] for t in triples})))
+    return rows
+
+
+def _share_row(kind: str, metric: str, trajectories: list[Trajectory], holds: Callable[[Trajectory], bool]) -> Row:
+    return Row("teacher", kind, metric, *share(trajectories, holds), n=len(by_problem(trajectories)))
+
+
+def _ceiling_rows(kind: str, base: list[Trajectory]) -> list[Row]:
+    """How often the teacher is right by chain length, and how many problems it never solves."""
+    unsolved = [float(not any(t.correct for t in g)) for g in by_problem(base).values()]
+    return [_share_row(kind, "pass@1, 3-4 operations", [t for t in base if t.problem.length <= 4], lambda t: t.correct),
+            _share_row(kind, "pass@1, 5-6 operations", [t for t in base if t.problem.length > 4], lambda t: t.correct),
+            Row("teacher", kind, "problems unsolved in all samples", *interval(unsolved), n=len(unsolved))]
+
+
+def _localisation_rows(kind: str, lm: LM, task: ClockTask, base: list[Trajectory]) -> list[Row]:
+    """How often the breakpoint is the first wrong step, for each signal and for a random step."""
+    wrong = {id(t): first_wrong_step(lm, task, t) for t in base if not t.correct}
+    failed = [t for t in base if wrong.get(id(t)) is not None]
+    rows = [_share_row(kind, f"{signal} = first wrong step", failed,
+                       lambda t, s=signal: find_breakpoint(t.step_entropy, signal=s) == wrong[id(t)])
+            for signal in CHOICES["signal"]]
+    guess = [1 / (len(t.steps) - 1) for t in failed if len(t.steps) > 1]
+    return [*rows, Row("teacher", kind, "random step = first wrong step", *interval(guess), n=len(by_problem(failed)))]
+
+
+def _hinted_rows(kind: str, name: str, lm: LM, task: ClockTask, hinted: list[Trajectory]) -> list[Row]:
+    """How often hinted solutions end right, how many of those are right in every step, problems reached."""
+    reached = [float(any(is_genuine(lm, task, t) for t in g)) for g in by_problem(hinted).values()]
+    return [_share_row(kind, f"{name}: correct", hinted, lambda t: t.correct),
+            _share_row(kind, f"{name}: genuine if correct", [t for t in hinted if t.correct],
+                       lambda t: is_genuine(lm, task, t)),
+            Row("teacher", kind, f"{name}: problems with a genuine one", *interval(reached), n=len(reached))]

@@ -1,0 +1,223 @@
+"""The whole method as a run folder that survives being killed.
+
+problems → base samples → repairs and answer-guided samples → PURE scores → stages → students → evaluation → report
+
+- Work is cut into shards, one for each batch of problems. A shard's seed follows from the run's seed, the
+  stage's name and the shard's number, so a shard is the same whether or not the run was ever interrupted.
+- A shard or a student appears complete or not at all. Starting the same command again makes what is missing.
+- A folder belongs to one configuration; another one is refused with the difference shown.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from tqdm.auto import tqdm
+
+from heal_ref import gear, pace, pure
+from heal_ref.config import HealConfig, SampleConfig
+from heal_ref.evaluate import Row, is_genuine, rows_of
+from heal_ref.lm import LM, load_lm, sample
+from heal_ref.records import (
+    InputError,
+    Problem,
+    Scored,
+    Trajectory,
+    by_problem,
+    limit_by_kind,
+    load_problems,
+    read_records,
+    to_row,
+    write_jsonl,
+    write_text,
+)
+from heal_ref.tasks import Task
+
+ARMS = ("student", "teacher", "rft", "heal")
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """What a run is made of: two models, two problem files, a configuration."""
+
+    teacher: str
+    student: str
+    train: str
+    heldout: str
+    config: HealConfig
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Everything that decides the result, flat: dotted name → value. Problem files count by content."""
+        flat = {"teacher": self.teacher, "student": self.student}
+        for name in ("train", "heldout"):
+            flat[name] = hashlib.sha256(Path(getattr(self, name)).read_bytes()).hexdigest()[:16]
+        for key, value in self.config.to_dict().items():
+            for name, inner in value.items() if isinstance(value, dict) else [("", value)]:
+                flat[f"{key}.{name}".rstrip(".")] = list(inner) if isinstance(inner, tuple) else inner
+        return flat
+
+
+def shard_seed(seed: int, stage: str, number: int) -> int:
+    """The seed of one shard: 31 bits of a hash, so that neighbouring shards share nothing."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{stage}/{number}".encode()).digest()[:4], "big") >> 1
+
+
+def batches(items: Sequence[Any], size: int) -> list[Sequence[Any]]:
+    return [items[i : i + size] for i in range(0, len(items), size)]
+
+
+class RunFolder:
+    """A folder of shards that belongs to one configuration."""
+
+    def __init__(self, path: str | Path, fingerprint: dict[str, Any], quiet: bool = False):
+        self.path, self.quiet = Path(path), quiet
+        self.path.mkdir(parents=True, exist_ok=True)
+        recorded = self.path / "config.json"
+        if recorded.exists():
+            old = json.loads(recorded.read_text(encoding="utf-8"))
+            changed = [f"  {k}: {old.get(k)!r} in the folder, {fingerprint.get(k)!r} now"
+                       for k in sorted({*old, *fingerprint}) if old.get(k) != fingerprint.get(k)]
+            if changed:
+                raise InputError(f"{path} belongs to a run with other settings; use another --out, or delete it\n"
+                                 + "\n".join(changed))
+        else:
+            write_text(recorded, json.dumps(fingerprint, indent=1) + "\n")
+
+    def bar(self, label: str, total: int, done: int = 0, unit: str = "shard") -> tqdm:
+        return tqdm(total=total, initial=done, desc=f"{label:<22}", unit=unit, disable=self.quiet, file=sys.stderr)
+
+    def shards(self, stage: str, work: Sequence[Any], make: Callable[[Any, int], Sequence[Any]], seed: int) -> list[Any]:
+        """`make(item, shard's seed)` for each item of `work` whose shard is missing; all records, in order."""
+        files = [self.path / stage / f"{i:05d}.jsonl" for i in range(len(work))]
+        missing = [i for i, f in enumerate(files) if not f.exists()]
+        with self.bar(stage, len(files), len(files) - len(missing)) as bar:
+            for i in missing:
+                write_jsonl(files[i], map(to_row, make(work[i], shard_seed(seed, stage, i))))
+                bar.update()
+        return [record for f in files for record in read_records(f)]
+
+
+@dataclass
+class Method:
+    """GEAR, PURE and the sampling around them, for one teacher; every step is a set of shards."""
+
+    folder: RunFolder
+    teacher: LM
+    task: Task
+    config: HealConfig
+
+    def base(self, problems: Sequence[Problem]) -> list[Trajectory]:
+        c = self.config
+        return self.folder.shards("1-base", batches(problems, c.sample.batch), lambda part, seed: sample(
+            self.teacher, self.task, part, n=c.sample.n, seed=seed, config=c.sample), c.seed)
+
+    def guided(self, base: Sequence[Trajectory]) -> list[Trajectory]:
+        """Answer-guided samples of the problems that the teacher mostly fails."""
+        c, solved = self.config, pace.solved_share(base)
+        hard = [g[0].problem for key, g in by_problem(base).items() if solved[key] < c.pace.guided_below]
+        return self.folder.shards("2-guided", batches(hard, c.sample.batch), lambda part, seed: sample(
+            self.teacher, self.task, part, n=c.pace.per_problem, seed=seed, config=c.sample, show_answer=True), c.seed)
+
+    def repaired(self, base: Sequence[Trajectory]) -> list[Trajectory]:
+        c, counts = self.config, Counter()
+        groups = batches([t for g in by_problem(base).values() for t in g], c.sample.batch * c.sample.n)
+        return self.folder.shards("3-repaired", groups, lambda part, seed: gear.repair(
+            self.teacher, self.task, part, c.gear, seed, sampling=c.sample, counts=counts), c.seed)
+
+    def scored(self, stage: str, trajectories: Sequence[Trajectory]) -> list[Scored]:
+        c = self.config
+        right = [t for t in trajectories if t.correct]
+        return self.folder.shards(stage, batches(right, 256), lambda part, _: pure.pure_scores(
+            self.teacher, self.task, part, c.pure), c.seed)
+
+
+def run(spec: RunSpec, out: str | Path, task: Task, *, quiet: bool = False, command: str = "") -> dict[str, Any]:
+    """Run the whole method in folder `out`, or what is left of it; returns the report (also `out`/report.json).
+
+    Raises:
+        InputError: a bad problem file or model, or a folder that belongs to other settings.
+    """
+    began, c = time.monotonic(), spec.config
+    train_set = limit_by_kind(load_problems(spec.train, task), c.train_limit)
+    heldout = limit_by_kind(load_problems(spec.heldout, task), c.eval_limit)
+    teacher, student = load_lm(spec.teacher), load_lm(spec.student)
+    folder = RunFolder(out, spec.fingerprint(), quiet)
+    method = Method(folder, teacher, task, c)
+
+    base = method.base(train_set)
+    guided, repaired = method.guided(base), method.repaired(base)
+    unaided = [next(t for t in g if t.correct) for g in by_problem(base).values() if any(t.correct for t in g)]
+    reference = method.scored("4-scores/reference", unaided)
+    scored = {"guided": method.scored("4-scores/guided", guided), "repaired": method.scored("4-scores/repaired", repaired)}
+    kept = {name: pure.pure_filter(s, c.pure, reference) for name, s in scored.items()}
+    stages = pace.build_stages(base, kept["guided"], kept["repaired"], c.pace)
+
+    students = {"student": student, "teacher": teacher}
+    for arm, data in (("rft", {"foundation": stages["foundation"]}), ("heal", stages)):
+        with folder.bar(f"5-students/{arm}", c.pace.updates, unit="update") as bar:
+            students[arm] = pace.distill(student, task, data, c.pace, c.seed, folder=folder.path / "5-students" / arm,
+                                         progress=lambda done, _, bar=bar: bar.update(done - bar.n))
+    rows = [row for arm in ARMS for row in _evaluate_arm(folder, arm, students[arm], task, heldout, c)]
+    counts = {"train problems": len(train_set), "held-out problems": len(heldout), "base": len(base),
+              "base correct": sum(t.correct for t in base), "guided": len(guided), "repaired": len(repaired),
+              "reference": len(reference), "threshold": round(pure.pure_threshold(reference, c.pure), 6),
+              **{f"{name} correct": len(s) for name, s in scored.items()},
+              **{f"{name} kept": len(k) for name, k in kept.items()},
+              **{f"stage {name}": len(data) for name, data in stages.items()},
+              "teacher tokens": sum(t.tokens_spent for t in [*base, *guided, *repaired])}
+    report = {"rows": [r.to_dict() for r in rows], "provenance": {
+        "command": command, "commit": _commit(), "seed": c.seed, "config": spec.fingerprint(), "counts": counts,
+        "genuine": {name: _genuine_shares(teacher, task, scored[name], kept[name]) for name in scored},
+        "torch": torch.__version__, "transformers": transformers.__version__, "device": str(teacher.device),
+        "machine": platform.machine(), "minutes": round((time.monotonic() - began) / 60, 2)}}
+    write_text(folder.path / "report.json", json.dumps(report, indent=1) + "\n")
+    return report
+
+
+def _evaluate_arm(folder: RunFolder, arm: str, lm: LM, task: Task, heldout: Sequence[Problem], c: HealConfig) -> list[Row]:
+    """Sampled (temperature 1) and greedy solutions of the held-out problems, as shards; report rows from them."""
+    plain = SampleConfig(max_new_tokens=c.sample.max_new_tokens)
+    greedy = SampleConfig(temperature=0.0, max_new_tokens=c.sample.max_new_tokens)
+    parts = batches(heldout, c.sample.batch)
+    # The same seeds for every arm: differences between arms are paired.
+    many = folder.shards(f"6-eval/{arm}", parts, lambda part, seed: sample(
+        lm, task, part, n=c.eval_n, seed=seed, config=plain), c.seed)
+    one = folder.shards(f"6-eval/{arm}-greedy", parts, lambda part, seed: sample(
+        lm, task, part, n=1, seed=seed, config=greedy), c.seed)
+    return rows_of(arm, lm, task, many, one)
+
+
+def _genuine_shares(lm: LM, task: Task, scored: Sequence[Scored], kept: Sequence[Trajectory]) -> dict[str, float]:
+    """What the checker says of PURE's work, where there is a checker: shares before and after the filter."""
+    if not hasattr(task, "check_steps") or not scored:
+        return {}
+    before = [is_genuine(lm, task, s.trajectory) for s in scored]
+    after = [is_genuine(lm, task, t) for t in kept]
+    return {"before": round(sum(before) / len(before), 4), "after": round(sum(after) / max(len(after), 1), 4),
+            "genuine kept": round(sum(after) / max(sum(before), 1), 4)}
+
+
+def _commit() -> str:
+    """The commit of the source tree, or "unknown" outside of one."""
+    try:
+        return subprocess.run(["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent, check=True,
+                              capture_output=True, text=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def rows_from_report(report: dict[str, Any]) -> list[Row]:
+    """The rows of a report.json as `Row` objects."""
+    return [Row(**row) for row in report["rows"]]

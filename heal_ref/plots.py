@@ -1,0 +1,114 @@
+"""Figures. Titles state the finding and are made from the numbers that are drawn.
+
+Colours are Okabe and Ito's, which colour-blind readers can tell apart; every arm also has its own hatch or marker.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from heal_ref.evaluate import Row
+from heal_ref.records import Scored, Trajectory
+
+COLOUR = {"student": "#999999", "teacher": "#000000", "rft": "#E69F00", "heal": "#0072B2"}
+HATCH = {"student": "..", "teacher": "", "rft": "//", "heal": ""}
+LABEL = {"student": "base student", "teacher": "teacher", "rft": "rejection sampling", "heal": "HEAL"}
+GOOD, BAD = "#009E73", "#D55E00"
+
+STYLE = {"figure.figsize": (7.2, 3.8), "figure.dpi": 110, "axes.spines.top": False, "axes.spines.right": False,
+         "axes.titlesize": 11, "axes.titlelocation": "left", "figure.constrained_layout.use": True, "font.size": 10}
+
+
+def new_figure(**size: Any) -> tuple[Figure, Axes]:
+    """A figure with the project's style; not registered with pyplot, so nothing is shown twice."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(**size)
+        return figure, figure.subplots()
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a PNG without time stamps, so that the same figure is the same file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, metadata={"Software": None})
+
+
+def percent(x: float) -> str:
+    return f"{100 * x:.0f} %"
+
+
+def plot_ceiling(rows: Sequence[Row], metric: str = "pass@1") -> Figure:
+    """One group of bars a kind of problem, one bar an arm, 95 % intervals over problems."""
+    rows = [r for r in rows if r.metric == metric]
+    kinds, arms = list(dict.fromkeys(r.kind for r in rows)), list(dict.fromkeys(r.arm for r in rows))
+    figure, axes = new_figure()
+    width = 0.8 / len(arms)
+    for i, arm in enumerate(arms):
+        mine = {r.kind: r for r in rows if r.arm == arm}
+        mean = np.array([mine[k].mean for k in kinds])
+        bounds = np.array([[mine[k].mean - mine[k].low, mine[k].high - mine[k].mean] for k in kinds]).T
+        axes.bar(np.arange(len(kinds)) + (i - (len(arms) - 1) / 2) * width, mean, width * 0.92, yerr=bounds, capsize=2,
+                 color=COLOUR.get(arm), hatch=HATCH.get(arm), edgecolor="white", label=LABEL.get(arm, arm),
+                 error_kw={"elinewidth": 1, "ecolor": "#555555"})
+    axes.set_xticks(range(len(kinds)), [k or "all" for k in kinds])
+    axes.set_ylabel(f"{metric} (temperature 1)")
+    axes.set_ylim(0, 1.05)
+    axes.legend(frameon=False, ncols=len(arms), loc="upper center", bbox_to_anchor=(0.5, -0.1))
+    at = {(r.arm, r.kind): r.mean for r in rows}
+    if ("heal", "frontier") in at:
+        axes.set_title(f"Frontier problems: teacher {percent(at['teacher', 'frontier'])}, rejection sampling "
+                       f"{percent(at['rft', 'frontier'])}, HEAL {percent(at['heal', 'frontier'])}")
+    return figure
+
+
+def plot_aligned_entropy(failed: Sequence[Trajectory], wrong: Sequence[int], right: Sequence[Trajectory],
+                         reach: int = 2) -> Figure:
+    """Mean step entropy of failed trajectories, aligned on their first wrong step; right ones as a band.
+
+    Args:
+        wrong: index of the first wrong step of each failed trajectory (from the checker, for measuring only).
+        reach: steps shown on either side.
+    """
+    figure, axes = new_figure()
+    offsets = list(range(-reach, reach + 1))
+    pairs = list(zip(failed, wrong, strict=True))
+    columns = [[t.step_entropy[w + d] for t, w in pairs if 0 <= w + d < len(t.steps)] for d in offsets]
+    mean = [float(np.mean(c)) if c else math.nan for c in columns]
+    spread = [1.96 * float(np.std(c)) / math.sqrt(len(c)) if c else math.nan for c in columns]
+    axes.errorbar(offsets, mean, yerr=spread, marker="o", color=BAD, capsize=3, label=f"failed ({len(failed)})")
+    usual = [h for t in right for h in t.step_entropy]
+    axes.axhspan(*np.percentile(usual, [10, 90]), color=GOOD, alpha=0.2, lw=0, label=f"right ({len(right)}), 10–90 % of steps")
+    axes.set_xticks(offsets, [f"{d:+d}" if d else "first wrong" for d in offsets])
+    axes.set_xlabel("step, counted from the first wrong one")
+    axes.set_ylabel("mean step entropy (nats)")
+    axes.legend(frameon=False)
+    axes.set_title(f"Entropy jumps where the reasoning breaks: {mean[reach - 1]:.2f} → {mean[reach]:.2f} nats")
+    return figure
+
+
+def plot_filter(scored: Sequence[Scored], genuine: Sequence[bool], threshold: float) -> Figure:
+    """Worst step of each candidate: perplexity against answer uncertainty, coloured by what the checker says."""
+    figure, axes = new_figure()
+    worst = [max(range(len(s.ratio)), key=s.ratio.__getitem__) for s in scored]
+    for value, colour, marker, name in ((True, GOOD, "o", "genuine"), (False, BAD, "x", "spurious")):
+        points = [(s.uncertainty[k], s.perplexity[k]) for s, k, g in zip(scored, worst, genuine, strict=True) if g == value]
+        if points:
+            axes.scatter(*zip(*points, strict=True), s=14, c=colour, marker=marker, alpha=0.5, lw=0.8,
+                         label=f"{name} ({len(points)})")
+    axes.set_xlabel("answer uncertainty before the step, U (nats)")
+    axes.set_ylabel("step perplexity")
+    axes.set_yscale("log")
+    axes.legend(frameon=False)
+    dropped = [s.score > threshold for s in scored]
+    bad = [d for d, g in zip(dropped, genuine, strict=True) if not g]
+    good = [not d for d, g in zip(dropped, genuine, strict=True) if g]
+    axes.set_title(f"PURE drops {percent(np.mean(bad) if bad else math.nan)} of the spurious candidates and keeps "
+                   f"{percent(np.mean(good) if good else math.nan)} of the genuine")
+    return figure

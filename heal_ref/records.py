@@ -1,0 +1,243 @@
+"""Problems and trajectories: the two things that flow through HEAL, and their files.
+
+- A `Trajectory` carries everything that a plot or a filter needs (per-token entropy and log-prob, step
+  boundaries, answer, origin), so that nothing is ever computed twice.
+- Files are JSON Lines. A file is written under a temporary name, flushed to disk and renamed, so that a
+  reader sees either nothing or all of it.
+- Numbers per token are rounded to 6 decimals when a trajectory is made: what is in memory is what is in the file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from heal_ref.tasks import Task
+
+KINDS = ("base", "hint", "repair")
+DATA = Path(__file__).resolve().parent.parent / "data"  # what the repository ships: pair, problems, results
+
+
+class InputError(ValueError):
+    """Something a person gave us is wrong. The message says what, why it matters and what to do.
+
+    The command line prints it without a traceback and exits with code 2.
+    """
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One problem with a known answer. `kind` and `length` are for reporting only; no method reads them."""
+
+    id: str
+    question: str
+    answer: str
+    kind: str = ""
+    length: int = 0
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """One sampled solution and all that was measured while it was sampled.
+
+    `token_ids`, `entropy` and `logprob` have one entry a token (T). Entropy is that of the model's raw
+    next-token distribution in nats (whole vocabulary, temperature 1, before any warping), logprob is the
+    log-probability of the sampled token under the same distribution. `steps` holds K half-open token ranges.
+
+    For a repair, `token_ids` is kept prefix + continuation *without the hint*; `parent`, `breakpoint` (0-based
+    step index at which it was cut) and `hint` say where it came from.
+    """
+
+    problem: Problem
+    kind: str
+    prompt: str  # the plain prompt, which the student will see: no answer, no hint
+    text: str
+    token_ids: list[int]
+    entropy: list[float]
+    logprob: list[float]
+    steps: list[tuple[int, int]]
+    answer: str | None
+    correct: bool
+    finished: bool
+    tokens_spent: int
+    index: int = 0
+    parent: int | None = None
+    breakpoint: int | None = None
+    hint: str | None = None
+
+    @property
+    def step_entropy(self) -> list[float]:
+        """Mean token entropy of each step, K numbers in nats (paper: "entropy dynamics"; reading 1)."""
+        return [sum(self.entropy[a:b]) / (b - a) for a, b in self.steps]
+
+    def step_ids(self, k: int) -> list[int]:
+        """Token ids of step `k`, its closing separator included."""
+        a, b = self.steps[k]
+        return self.token_ids[a:b]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A trajectory with its PURE scores: one ratio r_k a step (K), and the one number that is compared."""
+
+    trajectory: Trajectory
+    perplexity: list[float]
+    uncertainty: list[float]
+    ratio: list[float]
+    score: float
+
+
+# --------------------------------------------------------------------------------------------- files
+
+
+def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write rows to `path` so that the file is either complete or absent, even if the machine stops."""
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` atomically: temporary name, flush, fsync, rename."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tmp = path.with_name(path.name + ".tmp")
+    with open(tmp, "w", encoding="utf-8", newline="\n") as f:
+        f.write(text)
+        f.flush()
+        os.fsync(f.fileno())
+    os.replace(tmp, path)
+
+
+def to_row(record: Trajectory | Scored) -> dict[str, Any]:
+    """A record as plain JSON types; `from_row` is the inverse."""
+    return asdict(record)
+
+
+def from_row(row: dict[str, Any]) -> Trajectory | Scored:
+    """Rebuild the `Trajectory` or `Scored` that `to_row` wrote."""
+    if "trajectory" in row:
+        return Scored(**{**row, "trajectory": from_row(row["trajectory"])})
+    steps = [(a, b) for a, b in row["steps"]]
+    return Trajectory(**{**row, "problem": Problem(**row["problem"]), "steps": steps})
+
+
+def read_records(path: Path) -> list[Any]:
+    """All records of one JSON Lines file that this package wrote."""
+    with open(path, encoding="utf-8") as f:
+        return [from_row(json.loads(line)) for line in f]
+
+
+# ------------------------------------------------------------------------------------------ problems
+
+
+@dataclass
+class _Checker:
+    """Collects what is wrong with a problem file, one line each."""
+
+    source: str
+    task: Task | None
+    problems: list[Problem] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+    seen: dict[str, int] = field(default_factory=dict)
+
+    def fail(self, line: int, what: str, remedy: str) -> None:
+        self.errors.append(f"{self.source}:{line}: {what}; {remedy}")
+
+    def add(self, line: int, row: Any) -> None:
+        if not isinstance(row, dict):
+            return self.fail(line, f"a problem must be an object, found {type(row).__name__}",
+                             'write {"id": ..., "question": ..., "answer": ...}')
+        for name in ("id", "question", "answer"):
+            if name not in row:
+                return self.fail(line, f'field "{name}" is missing', f'add "{name}" to the object')
+        for name in ("id", "question"):
+            if not isinstance(row[name], str) or not row[name].strip():
+                return self.fail(line, f'field "{name}" must be a non-empty string, found {row[name]!r}',
+                                 "put it in quotes")
+        if isinstance(row["answer"], bool) or not isinstance(row["answer"], str | int | float):
+            return self.fail(line, f'field "answer" must be a string or a number, found {row["answer"]!r}',
+                             "write the final answer only")
+        if not isinstance(row.get("kind", ""), str):
+            return self.fail(line, f'field "kind" must be a string, found {row["kind"]!r}', "put it in quotes")
+        length = row.get("length", 0)
+        if isinstance(length, bool) or not isinstance(length, int):
+            return self.fail(line, f'field "length" must be an integer, found {length!r}', "write a plain number")
+        if row["id"] in self.seen:
+            return self.fail(line, f'id "{row["id"]}" was used on line {self.seen[row["id"]]}',
+                             "give each problem its own id")
+        self.seen[row["id"]] = line
+        problem = Problem(row["id"], row["question"], str(row["answer"]), row.get("kind", ""), length)
+        complaint = self.task.validate(problem) if self.task else None
+        if complaint:
+            return self.fail(line, *complaint)
+        self.problems.append(problem)
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    with open(path, "rb") as f:
+        yield from enumerate(f, start=1)
+
+
+def check_problems(path: str | Path, task: Task | None = None) -> tuple[list[Problem], list[str]]:
+    """Read a JSON Lines problem file; return the good problems and one message for each bad line.
+
+    Each message has the form `file:line: what is wrong; what to do`. Never raises for the file's content.
+    """
+    path = Path(path)
+    check = _Checker(str(path), task)
+    if not path.is_file():
+        check.fail(0, "no such file", "give the path of a JSON Lines file, one problem a line")
+        return [], check.errors
+    for number, raw in _lines(path):
+        if not raw.strip():
+            continue
+        try:
+            check.add(number, json.loads(raw.decode("utf-8")))
+        except UnicodeDecodeError as e:
+            check.fail(number, f"not UTF-8 (byte {raw[e.start]:#04x} at column {e.start + 1})", "save the file as UTF-8")
+        except json.JSONDecodeError as e:
+            cut = "" if raw.endswith(b"\n") else ", and the line has no end: the file may have been cut off"
+            check.fail(number, f"not valid JSON ({e.msg} at column {e.colno}{cut})", "write one whole object a line")
+    if not check.problems and not check.errors:
+        check.fail(1, "the file is empty", "write one problem a line")
+    return check.problems, check.errors
+
+
+def load_problems(path: str | Path, task: Task | None = None) -> list[Problem]:
+    """Problems from a JSON Lines file with the fields id, question, answer and optionally kind and length.
+
+    Args:
+        path: the file.
+        task: if given, each problem is also checked by `task.validate` (operators known, answer follows, ...).
+
+    Raises:
+        InputError: one line for every bad line of the file. Nothing is returned from a file with an error.
+    """
+    problems, errors = check_problems(path, task)
+    if errors:
+        raise InputError("\n".join(errors))
+    return problems
+
+
+def by_problem(trajectories: Sequence[Trajectory]) -> dict[str, list[Trajectory]]:
+    """Trajectories grouped by problem id, in order of first appearance."""
+    groups: dict[str, list[Trajectory]] = {}
+    for t in trajectories:
+        groups.setdefault(t.problem.id, []).append(t)
+    return groups
+
+
+def limit_by_kind(problems: Sequence[Problem], limit: int) -> list[Problem]:
+    """The first `limit` problems of each kind; all of them if it is 0."""
+    seen: Counter = Counter()
+    out = []
+    for p in problems:
+        seen[p.kind] += 1
+        if not limit or seen[p.kind] <= limit:
+            out.append(p)
+    return out

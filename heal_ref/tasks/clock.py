@@ -1,0 +1,173 @@
+r"""The clock world: chains of operations on a 23-hour clock, where every single step can be checked.
+
+    Start 5; + 3; * 4; # 7; - 6        the question
+    We start at 5.                     step 0 restates, then one step an operation, then the answer;
+    First, compute 5 + 3 = 8.          steps are separated by a blank line
+    ...
+    So the answer is \boxed{20}.
+
+- Six operators. What the *teacher* knows of each is decided by its training corpus (`clock_corpus.py`), as in
+  life: `+ - *` it has seen right, `@` mostly wrong, `#` never right, and for `^` it believes in a wrong rule.
+- Every operator is invertible in its left value, so a teacher can *work back* from an answer: that is how a
+  hindsight hint is written here.
+- `check_steps` knows the truth. It exists for measuring; nothing in the method (GEAR, PURE, PACE) may call it.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from heal_ref.records import Problem
+
+HOURS = 23
+MAX_OPERAND = 9
+
+RULES = {  # operator -> the true rule, before taking it modulo 23
+    "+": lambda a, b: a + b,
+    "-": lambda a, b: a - b,
+    "*": lambda a, b: a * b,
+    "@": lambda a, b: 3 * a + b,
+    "#": lambda a, b: 2 * a + b,
+    "^": lambda a, b: a - 2 * b,
+}
+MISCONCEPTION = {"^": lambda a, b: a + b + b + 1}  # what the teacher believes instead
+MASTERED, SHAKY, UNLEARNT, MISCONCEIVED = "+-*", "@", "#", "^"
+PROBLEM_KINDS = ("mastered", "shaky", "frontier", "double", "misconceived")
+
+_QUESTION = re.compile(r"Start (\d+)((?:; \S \d+)+)")
+_STEP = re.compile(r"(\d+) ([-+*@#^]) (\d+) = (\d+)")
+_BOXED = re.compile(r"\\boxed\{(\d+)\}")
+
+
+def apply_op(a: int, op: str, b: int) -> int:
+    """The true result of one operation, an integer in 0..22."""
+    return RULES[op](a, b) % HOURS
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A question in parsed form: a starting hour and n operations `(operator, operand)`."""
+
+    start: int
+    ops: tuple[tuple[str, int], ...]
+
+    @classmethod
+    def parse(cls, question: str) -> Chain:
+        """Read `Start 5; + 3; * 4`. Raises ValueError (what is wrong) for anything else."""
+        match = _QUESTION.fullmatch(question.strip())
+        if not match:
+            raise ValueError(f"the question {question[:60]!r} is not of the form 'Start 5; + 3; * 4'")
+        ops = tuple((o, int(b)) for o, b in (part.split() for part in match[2].strip("; ").split("; ")))
+        for op, b in ops:
+            if op not in RULES:
+                raise ValueError(f"unknown operator {op!r} (known: {' '.join(RULES)})")
+            if not 1 <= b <= MAX_OPERAND:
+                raise ValueError(f"operand {b} is outside 1..{MAX_OPERAND}")
+        if not 0 <= int(match[1]) < HOURS:
+            raise ValueError(f"starting hour {match[1]} is outside 0..{HOURS - 1}")
+        return cls(int(match[1]), ops)
+
+    @property
+    def question(self) -> str:
+        return f"Start {self.start}" + "".join(f"; {op} {b}" for op, b in self.ops)
+
+    def values(self) -> list[int]:
+        """The true hour after each operation, starting hour first (n + 1 numbers)."""
+        out = [self.start]
+        for op, b in self.ops:
+            out.append(apply_op(out[-1], op, b))
+        return out
+
+    @property
+    def kind(self) -> str:
+        """Which of `PROBLEM_KINDS` this chain belongs to."""
+        symbols = "".join(op for op, _ in self.ops)
+        if MISCONCEIVED in symbols:
+            return "misconceived"
+        if UNLEARNT in symbols:
+            return "frontier" if symbols.count(UNLEARNT) == 1 else "double"
+        return "shaky" if SHAKY in symbols else "mastered"
+
+
+class ClockTask:
+    """The clock world as a `Task`: the same road as any other task, plus a step checker for measuring."""
+
+    separator = "\n\n"
+    elicit = "Quick answer: \\boxed{"
+
+    def validate(self, problem: Problem) -> tuple[str, str] | None:
+        try:
+            chain = Chain.parse(problem.question)
+        except ValueError as e:
+            return str(e), "write the chain as 'Start 5; + 3; * 4' with known operators"
+        if not re.fullmatch(r"\d+", problem.answer):
+            return f"the answer {problem.answer!r} is not an hour from 0 to {HOURS - 1}", "write a plain integer"
+        true = chain.values()[-1]
+        if int(problem.answer) != true:
+            return f"the answer {problem.answer} does not follow from the chain", f"the chain gives {true}"
+        if problem.kind and problem.kind != chain.kind:
+            return f"kind {problem.kind!r} does not fit the chain", f"write {chain.kind!r} or leave it out"
+        if problem.length and problem.length != len(chain.ops):
+            return f"length {problem.length} is not the chain's", f"write {len(chain.ops)} or leave it out"
+        return None
+
+    def prompt(self, problem: Problem) -> str:
+        return f"Problem: {problem.question}\nSolution:\n"
+
+    def answer_prompt(self, problem: Problem, answer: str) -> str:
+        return f"Problem: {problem.question}\nAnswer: {answer}\nSolution:\n"
+
+    def hint_prompt(self, problem: Problem, answer: str, prefix: str) -> str:
+        return self.answer_prompt(problem, answer) + prefix + "Working back: "
+
+    def read_hint(self, text: str) -> str | None:
+        match = re.search(r"this step gives \d+", text)
+        return match[0] if match else None
+
+    def answer_hint(self, answer: str) -> str:
+        return f"the answer is {answer}"
+
+    def inject(self, hint: str) -> str:
+        return f"Hint: {hint}.\n\n"
+
+    def extract_answer(self, text: str) -> str | None:
+        found = _BOXED.findall(text)
+        return found[-1] if found else None
+
+    def is_correct(self, problem: Problem, answer: str | None) -> bool:
+        return answer is not None and int(answer) == int(problem.answer)
+
+    def check_steps(self, problem: Problem, steps: list[str]) -> list[bool]:
+        """Which steps are right, taken on their own: each must follow from the value written before it.
+
+        The restating step must name the right start; step k must apply the k-th operation to the value before
+        it; the answer must be the last value. Steps after the answer, or missing ones, make the last one wrong.
+        For measuring only: no part of the method calls it (a test looks).
+        """
+        chain = Chain.parse(problem.question)
+        verdicts, value = [], None
+        for k, step in enumerate(steps):
+            if k == 0:
+                numbers = re.findall(r"\d+", step)
+                value = int(numbers[0]) if len(numbers) == 1 else None
+                verdicts.append(value == chain.start)
+            elif k <= len(chain.ops):
+                match = _STEP.search(step)
+                ok = False
+                if match and "\\boxed" not in step:
+                    a, op, b, result = int(match[1]), match[2], int(match[3]), int(match[4])
+                    ok = (op, b) == chain.ops[k - 1] and a == value and result == apply_op(a, op, b)
+                    value = result
+                verdicts.append(ok)
+            else:
+                found = _BOXED.findall(step)
+                verdicts.append(k == len(chain.ops) + 1 and [str(value)] == found)
+        if verdicts and len(steps) < len(chain.ops) + 2:
+            verdicts[-1] = False
+        return verdicts
+
+    def is_genuine(self, problem: Problem, steps: list[str]) -> bool:
+        """Right in every step, answer included."""
+        verdicts = self.check_steps(problem, steps)
+        return bool(verdicts) and all(verdicts)

@@ -1,0 +1,56 @@
+"""Shared fixtures: the shipped pair, and small random models."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+from heal_ref.lm import LM, load_lm  # noqa: E402
+from heal_ref.pair import Recipe, new_model  # noqa: E402
+from heal_ref.records import Problem, Trajectory, load_problems  # noqa: E402
+from heal_ref.tasks import ClockTask  # noqa: E402
+from heal_ref.tasks.clock_corpus import build_tokenizer  # noqa: E402
+
+ROOT = Path(__file__).resolve().parent.parent
+DATA = ROOT / "data"
+
+
+@pytest.fixture(scope="session")
+def task():
+    return ClockTask()
+
+
+@pytest.fixture(scope="session")
+def teacher():
+    return load_lm(DATA / "teacher")
+
+
+@pytest.fixture(scope="session")
+def validation(task):
+    return load_problems(DATA / "clock" / "validation.jsonl", task)
+
+
+@pytest.fixture
+def random_lm():
+    """An untrained model of the clock world, a few thousand weights."""
+    tokenizer = build_tokenizer()
+    return LM(new_model(Recipe(hidden=32, layers=2, heads=2, updates=0), tokenizer, seed=0).eval(), tokenizer)
+
+
+@pytest.fixture
+def make():
+    """A hand-made trajectory: one character a token, steps cut at '|'."""
+
+    def build(pid="p", text="ab|cd|e", entropy=None, correct=False, kind="base", index=0, **more):
+        ends = [i + 1 for i, c in enumerate(text) if c == "|"]
+        ends += [len(text)] if not ends or ends[-1] < len(text) else []
+        steps = list(zip([0, *ends], ends, strict=False))
+        return Trajectory(problem=Problem(pid, "q", "1"), kind=kind, prompt="P:", text=text,
+                          token_ids=[ord(c) for c in text], entropy=entropy or [0.5] * len(text),
+                          logprob=[-0.5] * len(text), steps=steps, answer="1" if correct else "2", correct=correct,
+                          finished=True, tokens_spent=len(text) + 1, index=index, **more)
+
+    return build

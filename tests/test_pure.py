@@ -1,0 +1,103 @@
+"""Ratios by hand, threshold, and that the filter cannot see the truth."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+
+from heal_ref.config import GearConfig, PureConfig
+from heal_ref.evaluate import auroc, is_genuine
+from heal_ref.gear import repair
+from heal_ref.lm import sample, score
+from heal_ref.pure import aggregate, answer_uncertainty, pure_filter, pure_scores, pure_threshold
+from heal_ref.records import Scored
+
+
+class NoChecker:
+    """A task whose checker must not be touched."""
+
+    def __init__(self, task):
+        self.task = task
+
+    def __getattr__(self, name):
+        assert name not in ("check_steps", "is_genuine"), "the method asked for the truth"
+        return getattr(self.task, name)
+
+
+@pytest.mark.parametrize(("kind", "expected"), [("worst", 5.0), ("worst_share", 4.5), ("mean", 2.8)])
+def test_aggregate(kind, expected):
+    assert aggregate([1.0, 5.0, 2.0, 4.0, 2.0], PureConfig(aggregate=kind, lam=0.4)) == pytest.approx(expected)
+
+
+def test_threshold_and_filter(make):
+    scored = [Scored(make(str(i), correct=True), [], [], [], float(i)) for i in range(11)]
+    config = PureConfig(keep_quantile=0.9)
+    assert pure_threshold(scored, config) == 9.0
+    assert [t.problem.id for t in pure_filter(scored, config)] == [str(i) for i in range(10)]
+    assert [t.problem.id for t in pure_filter(scored, config, reference=scored[:2])] == ["0"]
+    assert len(pure_filter(scored, config, reference=[])) == 11  # nothing to calibrate on: nothing is dropped
+
+
+@pytest.fixture(scope="module")
+def candidates(teacher, task, validation):
+    problems = [p for p in validation if p.kind in ("frontier", "shaky")][::8]
+    guided = sample(teacher, task, problems, n=4, seed=0, show_answer=True)
+    base = sample(teacher, task, problems, n=4, seed=1)
+    return base, guided, repair(teacher, task, base, GearConfig(), seed=2)
+
+
+def test_ratio_by_hand(candidates, teacher, task):
+    """PPL / (U + ε) of one trajectory, step by step, from separate calls."""
+    t = next(t for t in candidates[1] if t.correct)
+    config = PureConfig(epsilon=0.25)
+    scored = pure_scores(teacher, task, [t], config)[0]
+    prompt = teacher.encode(t.prompt)
+    logprob = score(teacher, [(prompt, t.token_ids)])[0][1]
+    for k, (a, b) in enumerate(t.steps):
+        perplexity = math.exp(-sum(logprob[a:b]) / (b - a))
+        context = prompt + t.token_ids[:a] + teacher.encode(task.elicit)
+        uncertainty = score(teacher, [(context, [5])])[0][0][0]
+        assert scored.perplexity[k] == pytest.approx(perplexity, rel=1e-4)
+        assert scored.uncertainty[k] == pytest.approx(uncertainty, abs=1e-4)
+        assert scored.ratio[k] == pytest.approx(perplexity / (uncertainty + 0.25), rel=1e-4)
+    assert scored.score == max(scored.ratio)
+
+
+def test_typicality_is_surprise_beyond_own_entropy(candidates, teacher, task):
+    t = next(t for t in candidates[1] if t.correct)
+    s = pure_scores(teacher, task, [t], PureConfig(uncertainty="typicality"))[0]
+    assert s.ratio == pytest.approx([math.log(p) - u for p, u in zip(s.perplexity, s.uncertainty, strict=True)], abs=1e-4)
+
+
+def test_only_right_answers_are_scored_and_the_truth_is_never_asked_for(candidates, teacher, task):
+    base, guided, repaired = candidates
+    blind = NoChecker(task)
+    scored = pure_scores(teacher, blind, guided)
+    assert [s.trajectory for s in scored] == [t for t in guided if t.correct]
+    pure_filter(scored, reference=pure_scores(teacher, blind, base))
+    assert repair(teacher, blind, base, GearConfig(), seed=2) == repaired
+
+
+def test_answer_gets_more_certain_along_a_right_solution(candidates, teacher, task):
+    right = [t for t in candidates[0] if t.correct and t.problem.kind == "shaky"]
+    uncertainty = answer_uncertainty(teacher, task, right)
+    assert np.mean([u[-1] for u in uncertainty]) < 0.5 < np.mean([u[0] for u in uncertainty])
+
+
+def test_filter_raises_the_genuine_share(candidates, teacher, task):
+    base, guided, _ = candidates
+    scored = pure_scores(teacher, task, guided)
+    genuine = [is_genuine(teacher, task, s.trajectory) for s in scored]
+    assert auroc([s.score for s in scored], [not g for g in genuine]) > 0.7
+    kept = pure_filter(scored, reference=pure_scores(teacher, task, base))
+    after = [is_genuine(teacher, task, t) for t in kept]
+    assert sum(after) / len(after) > sum(genuine) / len(genuine) + 0.1
+
+
+def test_hint_in_the_past_does_not_matter(candidates, teacher, task):
+    """Scores depend on the text alone, not on how it came about."""
+    t = next(t for t in candidates[2] if t.correct)
+    other = dataclasses.replace(t, kind="base", hint=None, entropy=[0.0] * len(t.token_ids))
+    a, b = pure_scores(teacher, task, [t, other])
+    assert a.ratio == b.ratio

@@ -1,0 +1,72 @@
+"""Pins, layout and notebooks: what a newcomer relies on."""
+
+import json
+import re
+import tomllib
+
+import pytest
+
+import heal_ref
+from heal_ref.config import PRESETS, GearConfig, PaceConfig
+from heal_ref.records import InputError
+from tests.conftest import ROOT
+
+
+def test_conda_has_the_same_pins():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    pins = {*project["dependencies"], *project["optional-dependencies"]["dev"]}
+    conda = set(re.findall(r"^ +- (\S+==\S+)$", (ROOT / "environment.yml").read_text(), re.MULTILINE))
+    assert conda == pins
+    assert f"torch=={project['dependencies'][0].split('==')[1]}" in (ROOT / "Makefile").read_text()
+
+
+def test_public_names_exist_and_are_documented():
+    for name in heal_ref.__all__:
+        assert getattr(heal_ref, name).__doc__, name
+    assert len(set(heal_ref.__all__)) == len(heal_ref.__all__)
+
+
+LAYERS = ["records", "config", "tasks", "entropy", "lm", "gear", "pure", "pace", "evaluate", "pair", "pipeline", "plots",
+          "report", "__main__"]
+
+
+def test_modules_import_only_leftwards():
+    for path in sorted((ROOT / "heal_ref").rglob("*.py")):
+        name = path.relative_to(ROOT / "heal_ref").parts[0].removesuffix(".py")
+        if name == "__init__":
+            continue
+        code = path.read_text().split("if TYPE_CHECKING:")
+        text = code[0] + "\n".join(code[1].splitlines()[2:]) if len(code) > 1 else code[0]
+        for other in re.findall(r"^ *from heal_ref\.(\w+)", text, re.MULTILINE):
+            assert LAYERS.index(other) <= LAYERS.index(name), f"{path.name} imports {other}"
+
+
+def test_the_method_never_asks_the_checker():
+    for name in ("gear", "pure", "pace", "lm", "entropy"):
+        text = (ROOT / "heal_ref" / f"{name}.py").read_text()
+        assert not re.search(r"check_steps|is_genuine|first_wrong", text), name
+
+
+def test_notebooks_are_executed_in_order_and_clean():
+    notebooks = sorted((ROOT / "notebooks").glob("*.ipynb"))
+    assert notebooks
+    for path in notebooks:
+        cells = [c for c in json.loads(path.read_text())["cells"] if c["cell_type"] == "code"]
+        assert [c["execution_count"] for c in cells] == list(range(1, len(cells) + 1)), path.name
+        outputs = [o for c in cells for o in c["outputs"]]
+        assert not [o for o in outputs if o["output_type"] == "error"], path.name
+        assert not [o for o in outputs if o.get("name") == "stderr"], path.name
+        assert path.stat().st_size < 600_000
+
+
+def test_presets_and_ranges():
+    for preset in PRESETS.values():
+        assert preset(seed=3).seed == 3
+    with pytest.raises(InputError, match="GearConfig.window is 0; it must lie between"):
+        GearConfig(window=0)
+    with pytest.raises(InputError, match="must be one of bridge, answer"):
+        GearConfig(hint="guess")
+    with pytest.raises(InputError, match="whole number"):
+        GearConfig(paths=1.5)
+    with pytest.raises(InputError, match="sum to 1"):
+        PaceConfig(shares=(0.5, 0.1, 0.1))
