@@ -43,7 +43,7 @@ class Recipe:
     learning_rate: float = 3e-3
 
 
-TEACHER = Recipe(hidden=128, layers=3, heads=4, updates=3600)
+TEACHER = Recipe(hidden=128, layers=3, heads=4, updates=6000)
 STUDENT = Recipe(hidden=96, layers=3, heads=4, updates=2000)
 
 

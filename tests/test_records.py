@@ -44,7 +44,7 @@ BAD = {
     "answer in words": (b'{"id": "a", "question": "Start 5; + 3", "answer": "eight"}', "is not an hour", "plain integer"),
     "unknown operator": (b'{"id": "a", "question": "Start 5; ? 3", "answer": 8}', "unknown operator '?'", "known operators"),
     "answer does not follow": (b'{"id": "a", "question": "Start 5; + 3", "answer": 9}', "does not follow", "gives 8"),
-    "kind does not fit": (b'{"id": "a", "question": "Start 5; + 3", "answer": 8, "kind": "double"}', "does not fit", "mastered"),
+    "kind does not fit": (b'{"id": "a", "question": "Start 5; + 3", "answer": 8, "kind": "x"}', "does not fit", "leave it out"),
     "length does not fit": (b'{"id": "a", "question": "Start 5; + 3", "answer": 8, "length": 2}', "length 2", "write 1"),
     "length is text": (b'{"id": "a", "question": "Start 5; + 3", "answer": 8, "length": "1"}', "must be an integer", "number"),
     "not UTF-8": (b'{"id": "\xff", "question": "Start 5; + 3", "answer": 8}', "not UTF-8", "UTF-8"),
