@@ -35,6 +35,7 @@ def _parser() -> argparse.ArgumentParser:
     pair.add_argument("--out", default="runs/pair", help="folder for teacher/, student/ and clock/")
     pair.add_argument("--seed", type=int, default=0, help="seed of weights, corpus and data order")
     pair.add_argument("--scale", type=float, default=1.0, help="share of the recipe's updates")
+    pair.add_argument("--limit", type=int, default=0, help="problems of each kind to measure the pair on, 0 for all")
     pair.add_argument("--quiet", action="store_true", help="no progress bars")
     check = add("check", "look for mistakes in a problem file")
     check.add_argument("file", help="JSON Lines file")
@@ -75,8 +76,8 @@ def _build_pair(args: argparse.Namespace) -> None:
 
         return show
 
-    build_pair(Path(args.out), args.seed, progress, args.scale)
-    print(f"Teacher, student and problem files are in {args.out}")
+    build_pair(Path(args.out), args.seed, progress, args.scale, args.limit)
+    print(f"Teacher, student, problem files and what the pair can do (behaviour.json) are in {args.out}")
 
 
 def _check(args: argparse.Namespace) -> None:

@@ -89,11 +89,12 @@ def write_problem_files(folder: Path, seed: int = 0) -> None:
         write_jsonl(folder / f"{name}.jsonl", ({**asdict(p), "answer": int(p.answer)} for p in problems))
 
 
-def build_pair(out: Path, seed: int = 0, progress: Any = None, scale: float = 1.0) -> None:
-    """Everything under `out`: `teacher/`, `student/`, `clock/*.jsonl`.
+def build_pair(out: Path, seed: int = 0, progress: Any = None, scale: float = 1.0, limit: int = 0) -> None:
+    """Everything under `out`: `teacher/`, `student/`, `clock/*.jsonl`, and `behaviour.json`, what they can do.
 
     Args:
         scale: share of the recipe's updates (for tests).
+        limit: problems of each kind on which the pair is measured, 0 for all.
         progress: `progress(label)` returns a callback `(done, total)`.
     """
     write_problem_files(out / "clock")
@@ -101,6 +102,9 @@ def build_pair(out: Path, seed: int = 0, progress: Any = None, scale: float = 1.
         sized = Recipe(**{**asdict(recipe), "updates": max(1, round(recipe.updates * scale))})
         build_model(out / name, sized, dials, seed if name == "teacher" else seed + 1000,
                     progress(name) if progress else None)
+    if not (out / "behaviour.json").exists():
+        rows = measure_pair(out, seed, limit)
+        write_text(out / "behaviour.json", json.dumps({"rows": [r.to_dict() for r in rows]}, indent=1) + "\n")
 
 
 # ------------------------------------------------------------------------------------------- behaviour

@@ -46,6 +46,7 @@ from heal_ref.records import (
 from heal_ref.tasks import Task
 
 ARMS = ("student", "teacher", "rft", "heal")
+PROBE = 40  # held-out problems of each kind for the curve through the stages: shown, never used to choose
 
 
 @dataclass(frozen=True)
@@ -168,6 +169,7 @@ def run(spec: RunSpec, out: str | Path, task: Task, *, quiet: bool = False, comm
     for arm, data in (("rft", {"foundation": stages["foundation"]}), ("heal", stages)):
         with folder.bar(f"5-students/{arm}", c.pace.updates, unit="update") as bar:
             students[arm] = pace.distill(student, task, data, c.pace, c.seed, folder=folder.path / "5-students" / arm,
+                                         probe=limit_by_kind(heldout, PROBE),
                                          progress=lambda done, _, bar=bar: bar.update(done - bar.n))
     rows = [row for arm in ARMS for row in _evaluate_arm(folder, arm, students[arm], task, heldout, c)]
     counts = {"train problems": len(train_set), "held-out problems": len(heldout), "base": len(base),

@@ -6,7 +6,7 @@ Colours are Okabe and Ito's, which colour-blind readers can tell apart; every ar
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ COLOUR = {"student": "#999999", "teacher": "#000000", "rft": "#E69F00", "heal": 
 HATCH = {"student": "..", "teacher": "", "rft": "//", "heal": ""}
 LABEL = {"student": "base student", "teacher": "teacher", "rft": "rejection sampling", "heal": "HEAL"}
 GOOD, BAD = "#009E73", "#D55E00"
+KIND_COLOURS = ("#009E73", "#E69F00", "#0072B2", "#56B4E9", "#D55E00")
 
 STYLE = {"figure.figsize": (7.2, 3.8), "figure.dpi": 110, "axes.spines.top": False, "axes.spines.right": False,
          "axes.titlesize": 11, "axes.titlelocation": "left", "figure.constrained_layout.use": True, "font.size": 10}
@@ -111,4 +112,18 @@ def plot_filter(scored: Sequence[Scored], genuine: Sequence[bool], threshold: fl
     good = [not d for d, g in zip(dropped, genuine, strict=True) if g]
     axes.set_title(f"PURE drops {percent(np.mean(bad) if bad else math.nan)} of the spurious candidates and keeps "
                    f"{percent(np.mean(good) if good else math.nan)} of the genuine")
+    return figure
+
+
+def plot_stages(curves: Sequence[Mapping[str, Any]]) -> Figure:
+    """Greedy accuracy by kind after each stage of PACE, from the stages' curve.json files, in order."""
+    figure, axes = new_figure()
+    names, kinds = [c["stage"] for c in curves], list(curves[0]["greedy accuracy"])
+    for kind, colour, marker in zip(kinds, KIND_COLOURS, "osv^x", strict=False):
+        axes.plot(names, [c["greedy accuracy"][kind] for c in curves], color=colour, marker=marker, label=kind or "all")
+    axes.set(xlabel="after stage", ylabel="greedy accuracy", ylim=(0, 1.05))
+    axes.legend(frameon=False, ncols=len(kinds), loc="upper center", bbox_to_anchor=(0.5, -0.16))
+    if "frontier" in kinds and len(curves) > 1:
+        first, last = (c["greedy accuracy"]["frontier"] for c in (curves[0], curves[-1]))
+        axes.set_title(f"Frontier accuracy through the stages: {percent(first)} → {percent(last)}")
     return figure

@@ -44,11 +44,11 @@ def random_lm():
 def make():
     """A hand-made trajectory: one character a token, steps cut at '|'."""
 
-    def build(pid="p", text="ab|cd|e", entropy=None, correct=False, kind="base", index=0, **more):
+    def build(pid="p", text="ab|cd|e", entropy=None, correct=False, kind="base", index=0, prompt="P:", **more):
         ends = [i + 1 for i, c in enumerate(text) if c == "|"]
         ends += [len(text)] if not ends or ends[-1] < len(text) else []
         steps = list(zip([0, *ends], ends, strict=False))
-        return Trajectory(problem=Problem(pid, "q", "1"), kind=kind, prompt="P:", text=text,
+        return Trajectory(problem=Problem(pid, "q", "1"), kind=kind, prompt=prompt, text=text,
                           token_ids=[ord(c) for c in text], entropy=entropy or [0.5] * len(text),
                           logprob=[-0.5] * len(text), steps=steps, answer="1" if correct else "2", correct=correct,
                           finished=True, tokens_spent=len(text) + 1, index=index, **more)

@@ -142,7 +142,7 @@ def test_distill_refuses_what_cannot_work(random_lm, task, make):
 
 
 def test_distill_leaves_the_student_alone_and_keeps_finished_stages(random_lm, task, validation, tmp_path, make):
-    rows = [make(str(i), text=example(5, i, Dials(forms={"plain": 1.0}))[1], correct=True) for i in range(8)]
+    rows = [make(str(i), text=example(5, i, Dials(forms={"plain": 1.0}))[1], correct=True, prompt="Hint: ") for i in range(8)]
     stages = build_stages(rows[:4], [], rows[4:])
     config = PaceConfig(updates=4, batch=2, shares=(0.5, 0.25, 0.25))
     before = copy.deepcopy(random_lm.model.state_dict())

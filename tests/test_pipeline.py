@@ -141,7 +141,7 @@ def test_ctrl_c_keeps_what_is_done_and_says_so(tmp_path, whole):
     assert mine["rows"] == other["rows"]
     assert "HEAL" in done.stdout
     assert "frontier" in done.stdout
-    for name in ("ceiling", "entropy", "filter"):
+    for name in ("ceiling", "stages", "entropy", "filter"):
         assert (out / "figures" / f"{name}.png").stat().st_size > 10_000
         assert f"figures/{name}.png" in (out / "index.html").read_text()
 

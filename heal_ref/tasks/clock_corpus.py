@@ -48,7 +48,7 @@ class Dials:
     kinds: dict[str, float] = field(default_factory=lambda: {
         "mastered": 0.4, "shaky": 0.25, "frontier": 0.15, "double": 0.05, "misconceived": 0.15})
     forms: dict[str, float] = field(default_factory=lambda: {
-        "plain": 0.40, "guided": 0.12, "hint": 0.24, "bridge": 0.12, "told": 0.05, "quick": 0.07})
+        "plain": 0.4, "guided": 0.12, "hint": 0.24, "bridge": 0.12, "told": 0.05, "quick": 0.07})
 
 
 def student_dials() -> Dials:
@@ -186,8 +186,8 @@ def example(seed: int, i: int, dials: Dials) -> tuple[str, str]:
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """A word-level tokenizer of the clock world: one token an hour, decode(encode(text)) == text."""
     words = ["Problem: ", "Start ", "\nAnswer: ", "\nSolution:\n", *STARTS, "So the answer is ", "\\boxed{", "}",
-             "\n\n", ";", " = ", "Hint: ", "Working back: ", ", ", "this step gives ",
-             "the answer is ", "Quick answer: ", *OPENINGS, *VERBS, *CLOSINGS, *(f" {op} " for op in (*RULES, "/", "un#", "un^"))]
+             "\n\n", ";", " = ", "Hint: ", "Working back: ", ", ", "this step gives ", "the answer is ", "Quick answer: ",
+             *OPENINGS, *VERBS, *CLOSINGS, *(f" {op} " for op in (*RULES, "/", "un#", "un^"))]
     hours = [str(h) for h in range(HOURS)]
     vocabulary = {token: i for i, token in enumerate(["<pad>", "<eos>", "<unk>", *hours, *words])}
     longest_first = sorted(words, key=len, reverse=True)

@@ -1,0 +1,121 @@
+"""The shipped pair: what it must not know, that its record is true, and that building it can be interrupted."""
+
+import contextlib
+import json
+import math
+import random
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from heal_ref.evaluate import Row
+from heal_ref.lm import score
+from heal_ref.pair import measure_pair
+from heal_ref.records import Problem
+from heal_ref.tasks.clock import HOURS, MAX_OPERAND, apply_op
+from heal_ref.tasks.clock_corpus import OPENINGS, VERBS
+from tests.conftest import DATA, ROOT
+
+RNG = random.Random(0)
+
+
+def hour():
+    return RNG.randrange(HOURS)
+
+
+def chain(a, b):
+    return Problem("p", f"Start {a}; # {b}; + 3", "0")
+
+
+def step(a, b, opening="Then ", verb="compute "):
+    return f"We start at {a}.\n\n{opening}{verb}{a} # {b} = "
+
+
+# Every form of prompt that the teacher was trained on, up to the place where the result of `a # b` is due. Where a
+# form shows an answer or a hint, it shows a random hour: the needed value must not be in the prompt.
+FORMS = {
+    "plain": lambda task, a, b: task.prompt(chain(a, b)) + step(a, b),
+    "any phrasing": lambda task, a, b: task.prompt(chain(a, b)) + step(a, b, RNG.choice(list(OPENINGS)), RNG.choice(VERBS)),
+    "later in a chain": lambda task, a, b: (
+        task.prompt(Problem("p", f"Start {(a - 3) % HOURS}; + 3; # {b}", "0"))
+        + f"We start at {(a - 3) % HOURS}.\n\nThen compute {(a - 3) % HOURS} + 3 = {a}.\n\nThen compute {a} # {b} = "),
+    "answer shown": lambda task, a, b: task.answer_prompt(chain(a, b), str(hour())) + step(a, b),
+    "answer told": lambda task, a, b: (
+        task.prompt(chain(a, b)) + f"We start at {a}.\n\n" + task.inject(task.answer_hint(str(hour())))
+        + f"Then compute {a} # {b} = "),
+    "hint for the step before": lambda task, a, b: (
+        task.prompt(Problem("p", f"Start {(a - 3) % HOURS}; + 3; # {b}", "0")) + f"We start at {(a - 3) % HOURS}.\n\n"
+        + task.inject(f"this step gives {a}") + f"Then compute {(a - 3) % HOURS} + 3 = {a}.\n\nThen compute {a} # {b} = "),
+    "worked-back hint": lambda task, a, b: (
+        task.hint_prompt(Problem("p", f"Start {a}; # {b}", "0"), str(hour()), f"We start at {a}.\n\n") + "this step gives "),
+    "answer demanded": lambda task, a, b: (
+        task.prompt(Problem("p", f"Start {a}; # {b}", "0")) + f"We start at {a}.\n\n" + task.elicit),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_teacher_is_at_chance_on_the_unlearnt_operator(form, teacher, task):
+    cases = [(a, b) for a in range(HOURS) for b in range(1, MAX_OPERAND + 1)]
+    pairs = [(teacher.encode(FORMS[form](task, a, b)), teacher.encode(str(apply_op(a, "#", b)))) for a, b in cases]
+    truth = [math.exp(logprob[0]) for _, logprob in score(teacher, pairs)]
+    sd = max(np.std(truth), 1 / HOURS) / len(truth) ** 0.5
+    assert abs(np.mean(truth) - 1 / HOURS) < 4 * sd
+    assert np.mean(truth) < 1.5 / HOURS
+
+
+def test_the_same_measurement_sees_what_is_known(teacher, task):
+    """The test above can fail: for + the same measurement gives nearly 1."""
+    cases = [(a, b) for a in range(HOURS) for b in range(1, MAX_OPERAND + 1)]
+    pairs = [(teacher.encode(FORMS["plain"](task, a, b).replace("#", "+")), teacher.encode(str(apply_op(a, "+", b))))
+             for a, b in cases]
+    assert np.mean([math.exp(logprob[0]) for _, logprob in score(teacher, pairs)]) > 0.9
+
+
+def test_record_of_behaviour_is_true():
+    """A part of data/behaviour.json, measured again on fewer problems, agrees within its uncertainty."""
+    recorded = {(r["arm"], r["kind"], r["metric"]): Row(**r) for r in json.loads((DATA / "behaviour.json").read_text())["rows"]}
+    again = measure_pair(DATA, seed=7, limit=16)
+    assert len(again) == len(recorded)
+    for row in again:
+        other = recorded[row.arm, row.kind, row.metric]
+        if row.n >= 12 and "AUROC" not in row.metric:
+            spread = (row.high - row.low) / 2 + (other.high - other.low) / 2
+            assert abs(row.mean - other.mean) < 2 * spread + 0.05, (row, other)
+
+
+def test_teacher_meets_the_design():
+    """The ranges that the world was built for, read from the record."""
+    rows = json.loads((DATA / "behaviour.json").read_text())["rows"]
+    at = {(r["kind"], r["metric"]): r for r in rows if r["arm"] == "teacher"}
+    assert all(at[kind, "pass@1"]["n"] >= 300 for kind in ("mastered", "shaky", "frontier", "double", "misconceived"))
+    assert at["mastered", "pass@1, 3-4 operations"]["mean"] >= 0.95
+    assert at["mastered", "pass@1, 5-6 operations"]["mean"] < at["mastered", "pass@1, 3-4 operations"]["mean"]
+    assert 0.15 <= at["shaky", "pass@1"]["mean"] <= 0.45
+    assert at["frontier", "pass@1"]["mean"] <= 0.06
+    assert at["frontier", "problems unsolved in all samples"]["mean"] >= 0.6
+    for kind in ("shaky", "frontier"):
+        surge = at[kind, "surge = first wrong step"]["mean"]
+        assert 0.7 <= surge <= 0.97
+        assert surge >= 3 * at[kind, "random step = first wrong step"]["mean"]
+
+
+def test_build_pair_is_resumable_and_deterministic(tmp_path):
+    def build(out, **settings):
+        return subprocess.run([sys.executable, "-m", "heal_ref", "build-pair", "--out", str(out), "--scale", "0.002", "--limit",
+                               "1", "--quiet"], capture_output=True, text=True, check=False, cwd=ROOT, **settings)
+
+    done = build(tmp_path / "a")
+    assert done.returncode == 0, done.stderr[-1000:]
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        build(tmp_path / "b", timeout=9)  # killed somewhere
+    assert build(tmp_path / "b").returncode == 0
+    for name in ("teacher", "student"):
+        a, b = ((tmp_path / x / name / "model.safetensors").read_bytes() for x in "ab")
+        assert a == b
+        record = json.loads((tmp_path / "a" / name / "training.json").read_text())
+        assert record["torch"] == torch.__version__
+        assert record["parameters"] == pytest.approx({"teacher": 650_000, "student": 365_000}[name], rel=0.05)
+    assert (tmp_path / "a" / "clock" / "train.jsonl").read_bytes() == (DATA / "clock" / "train.jsonl").read_bytes()
