@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ class LM:
     model: Any
     tokenizer: Any
     max_batch: int = MAX_BATCH
+    _pieces: dict[int, str] = field(default_factory=dict, repr=False)
 
     @property
     def device(self) -> torch.device:
@@ -54,6 +55,10 @@ class LM:
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids."""
         return self.tokenizer.decode(ids, skip_special_tokens=True)
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """The text of each token on its own."""
+        return [self._pieces.get(i) or self._pieces.setdefault(i, self.decode([i])) for i in ids]
 
 
 def load_lm(source: str | Path, *, dtype: str = "auto", max_batch: int = MAX_BATCH) -> LM:
@@ -162,12 +167,12 @@ def _cut_rollouts(new: torch.Tensor, entropy: torch.Tensor, logprob: torch.Tenso
 
 def make_trajectory(lm: LM, task: Task, problem: Problem, kind: str, rollout: Rollout, **origin: Any) -> Trajectory:
     """A `Trajectory` from generated tokens: its text, steps, answer and whether that is right."""
-    pieces = [lm.decode([i]) for i in rollout.ids]
     text = lm.decode(rollout.ids)
     answer = task.extract_answer(text) if rollout.finished else None
     return Trajectory(problem=problem, kind=kind, prompt=task.prompt(problem), text=text, token_ids=rollout.ids,
-                      entropy=rollout.entropy, logprob=rollout.logprob, steps=split_steps(pieces, task.separator),
-                      answer=answer, correct=task.is_correct(problem, answer), finished=rollout.finished,
+                      entropy=rollout.entropy, logprob=rollout.logprob,
+                      steps=split_steps(lm.pieces(rollout.ids), task.separator), answer=answer,
+                      correct=task.is_correct(problem, answer), finished=rollout.finished,
                       **{"tokens_spent": rollout.tokens_spent, **origin})
 
 

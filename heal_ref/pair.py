@@ -44,7 +44,7 @@ class Recipe:
 
 
 TEACHER = Recipe(hidden=128, layers=3, heads=4, updates=6000)
-STUDENT = Recipe(hidden=96, layers=3, heads=4, updates=2000)
+STUDENT = Recipe(hidden=96, layers=3, heads=4, updates=3000)
 
 
 def corpus(tokenizer: Any, dials: Dials, seed: int, size: int) -> list[dict[str, list[int]]]:
