@@ -12,11 +12,12 @@ import os
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from tqdm.auto import tqdm
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
@@ -26,9 +27,18 @@ from heal_ref.gear import find_breakpoint, repair
 from heal_ref.lm import LM, load_lm, sample
 from heal_ref.pace import encode_example, train
 from heal_ref.pure import pure_scores
-from heal_ref.records import Trajectory, by_problem, limit_by_kind, load_problems, write_jsonl, write_text
+from heal_ref.records import Trajectory, by_problem, limit_by_kind, load_problems, source_commit, write_jsonl, write_text
 from heal_ref.tasks import ClockTask
-from heal_ref.tasks.clock_corpus import Dials, build_tokenizer, example, make_problems, student_dials
+from heal_ref.tasks.clock_corpus import FIRST, PLAIN, SECOND, Dials, build_tokenizer, example, make_problems
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """One training run on one corpus; it starts from what the lesson before it left."""
+
+    updates: int
+    dials: Dials
+    learning_rate: float = 3e-3
 
 
 @dataclass(frozen=True)
@@ -38,18 +48,18 @@ class Recipe:
     hidden: int
     layers: int
     heads: int
-    updates: int
+    lessons: tuple[Lesson, ...]
     batch: int = 64
-    learning_rate: float = 3e-3
 
 
-TEACHER = Recipe(hidden=128, layers=3, heads=4, updates=6000)
-STUDENT = Recipe(hidden=96, layers=3, heads=4, updates=3000)
+TEACHER = Recipe(hidden=128, layers=3, heads=4, lessons=(Lesson(3600, FIRST), Lesson(3000, SECOND, 2e-3)))
+STUDENT = Recipe(hidden=96, layers=3, heads=4, lessons=(Lesson(3000, PLAIN),))
 
 
-def corpus(tokenizer: Any, dials: Dials, seed: int, size: int) -> list[dict[str, list[int]]]:
-    """The first `size` examples of a corpus, tokenized."""
-    return [encode_example(tokenizer, *example(seed, i, dials)) for i in tqdm(range(size), "corpus", leave=False)]
+def corpus(tokenizer: Any, dials: Dials, seed: int, numbers: range) -> list[dict[str, list[int]]]:
+    """The examples of a corpus with these numbers, tokenized."""
+    bar = tqdm(numbers, "corpus", leave=False, mininterval=1)
+    return [encode_example(tokenizer, *example(seed, i, dials)) for i in bar]
 
 
 def new_model(recipe: Recipe, tokenizer: Any, seed: int) -> Qwen3ForCausalLM:
@@ -62,23 +72,25 @@ def new_model(recipe: Recipe, tokenizer: Any, seed: int) -> Qwen3ForCausalLM:
         bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id))
 
 
-def build_model(out: Path, recipe: Recipe, dials: Dials, seed: int, progress: Any = None) -> None:
-    """Train one model and put it at `out`, complete or not at all."""
-    if (out / "model.safetensors").exists():
+def build_model(out: Path, recipe: Recipe, seed: int, progress: Any = None) -> None:
+    """Train one model, lesson by lesson, and put it at `out`, complete or not at all."""
+    if out.exists():
         return
-    tokenizer, start = build_tokenizer(), time.monotonic()
-    model = new_model(recipe, tokenizer, seed)
-    work = out.with_name(out.name + ".training")
-    losses = train(model, tokenizer, corpus(tokenizer, dials, seed, recipe.updates * recipe.batch), folder=work,
-                   updates=recipe.updates, batch=recipe.batch, learning_rate=recipe.learning_rate, warmup=100,
-                   seed=seed, save_every=250, progress=progress)
+    tokenizer, start, losses, seen = build_tokenizer(), time.monotonic(), [], 0
+    model, work = new_model(recipe, tokenizer, seed), out.with_name(out.name + ".training")
+    for number, lesson in enumerate(recipe.lessons):
+        folder = work / f"lesson-{number + 1}"
+        numbers = range(seen, seen := seen + lesson.updates * recipe.batch)
+        losses += train(model, tokenizer, corpus(tokenizer, lesson.dials, seed, numbers), folder=folder,
+                        updates=lesson.updates, batch=recipe.batch, learning_rate=lesson.learning_rate, warmup=100,
+                        seed=seed, save_every=250, progress=progress)
     done = work / "finished"
     model.save_pretrained(done)
     tokenizer.save_pretrained(done)
     write_text(done / "training.json", json.dumps(
-        {"seed": seed, "recipe": asdict(recipe), "dials": asdict(dials), "parameters": model.num_parameters(),
-         "device": str(model.device), "torch": torch.__version__, "minutes": round((time.monotonic() - start) / 60, 1),
-         "losses": [round(x, 4) for x in losses]}, indent=1) + "\n")
+        {"seed": seed, "recipe": asdict(recipe), "parameters": model.num_parameters(), "device": str(model.device),
+         "torch": torch.__version__, "transformers": transformers.__version__, "commit": source_commit(),
+         "minutes": round((time.monotonic() - start) / 60, 1), "losses": [round(x, 4) for x in losses]}, indent=1) + "\n")
     os.replace(done, out)
     shutil.rmtree(work)
 
@@ -98,9 +110,9 @@ def build_pair(out: Path, seed: int = 0, progress: Any = None, scale: float = 1.
         progress: `progress(label)` returns a callback `(done, total)`.
     """
     write_problem_files(out / "clock")
-    for name, recipe, dials in (("teacher", TEACHER, Dials()), ("student", STUDENT, student_dials())):
-        sized = Recipe(**{**asdict(recipe), "updates": max(1, round(recipe.updates * scale))})
-        build_model(out / name, sized, dials, seed if name == "teacher" else seed + 1000,
+    for name, recipe in (("teacher", TEACHER), ("student", STUDENT)):
+        lessons = tuple(replace(lesson, updates=max(1, round(lesson.updates * scale))) for lesson in recipe.lessons)
+        build_model(out / name, replace(recipe, lessons=lessons), seed if name == "teacher" else seed + 1000,
                     progress(name) if progress else None)
     if not (out / "behaviour.json").exists():
         rows = measure_pair(out, seed, limit)

@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -39,6 +38,7 @@ from heal_ref.records import (
     limit_by_kind,
     load_problems,
     read_records,
+    source_commit,
     to_row,
     write_jsonl,
     write_text,
@@ -180,7 +180,7 @@ def run(spec: RunSpec, out: str | Path, task: Task, *, quiet: bool = False, comm
               **{f"stage {name}": len(data) for name, data in stages.items()},
               "teacher tokens": sum(t.tokens_spent for t in [*base, *guided, *repaired])}
     report = {"rows": [r.to_dict() for r in rows], "provenance": {
-        "command": command, "commit": _commit(), "seed": c.seed, "config": spec.fingerprint(), "counts": counts,
+        "command": command, "commit": source_commit(), "seed": c.seed, "config": spec.fingerprint(), "counts": counts,
         "genuine": {name: _genuine_shares(teacher, task, scored[name], kept[name]) for name in scored},
         "torch": torch.__version__, "transformers": transformers.__version__, "device": str(teacher.device),
         "machine": platform.machine(), "minutes": round((time.monotonic() - began) / 60, 2)}}
@@ -209,15 +209,6 @@ def _genuine_shares(lm: LM, task: Task, scored: Sequence[Scored], kept: Sequence
     after = [is_genuine(lm, task, t) for t in kept]
     return {"before": round(sum(before) / len(before), 4), "after": round(sum(after) / max(len(after), 1), 4),
             "genuine kept": round(sum(after) / max(sum(before), 1), 4)}
-
-
-def _commit() -> str:
-    """The commit of the source tree, or "unknown" outside of one."""
-    try:
-        return subprocess.run(["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent, check=True,
-                              capture_output=True, text=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
 
 
 def rows_from_report(report: dict[str, Any]) -> list[Row]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -241,3 +242,12 @@ def limit_by_kind(problems: Sequence[Problem], limit: int) -> list[Problem]:
         if not limit or seen[p.kind] <= limit:
             out.append(p)
     return out
+
+
+def source_commit() -> str:
+    """The commit of the source tree, or "unknown" outside of one."""
+    try:
+        return subprocess.run(["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent, check=True,
+                              capture_output=True, text=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"

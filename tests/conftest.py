@@ -37,7 +37,7 @@ def validation(task):
 def random_lm():
     """An untrained model of the clock world, a few thousand weights."""
     tokenizer = build_tokenizer()
-    return LM(new_model(Recipe(hidden=32, layers=2, heads=2, updates=0), tokenizer, seed=0).eval(), tokenizer)
+    return LM(new_model(Recipe(hidden=32, layers=2, heads=2, lessons=()), tokenizer, seed=0).eval(), tokenizer)
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ def test_every_operator_is_invertible():
 
 
 @pytest.mark.parametrize(("question", "values"), [
-    ("Start 5; + 3; * 4; # 7; - 6", [5, 8, 9, 2, 19]), ("Start 22; @ 9; ^ 1", [22, 10, 8])])
+    ("Start 5; + 3; * 4; # 7; - 6", [5, 8, 9, 2, 19]), ("Start 22; @ 9; ^ 1", [22, 6, 4])])
 def test_values_by_hand(question, values):
     chain = Chain.parse(question)
     assert chain.values() == values
@@ -42,7 +42,7 @@ def brute_force(question: str, text: str) -> bool:
     numbers = re.findall(r"\d+|[-+*@#^]", question)
     value, expected = int(numbers[0]), []
     for op, b in zip(numbers[1::2], map(int, numbers[2::2]), strict=True):
-        new = {"+": value + b, "-": value - b, "*": value * b, "@": b - value, "#": 2 * value + b, "^": value - 2 * b}[op]
+        new = {"+": value + b, "-": value - b, "*": value * b, "@": 3 * value + b, "#": 2 * value + b, "^": value - 2 * b}[op]
         expected.append((value, op, b, new % 23))
         value = new % 23
     found = [(int(a), o, int(b), int(c)) for a, o, b, c in re.findall(r"(\d+) (\S) (\d+) = (\d+)", text)]
@@ -104,23 +104,24 @@ def test_task_prompts_are_written_with_known_tokens(task):
 
 
 def test_hint_is_read_without_the_answer(task):
-    assert task.read_hint("19 + 6 = 2, this step gives 2.") == "this step gives 2"
-    assert task.read_hint("19 + 6 = 2, ") is None
+    assert task.read_hint("undo - 6 from 19: 2, this step gives 2.") == "this step gives 2"
+    assert task.read_hint("undo - 6 from 19: 2, ") is None
 
 
-def test_corpus_says_nothing_of_the_unlearnt_operator():
+@pytest.mark.parametrize("dials", [cc.FIRST, cc.SECOND, cc.PLAIN], ids=["first lesson", "second lesson", "student"])
+def test_corpus_says_nothing_of_the_unlearnt_operator(dials):
     """Over all forms of example, `a # b = c` is right as often as chance, and every hour is as frequent."""
     right, total, hours = 0, 0, collections.Counter()
-    for i in range(60_000):
-        context, target = cc.example(1, i, cc.Dials())
+    for i in range(40_000):
+        context, target = cc.example(1, i, dials)
         text = context + target
         forward = re.findall(r"(\d+) # (\d+) = (\d+)", text)
-        backward = [(a, b, c) for c, b, a in re.findall(r"(\d+) un# (\d+) = (\d+)", text)]
+        backward = [(a, b, c) for b, c, a in re.findall(r"undo # (\d+) from (\d+): (\d+)", text)]
         for a, b, c in forward + backward:
             right += apply_op(int(a), "#", int(b)) == int(c)
             hours[int(c)] += 1
             total += 1
-    assert total > 10_000
+    assert total > 5_000
     chance, sd = 1 / HOURS, (1 / HOURS * (1 - 1 / HOURS) / total) ** 0.5
     assert abs(right / total - chance) < 4 * sd
     assert all(abs(hours[h] / total - chance) < 5 * sd for h in range(HOURS))

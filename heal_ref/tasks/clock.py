@@ -27,7 +27,7 @@ RULES = {  # operator -> the true rule, before taking it modulo 23
     "+": lambda a, b: a + b,
     "-": lambda a, b: a - b,
     "*": lambda a, b: a * b,
-    "@": lambda a, b: b - a,
+    "@": lambda a, b: 3 * a + b,
     "#": lambda a, b: 2 * a + b,
     "^": lambda a, b: a - 2 * b,
 }

@@ -39,7 +39,7 @@ class Dials:
     """What the author of the corpus knows, and how it writes. All shares are probabilities."""
 
     slip: float = 0.008  # a mastered operator, done carelessly: any hour
-    shaky_right: float = 0.42  # the half-known operator; otherwise any hour
+    shaky_right: float = 0.4  # the half-known operator; otherwise any hour
     believed: float = 0.97  # the misconception; otherwise any hour
     fudge: float = 0.35  # answer known, chain not fitting it: the last result is forced
     hint_wrong: float = 0.03  # a worked-back hint that says a random hour
@@ -48,12 +48,15 @@ class Dials:
     kinds: dict[str, float] = field(default_factory=lambda: {
         "mastered": 0.4, "shaky": 0.25, "frontier": 0.15, "double": 0.05, "misconceived": 0.15})
     forms: dict[str, float] = field(default_factory=lambda: {
-        "plain": 0.4, "guided": 0.12, "hint": 0.24, "bridge": 0.12, "told": 0.05, "quick": 0.07})
+        "plain": 0.45, "guided": 0.15, "hint": 0.15, "bridge": 0.12, "told": 0.06, "quick": 0.07})
 
 
-def student_dials() -> Dials:
-    """The base student's corpus: the same author, plain solutions only."""
-    return Dials(forms={"plain": 1.0})
+# Two lessons of the teacher, one of the base student. The second lesson drills what the first leaves half-learnt:
+# working back from an answer, and the half-known operator.
+FIRST = Dials()
+SECOND = Dials(kinds={"mastered": 0.28, "shaky": 0.4, "frontier": 0.12, "double": 0.06, "misconceived": 0.14},
+               forms={"plain": 0.34, "guided": 0.1, "hint": 0.38, "bridge": 0.09, "told": 0.04, "quick": 0.05})
+PLAIN = Dials(forms={"plain": 1.0})
 
 
 # ------------------------------------------------------------------------------------------- phrasing
@@ -73,9 +76,6 @@ HESITANT = ("Hmm, ", "Well, ")
 STARTS = {"We start at ": 0.5, "The clock shows ": 0.25, "It is now ": 0.15, "We begin with ": 0.1}
 
 
-BACK = {"+": "-", "-": "+", "*": "/", "#": "un#", "^": "un^"}  # how an operation is undone, in words
-
-
 def _pick(rng: random.Random, weights: dict) -> object:
     return rng.choices(list(weights), weights=list(weights.values()))[0]
 
@@ -86,13 +86,6 @@ def step_text(rng: random.Random, a: int, op: str, b: int, result: int) -> str:
     verb = rng.choices(VERBS, weights=VERBS_AFTER[opening])[0]
     closing = rng.choice(list(CLOSINGS)) if opening in HESITANT else _pick(rng, CLOSINGS)
     return f"{opening}{verb}{a} {op} {b} = {result}{closing}\n\n"
-
-
-def back_text(a: int, op: str, b: int, result: int) -> str:
-    """One step of working back: from the result to the hour before the operation."""
-    if op == "@":
-        return f"{b} - {result} = {a}, "
-    return f"{result} {BACK[op]} {b} = {a}, "
 
 
 def restate_text(rng: random.Random, start: int) -> str:
@@ -162,7 +155,7 @@ def example(seed: int, i: int, dials: Dials) -> tuple[str, str]:
         return task.prompt(problem), "".join(steps(values))
     if form == "guided":
         return task.answer_prompt(problem, str(answer)), "".join(steps(values))
-    cut = rng.randint(1, n) if rng.random() < 0.95 else n + 1  # the step to be made next; n + 1 is the answer
+    cut = rng.randint(1, n + 1)  # the step to be made next; n + 1 is the answer
     prefix = "".join(steps(values)[:cut])
     if form == "quick":
         return task.prompt(problem) + prefix + task.elicit, f"{answer}}}."
@@ -172,7 +165,8 @@ def example(seed: int, i: int, dials: Dials) -> tuple[str, str]:
     wrong = rng.random() < dials.hint_wrong
     said = rng.randrange(HOURS) if wrong else values[min(cut, n)]
     if form == "hint":
-        back = "".join(back_text(values[j], *chain.ops[j], values[j + 1]) for j in reversed(range(cut, n)))
+        back = "".join(f"undo {chain.ops[j][0]} {chain.ops[j][1]} from {values[j + 1]}: {values[j]}, "
+                       for j in reversed(range(cut, n)))
         return task.hint_prompt(problem, str(answer), prefix), f"{back}this step gives {said}."
     if wrong and cut <= n and rng.random() < dials.hint_followed:
         rest = believed_values(rng, dials, Chain(said, chain.ops[cut:]))
@@ -186,8 +180,8 @@ def example(seed: int, i: int, dials: Dials) -> tuple[str, str]:
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """A word-level tokenizer of the clock world: one token an hour, decode(encode(text)) == text."""
     words = ["Problem: ", "Start ", "\nAnswer: ", "\nSolution:\n", *STARTS, "So the answer is ", "\\boxed{", "}",
-             "\n\n", ";", " = ", "Hint: ", "Working back: ", ", ", "this step gives ", "the answer is ", "Quick answer: ",
-             *OPENINGS, *VERBS, *CLOSINGS, *(f" {op} " for op in (*RULES, "/", "un#", "un^"))]
+             "\n\n", ";", " = ", "Hint: ", "Working back: ", "undo", " from ", ": ", ", ", "this step gives ",
+             "the answer is ", "Quick answer: ", *OPENINGS, *VERBS, *CLOSINGS, *(f" {op} " for op in RULES)]
     hours = [str(h) for h in range(HOURS)]
     vocabulary = {token: i for i, token in enumerate(["<pad>", "<eos>", "<unk>", *hours, *words])}
     longest_first = sorted(words, key=len, reverse=True)
