@@ -56,7 +56,7 @@ def _run(args: argparse.Namespace) -> None:
     task, out = ClockTask(), Path(args.out)
     command = "python -m heal_ref " + " ".join(sys.argv[1:])
     report = run(spec, out, task, quiet=args.quiet, command=command)
-    page = write_page(out, report, draw_figures(out, report, load_lm(args.teacher), task))
+    page = write_page(out, report, draw_figures(out, report, load_lm(args.teacher), task, spec.config.pure))
     print(f"\n{text_table(table(rows_from_report(report)))}\n")
     print(f"Mean and 95 % interval over held-out problems. Page: {page}   Report: {out / 'report.json'}")
     print(f"Read on: jupyter lab {NEXT}")

@@ -71,11 +71,11 @@ class GearConfig(_Checked):
 class PureConfig(_Checked):
     """Perplexity-Uncertainty Ratio Estimator: the reading of U_k, the aggregate over steps, the threshold."""
 
-    uncertainty: str = "forced"
+    uncertainty: str = "typicality"
     aggregate: str = "worst"
-    epsilon: float = _number(0.3, 0.0)
+    epsilon: float = _number(3.0, 0.0)  # of the `forced` reading
     lam: float = _number(0.2, 1e-6, 1.0)  # share of steps that `worst_share` averages
-    keep_quantile: float = _number(0.95, 0.0, 1.0)  # of unaided correct trajectories' scores: the threshold
+    keep_quantile: float = _number(0.9, 0.0, 1.0)  # of unaided correct trajectories' scores: the threshold
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ class HealConfig:
             seed=seed,
             sample=SampleConfig(n=30, temperature=0.6, top_p=0.95, max_new_tokens=32768, batch=4),
             gear=GearConfig(max_correct=1, paths=10, hints=1, continuations=20, window=1 / 3),
-            pure=PureConfig(aggregate="worst_share", epsilon=0.01, lam=0.2),
+            pure=PureConfig(uncertainty="forced", aggregate="worst_share", epsilon=0.01, lam=0.2),
             pace=PaceConfig(updates=5000, per_problem=30, batch=8, learning_rate=1e-5, warmup=100),
         )
 

@@ -29,7 +29,7 @@ from heal_ref.pace import encode_example, train
 from heal_ref.pure import pure_scores
 from heal_ref.records import Trajectory, by_problem, limit_by_kind, load_problems, source_commit, write_jsonl, write_text
 from heal_ref.tasks import ClockTask
-from heal_ref.tasks.clock_corpus import FIRST, PLAIN, SECOND, Dials, build_tokenizer, example, make_problems
+from heal_ref.tasks.clock_corpus import FIRST, PLAIN, SECOND, THIRD, Dials, build_tokenizer, example, make_problems
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,8 @@ class Recipe:
     batch: int = 64
 
 
-TEACHER = Recipe(hidden=128, layers=3, heads=4, lessons=(Lesson(3600, FIRST), Lesson(3000, SECOND, 2e-3)))
+TEACHER = Recipe(hidden=128, layers=3, heads=4, lessons=(
+    Lesson(3600, FIRST), Lesson(3000, SECOND, 2e-3), Lesson(1200, THIRD, 2e-3), Lesson(400, FIRST, 1e-3)))
 STUDENT = Recipe(hidden=96, layers=3, heads=4, lessons=(Lesson(3000, PLAIN),))
 
 

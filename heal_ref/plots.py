@@ -15,6 +15,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from heal_ref.config import PureConfig
 from heal_ref.evaluate import Row
 from heal_ref.records import Scored, Trajectory
 
@@ -22,6 +23,7 @@ COLOUR = {"student": "#999999", "teacher": "#000000", "rft": "#E69F00", "heal": 
 HATCH = {"student": "..", "teacher": "", "rft": "//", "heal": ""}
 LABEL = {"student": "base student", "teacher": "teacher", "rft": "rejection sampling", "heal": "HEAL"}
 GOOD, BAD = "#009E73", "#D55E00"
+UNCERTAINTY = {"typicality": "mean entropy of the step (nats)", "forced": "answer uncertainty before the step (nats)"}
 KIND_COLOURS = ("#009E73", "#E69F00", "#0072B2", "#56B4E9", "#D55E00")
 
 STYLE = {"figure.figsize": (7.2, 3.8), "figure.dpi": 110, "axes.spines.top": False, "axes.spines.right": False,
@@ -94,8 +96,9 @@ def plot_aligned_entropy(failed: Sequence[Trajectory], wrong: Sequence[int], rig
     return figure
 
 
-def plot_filter(scored: Sequence[Scored], genuine: Sequence[bool], threshold: float) -> Figure:
-    """Worst step of each candidate: perplexity against answer uncertainty, coloured by what the checker says."""
+def plot_filter(scored: Sequence[Scored], genuine: Sequence[bool], threshold: float, pure: PureConfig) -> Figure:
+    """Worst step of each candidate: perplexity against uncertainty, the filter's boundary for the `worst` aggregate,
+    coloured by what the checker says."""
     figure, axes = new_figure()
     worst = [max(range(len(s.ratio)), key=s.ratio.__getitem__) for s in scored]
     for value, colour, marker, name in ((True, GOOD, "o", "genuine"), (False, BAD, "x", "spurious")):
@@ -103,7 +106,11 @@ def plot_filter(scored: Sequence[Scored], genuine: Sequence[bool], threshold: fl
         if points:
             axes.scatter(*zip(*points, strict=True), s=14, c=colour, marker=marker, alpha=0.5, lw=0.8,
                          label=f"{name} ({len(points)})")
-    axes.set_xlabel("answer uncertainty before the step, U (nats)")
+    if pure.aggregate == "worst":
+        u = np.linspace(0, max(s.uncertainty[k] for s, k in zip(scored, worst, strict=True)), 50)
+        limit = np.exp(u + threshold) if pure.uncertainty == "typicality" else threshold * (u + pure.epsilon)
+        axes.plot(u, limit, "k--", lw=1, label="PURE's boundary")
+    axes.set_xlabel(UNCERTAINTY[pure.uncertainty])
     axes.set_ylabel("step perplexity")
     axes.set_yscale("log")
     axes.legend(frameon=False)

@@ -3,8 +3,11 @@
 Paper: "a rigorous filtering protocol that decouples genuine cognitive breakthroughs from spurious shortcuts".
 The name gives a perplexity over an uncertainty; everything else is our reading:
 
-- a step that surprises its own author while the answer was *open* may be a breakthrough; one that surprises
-  while the answer was already *settled* is a forced move: r_k = PPL(s_k) / (U_k + ε) is then large;
+- a step that surprises its own author where the author was *uncertain* may be a breakthrough; one that surprises
+  where everything was *settled* is a forced move: perplexity over uncertainty is then large;
+- `typicality` (default): the uncertainty is the step's own. PPL(s_k) / exp(H_k), in logarithms log PPL(s_k) − H_k;
+- `forced`: the uncertainty is the answer's. PPL(s_k) / (U_k + ε), U_k the entropy of an answer demanded before the
+  step. In the clock world ε decides everything: the closing step has U_k near 0 and dominates every other step;
 - both are measured by the teacher under the plain prompt, without any hint;
 - the threshold is calibrated on the teacher's own unaided correct trajectories, which had no hint to cheat with.
 """
@@ -48,8 +51,8 @@ def pure_scores(lm: LM, task: Task, trajectories: Sequence[Trajectory], config: 
 
     r_k = PPL(s_k | q, s_<k) / (U_k + ε), with U_k by `config.uncertainty`:
         forced      entropy in nats of the answer demanded before step k;
-        typicality  our own addition, in the log domain: log PPL(s_k) − H_k, surprise beyond the model's own mean
-                    entropy H_k over the step. Here `uncertainty` holds H_k and ε has no part.
+        typicality  in the log domain: log r_k = log PPL(s_k) − H_k, surprise beyond the model's own mean entropy
+                    H_k over the step. `uncertainty` and `ratio` hold H_k and log r_k; ε has no part.
     """
     config = config or PureConfig()
     good = [t for t in trajectories if t.correct]

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from heal_ref.config import PureConfig
 from heal_ref.evaluate import Row, first_wrong_step, is_genuine
 from heal_ref.lm import LM
 from heal_ref.pipeline import rows_from_report
@@ -39,7 +40,7 @@ def _records(folder: Path, stage: str) -> list[Any]:
     return [r for f in sorted((folder / stage).glob("*.jsonl")) for r in read_records(f)]
 
 
-def draw_figures(folder: Path, report: dict[str, Any], lm: LM, task: Task) -> dict[str, str]:
+def draw_figures(folder: Path, report: dict[str, Any], lm: LM, task: Task, pure: PureConfig) -> dict[str, str]:
     """Figures of a finished run in `folder`/figures: file name → caption. Two of them need a step checker."""
     rows = rows_from_report(report)
     save(plot_ceiling(rows), folder / "figures" / "ceiling.png")
@@ -64,7 +65,8 @@ def draw_figures(folder: Path, report: dict[str, Any], lm: LM, task: Task) -> di
         genuine = [is_genuine(lm, task, s.trajectory) for s in scored]
         some = range(0, len(scored), max(1, len(scored) // 1500))
         threshold = report["provenance"]["counts"]["threshold"]
-        save(plot_filter([scored[i] for i in some], [genuine[i] for i in some], threshold), folder / "figures" / "filter.png")
+        figure = plot_filter([scored[i] for i in some], [genuine[i] for i in some], threshold, pure)
+        save(figure, folder / "figures" / "filter.png")
         captions["filter.png"] = ("PURE: the worst step of hinted solutions whose answer is right. Colours come from the exact "
                                   "checker, which the filter never sees.")
     return captions

@@ -108,7 +108,7 @@ def test_hint_is_read_without_the_answer(task):
     assert task.read_hint("undo - 6 from 19: 2, ") is None
 
 
-@pytest.mark.parametrize("dials", [cc.FIRST, cc.SECOND, cc.PLAIN], ids=["first lesson", "second lesson", "student"])
+@pytest.mark.parametrize("dials", [cc.FIRST, cc.SECOND, cc.THIRD, cc.PLAIN], ids=["one", "two", "three", "student"])
 def test_corpus_says_nothing_of_the_unlearnt_operator(dials):
     """Over all forms of example, `a # b = c` is right as often as chance, and every hour is as frequent."""
     right, total, hours = 0, 0, collections.Counter()

@@ -50,7 +50,7 @@ def candidates(teacher, task, validation):
 def test_ratio_by_hand(candidates, teacher, task):
     """PPL / (U + ε) of one trajectory, step by step, from separate calls."""
     t = next(t for t in candidates[1] if t.correct)
-    config = PureConfig(epsilon=0.25)
+    config = PureConfig(uncertainty="forced", epsilon=0.25)
     scored = pure_scores(teacher, task, [t], config)[0]
     prompt = teacher.encode(t.prompt)
     logprob = score(teacher, [(prompt, t.token_ids)])[0][1]

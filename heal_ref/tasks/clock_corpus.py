@@ -51,11 +51,15 @@ class Dials:
         "plain": 0.45, "guided": 0.15, "hint": 0.15, "bridge": 0.12, "told": 0.06, "quick": 0.07})
 
 
-# Two lessons of the teacher, one of the base student. The second lesson drills what the first leaves half-learnt:
-# working back from an answer, and the half-known operator.
+# The corpora of the teacher's lessons, and of the base student's. The second drills what the first leaves unlearnt,
+# working back from an answer; the third the half-known operator. A short fourth lesson repeats the first corpus and
+# brings the belief in that operator back to its share there.
 FIRST = Dials()
 SECOND = Dials(kinds={"mastered": 0.28, "shaky": 0.4, "frontier": 0.12, "double": 0.06, "misconceived": 0.14},
                forms={"plain": 0.34, "guided": 0.1, "hint": 0.38, "bridge": 0.09, "told": 0.04, "quick": 0.05})
+THIRD = Dials(shaky_right=0.6,
+              kinds={"mastered": 0.2, "shaky": 0.55, "frontier": 0.1, "double": 0.04, "misconceived": 0.11},
+              forms={"plain": 0.6, "guided": 0.1, "hint": 0.15, "bridge": 0.07, "told": 0.03, "quick": 0.05})
 PLAIN = Dials(forms={"plain": 1.0})
 
 
