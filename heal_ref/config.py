@@ -85,7 +85,7 @@ class PaceConfig(_Checked):
     guided_below: float = _number(0.5, 0.0, 1.0)  # accuracy under which a problem gets answer-guided samples
     per_problem: int = _number(4, 1)  # at most so many trajectories of one problem in one stage
     cumulative: bool = True
-    updates: int = _number(800, 1)
+    updates: int = _number(600, 1)
     shares: tuple[float, float, float] = (0.25, 0.25, 0.5)  # of the updates, stage by stage
     batch: int = _number(64, 1)
     learning_rate: float = _number(1e-3, 0.0)
@@ -113,7 +113,7 @@ class HealConfig:
     @classmethod
     def tiny(cls, seed: int = 0) -> HealConfig:
         """The shipped pair on two CPU cores."""
-        return cls(seed=seed, eval_limit=100)
+        return cls(seed=seed, sample=SampleConfig(n=4), eval_limit=100)
 
     @classmethod
     def smoke(cls, seed: int = 0) -> HealConfig:

@@ -201,7 +201,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 # ---------------------------------------------------------------------------------------- problem files
 
 FILES = {  # problems a kind in each shipped file; chains of 3 to 6 operations
-    "train": {"mastered": 400, "shaky": 600, "frontier": 800, "misconceived": 300},
+    "train": {"mastered": 400, "shaky": 300, "frontier": 300, "misconceived": 200},
     "validation": dict.fromkeys(PROBLEM_KINDS, 300),
     "heldout": dict.fromkeys(PROBLEM_KINDS, 400),
 }
