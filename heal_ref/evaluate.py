@@ -36,7 +36,8 @@ class Row:
     seeds: int = 1
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """As written to report.json; a number that does not exist (no case of this kind) is null."""
+        return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in asdict(self).items()}
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:

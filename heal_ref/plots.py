@@ -5,6 +5,7 @@ Colours are Okabe and Ito's, which colour-blind readers can tell apart; every ar
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -41,6 +42,15 @@ def save(figure: Figure, path: Path) -> None:
     """Write a PNG without time stamps, so that the same figure is the same file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, metadata={"Software": None})
+
+
+def show(figure: Figure) -> Any:
+    """The figure as a picture for a notebook: the last line of a cell."""
+    from IPython.display import Image
+
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    return Image(buffer.getvalue())
 
 
 def percent(x: float) -> str:

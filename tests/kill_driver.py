@@ -28,9 +28,11 @@ rename = os.replace
 
 def die_at_first_rename(after: bool):
     def replace(a, b):
+        if ".training" in str(b):  # work in progress: it counts only once its folder is renamed
+            return rename(a, b)
         if after:
             rename(a, b)
-        os.kill(os.getpid(), signal.SIGKILL)
+        return os.kill(os.getpid(), signal.SIGKILL)
 
     return replace
 

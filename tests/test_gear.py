@@ -42,7 +42,7 @@ def test_choose_paths_counts_what_it_passes_over(make):
 
 @pytest.fixture(scope="module")
 def repaired(teacher, task, validation):
-    problems = [p for p in validation if p.kind == "frontier"][:40]
+    problems = [p for p in validation if p.kind == "frontier"][:30]
     base = sample(teacher, task, problems, n=4, seed=3)
     counts = Counter()
     config = GearConfig(paths=2, hints=2, continuations=3)
@@ -84,7 +84,7 @@ def test_teacher_is_lifted_over_its_ceiling(repaired, teacher, task):
     base, out, _, _ = repaired
     genuine = {t.problem.id for t in out if is_genuine(teacher, task, t)}
     tried = {t.problem.id for t in out}
-    assert len(tried) > 20
+    assert len(tried) > 12
     assert len(genuine) > len(tried) / 2
 
 

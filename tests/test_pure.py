@@ -41,7 +41,7 @@ def test_threshold_and_filter(make):
 
 @pytest.fixture(scope="module")
 def candidates(teacher, task, validation):
-    problems = [p for p in validation if p.kind in ("frontier", "shaky")][::8]
+    problems = [p for p in validation if p.kind in ("frontier", "shaky")][::12]
     guided = sample(teacher, task, problems, n=4, seed=0, show_answer=True)
     base = sample(teacher, task, problems, n=4, seed=1)
     return base, guided, repair(teacher, task, base, GearConfig(), seed=2)
