@@ -118,7 +118,7 @@ class HealConfig:
     @classmethod
     def smoke(cls, seed: int = 0) -> HealConfig:
         """Every stage, as small as it runs: for tests."""
-        return cls(seed=seed, sample=SampleConfig(n=4, batch=16), gear=GearConfig(paths=1),
+        return cls(seed=seed, sample=SampleConfig(n=4, batch=32), gear=GearConfig(paths=1),
                    pace=PaceConfig(updates=12, batch=16, warmup=2), eval_n=2, train_limit=16, eval_limit=16)
 
     @classmethod

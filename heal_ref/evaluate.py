@@ -130,7 +130,10 @@ def auroc(scores: Sequence[float], positive: Sequence[bool]) -> float:
 
 
 def auroc_interval(scored: Sequence[tuple[str, float, bool]]) -> tuple[float, float, float]:
-    """AUROC with a 95 % interval from (problem id, score, positive) triples, problems as clusters."""
+    """AUROC with a 95 % interval from (problem id, score, positive) triples, problems as clusters; NaN if either
+    class is missing."""
+    if not any(positive for _, _, positive in scored) or all(positive for _, _, positive in scored):
+        return math.nan, math.nan, math.nan
     groups: dict[str, list[int]] = {}
     for i, (cluster, _, _) in enumerate(scored):
         groups.setdefault(cluster, []).append(i)
