@@ -208,6 +208,7 @@ def distill(student: LM, task: Task, stages: Mapping[str, Dataset], config: Pace
         for number, (name, updates) in enumerate(plan.items()):
             finished = home / f"{number + 1}-{name}"
             if finished.exists():
+                shutil.rmtree(f"{finished}.training", ignore_errors=True)  # what a kill just after the rename left
                 lm = load_lm(finished, max_batch=student.max_batch)
             else:
                 data = [encode_example(lm.tokenizer, row["prompt"], row["completion"]) for row in stages[name]]
