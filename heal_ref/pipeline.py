@@ -76,6 +76,7 @@ def shard_seed(seed: int, stage: str, number: int) -> int:
 
 
 def batches(items: Sequence[Any], size: int) -> list[Sequence[Any]]:
+    """`items` in consecutive parts of `size`, the last one shorter: the work of one shard each."""
     return [items[i : i + size] for i in range(0, len(items), size)]
 
 

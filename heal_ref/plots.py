@@ -54,6 +54,7 @@ def show(figure: Figure) -> Any:
 
 
 def percent(x: float) -> str:
+    """A share as whole percent, for titles."""
     return f"{100 * x:.0f} %"
 
 

@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from heal_ref.tasks import Task
 
-KINDS = ("base", "hint", "repair")
 DATA = Path(__file__).resolve().parent.parent / "data"  # what the repository ships: pair, problems, results
 
 

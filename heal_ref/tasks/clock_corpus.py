@@ -93,10 +93,12 @@ def step_text(rng: random.Random, a: int, op: str, b: int, result: int) -> str:
 
 
 def restate_text(rng: random.Random, start: int) -> str:
+    """The first step, which restates the starting hour, in one of its phrasings; separator included."""
     return f"{_pick(rng, STARTS)}{start}{_pick(rng, CLOSINGS)}\n\n"
 
 
 def answer_text(value: int) -> str:
+    """The last step, which states the answer; nothing follows it."""
     return f"So the answer is \\boxed{{{value}}}."
 
 
