@@ -14,8 +14,9 @@ from typing import Any
 from heal_ref.records import InputError
 
 CHOICES = {
-    "hint": ("bridge", "answer"),
-    "signal": ("surge", "level"),
+    "hint": ("bridge", "answer", "wrong_answer"),
+    "step": ("mean", "max", "first"),
+    "signal": ("surge", "level", "relative", "random"),
     "uncertainty": ("forced", "typicality"),
     "aggregate": ("worst", "worst_share", "mean"),
 }
@@ -63,7 +64,8 @@ class GearConfig(_Checked):
     hints: int = _number(1, 1)  # hints written for each of them
     continuations: int = _number(2, 1)  # continuations of each hint
     hint: str = "bridge"
-    signal: str = "surge"
+    step: str = "mean"  # one entropy a step: mean or max of its tokens, or its first token
+    signal: str = "surge"  # what is largest at the breakpoint; "random" is the control
     window: float = _number(1.0, 1e-6, 1.0)  # share f of the steps that is searched, from the start
 
 

@@ -3,7 +3,7 @@
 Paper: GEAR "detects critical reasoning breakpoints via entropy dynamics". What exactly is measured is our
 reading: full-vocabulary entropy in nats of the raw next-token distribution, averaged over a step.
 
-- `entropy_and_logprob` is the formula; it is used while sampling and while scoring, so both agree.
+- `entropy_and_log_total` is the formula; it is used while sampling and while scoring, so both agree.
 - `token_scores` never holds (T, V) logits: hidden states go through the output head in chunks.
 """
 
@@ -16,6 +16,31 @@ from typing import Any
 import torch
 
 CHUNK = 1024  # positions that go through the output head at once
+
+
+def entropy_and_log_total(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Entropy in nats of softmax(logits), and log Z, the logarithm of its denominator: log p(v) = logit(v) − log Z.
+
+    H = log Z − Σ_v p(v) · logit(v), computed about the largest logit, with one exponential a vocabulary entry.
+
+    Args:
+        logits: (..., V), raw; `-inf` entries count as probability 0.
+
+    Returns:
+        (entropy, log Z), both (...) in float32.
+
+    Raises:
+        FloatingPointError: a distribution is NaN.
+    """
+    logits = logits.float()
+    top = logits.amax(-1, keepdim=True)
+    below = (logits - top).clamp_(min=-200.0)  # exp(-200) is 0 in float32, and 0 · (-200) is 0 where 0 · (-inf) is not
+    weight = below.exp()
+    total = weight.sum(-1)
+    entropy = total.log() - weight.mul_(below).sum(-1) / total
+    if torch.isnan(entropy).any():
+        raise FloatingPointError("the model's logits are NaN: check its weights and dtype (try float32)")
+    return entropy, total.log() + top.squeeze(-1)
 
 
 def entropy_and_logprob(logits: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -31,11 +56,8 @@ def entropy_and_logprob(logits: torch.Tensor, tokens: torch.Tensor) -> tuple[tor
     Raises:
         FloatingPointError: a distribution is NaN.
     """
-    logp = torch.log_softmax(logits.float(), dim=-1)
-    entropy = -(logp.exp() * logp.masked_fill(logp == -torch.inf, 0.0)).sum(-1)
-    if torch.isnan(entropy).any():
-        raise FloatingPointError("the model's logits are NaN: check its weights and dtype (try float32)")
-    return entropy, logp.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+    entropy, log_total = entropy_and_log_total(logits)
+    return entropy, logits.gather(-1, tokens.unsqueeze(-1)).squeeze(-1).float() - log_total
 
 
 @torch.no_grad()
@@ -95,6 +117,20 @@ def split_steps(pieces: Sequence[str], separator: str) -> list[tuple[int, int]]:
     return steps
 
 
-def surges(step_entropy: Sequence[float]) -> list[float]:
-    """Δ_k = H_k − H_{k−1} for each of K steps, in nats. The first step has no step before it: its surge is NaN."""
-    return [math.nan] + [b - a for a, b in zip(step_entropy, step_entropy[1:], strict=False)]
+def step_values(entropy: Sequence[float], steps: Sequence[tuple[int, int]], aggregate: str = "mean") -> list[float]:
+    """One entropy a step, in nats, from T token entropies and K token ranges.
+
+    Args:
+        aggregate: "mean" over the step's tokens (the default everywhere), their "max", or its "first" token.
+    """
+    pick = {"mean": lambda h: sum(h) / len(h), "max": max, "first": lambda h: h[0]}[aggregate]
+    return [pick(entropy[a:b]) for a, b in steps]
+
+
+def surges(step_entropy: Sequence[float], relative: bool = False) -> list[float]:
+    """Δ_k = H_k − H_{k−1} for each of K steps, in nats; with `relative`, Δ_k / H_{k−1}, a pure number.
+
+    The first step has no step before it: its surge is NaN.
+    """
+    pairs = zip(step_entropy, step_entropy[1:], strict=False)
+    return [math.nan] + [(b - a) / max(a, 1e-6) if relative else b - a for a, b in pairs]

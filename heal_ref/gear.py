@@ -5,8 +5,9 @@ injects targeted hindsight hints to repair broken trajectories".
 
 Our reading, one line a step:
 1. problems that the teacher keeps failing; some of its wrong trajectories of each (`choose_paths`);
-2. the breakpoint: the step at which step entropy surges most (`find_breakpoint`); the steps before it are kept;
-3. a hint written in hindsight: the teacher sees problem, answer and kept prefix, and works towards the answer;
+2. the breakpoint: the step at which step entropy surges most (`breakpoint_of`); the steps before it are kept;
+3. a hint written in hindsight: the teacher sees problem, answer and kept prefix, and works towards the answer
+   (`write_hints`);
 4. the teacher goes on behind prefix + hint, without seeing the answer;
 5. the repaired trajectory is prefix + continuation. The hint is not in it.
 """
@@ -14,14 +15,18 @@ Our reading, one line a step:
 from __future__ import annotations
 
 import math
+import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from heal_ref.config import GearConfig, SampleConfig
-from heal_ref.entropy import surges
-from heal_ref.lm import LM, Rollout, generate, make_trajectory
+from heal_ref.entropy import step_values, surges
+from heal_ref.lm import LM, Rollout, generate, make_trajectory, repeats
 from heal_ref.records import Trajectory, by_problem
 from heal_ref.tasks import Task
+
+Cut = Callable[[Trajectory], int | None]  # a trajectory's breakpoint, or None if it has none
 
 
 def find_breakpoint(step_entropy: Sequence[float], window: float = 1.0, signal: str = "surge") -> int | None:
@@ -31,33 +36,46 @@ def find_breakpoint(step_entropy: Sequence[float], window: float = 1.0, signal: 
     surge* in an early part of the trajectory is hearsay. The first step has no surge and cannot be chosen by it.
 
     Args:
-        step_entropy: K mean entropies in nats.
+        step_entropy: K step entropies in nats.
         window: share f of the steps that is searched: k ≤ ⌈fK⌉, counted from 1.
-        signal: "surge", Δ_k = H_k − H_{k−1}, or "level", H_k itself.
+        signal: "surge", Δ_k = H_k − H_{k−1}; "relative", Δ_k / H_{k−1}; or "level", H_k itself.
 
     Returns:
         k*, or None where the window holds no step with a signal.
     """
-    values = surges(step_entropy) if signal == "surge" else list(step_entropy)
+    values = list(step_entropy) if signal == "level" else surges(step_entropy, relative=signal == "relative")
     inside = [k for k in range(math.ceil(window * len(values))) if not math.isnan(values[k])]
     return max(inside, key=values.__getitem__, default=None)
 
 
-def choose_paths(base: Sequence[Trajectory], config: GearConfig) -> tuple[list[tuple[Trajectory, int]], Counter]:
+def breakpoint_of(t: Trajectory, config: GearConfig, seed: int = 0) -> int | None:
+    """A trajectory's breakpoint by the configured reading; None if there is no boundary in the window to cut at.
+
+    With `config.signal` "random", any step that a surge could have chosen, each as likely: the control.
+    """
+    if config.signal != "random":
+        return find_breakpoint(step_values(t.entropy, t.steps, config.step), config.window, config.signal)
+    inside = range(1, math.ceil(config.window * len(t.steps)))
+    return random.Random(f"{seed}/{t.problem.id}/{t.index}").choice(inside) if inside else None
+
+
+def choose_paths(base: Sequence[Trajectory], config: GearConfig, cut: Cut) -> tuple[list[tuple[Trajectory, int]], Counter]:
     """Wrong trajectories to repair, each with its breakpoint, and how many were passed over for what reason."""
     chosen: list[tuple[Trajectory, int]] = []
     passed: Counter = Counter()
     for samples in by_problem(base).values():
         if sum(t.correct for t in samples) > config.max_correct:
-            passed["problem solved often enough"] += 1
+            passed["problem solved often enough"] += len(samples)
             continue
         taken = 0
         for t in samples:
-            k = find_breakpoint(t.step_entropy, config.window, config.signal)
+            k = None if t.correct else cut(t)
             if t.correct:
-                passed["trajectory correct already"] += 1
+                passed["correct already"] += 1
             elif k is None:
-                passed["no step to cut at"] += 1
+                passed["no boundary in the window to cut at"] += 1
+            elif config.hint == "wrong_answer" and t.answer is None:
+                passed["no answer of its own to hint at"] += 1
             elif taken == config.paths:
                 passed["enough paths of this problem"] += 1
             else:
@@ -66,54 +84,82 @@ def choose_paths(base: Sequence[Trajectory], config: GearConfig) -> tuple[list[t
     return chosen, passed
 
 
+class Hint(NamedTuple):
+    """A hint for one path, and the teacher tokens that writing it cost. No text: `problem` says why."""
+
+    text: str | None
+    tokens_spent: int = 0
+    problem: str = ""
+
+
 def write_hints(lm: LM, task: Task, paths: Sequence[tuple[Trajectory, int]], config: GearConfig,
-                sampling: SampleConfig, seed: int) -> list[tuple[str | None, int]]:
-    """`config.hints` hints for each path, in order: (hint or None if unreadable, tokens it cost)."""
-    if config.hint == "answer":
-        return [(task.answer_hint(t.problem.answer), 0) for t, _ in paths for _ in range(config.hints)]
-    contexts = []
+                sampling: SampleConfig, seed: int) -> list[list[Hint]]:
+    """`config.hints` hints for each path, by the configured reading.
+
+    "bridge": the teacher sees problem, answer and kept prefix, and writes what must come next.
+    "answer": the hint states the answer. "wrong_answer", a control: it states the wrong answer that the path came to.
+    """
+    if config.hint != "bridge":
+        right = config.hint == "answer"
+        return [[Hint(task.answer_hint(t.problem.answer if right else t.answer))] * config.hints for t, _ in paths]
+    contexts, tails = [], []
     for t, k in paths:
         prefix = lm.decode(t.token_ids[: t.steps[k][0]])
-        contexts += [lm.encode(task.hint_prompt(t.problem, t.problem.answer, prefix))] * config.hints
-    rollouts = generate(lm, contexts, config=sampling, seed=seed)
-    return [(task.read_hint(lm.decode(r.ids)) if r.finished else None, r.tokens_spent) for r in rollouts]
+        context, tail = repeats(lm.encode(task.hint_prompt(t.problem, t.problem.answer, prefix)), config.hints)
+        contexts.append(context)
+        tails.append(tail)
+    rollouts = iter(generate(lm, contexts, tails, config=sampling, seed=seed))
+
+    def read(r: Rollout) -> Hint:
+        if not r.finished:
+            return Hint(None, r.tokens_spent, "hint cut off by the length limit")
+        text = task.read_hint(lm.decode(r.ids))
+        return Hint(text, r.tokens_spent, "" if text else "hint unreadable")
+
+    return [[read(next(rollouts)) for _ in range(config.hints)] for _ in paths]
 
 
 def repair(lm: LM, task: Task, base: Sequence[Trajectory], config: GearConfig | None = None, seed: int = 0, *,
-           sampling: SampleConfig | None = None, counts: Counter | None = None) -> list[Trajectory]:
+           sampling: SampleConfig | None = None, cut: Cut | None = None, counts: Counter | None = None) -> list[Trajectory]:
     """Repair what the teacher could not solve: cut at the breakpoint, inject a hint, let it go on.
+
+    The kept prefix is computed once for each path; all its continuations share it through the cache.
 
     Args:
         base: the teacher's own samples, all of each problem (how often a problem is solved decides whether it
             is repaired).
+        cut: finds a trajectory's breakpoint; without it `breakpoint_of` does, by the configured reading.
         counts: if given, what was passed over and why is added to it.
 
     Returns:
         Trajectories of kind "repair", right or wrong, one for each path · hint · continuation. Token ids are
         kept prefix + continuation, hint left out; entropy and log-prob of the continuation were recorded with
-        the hint in view. `tokens_spent` counts the continuation and its share of the hint.
+        the hint in view. `tokens_spent` counts the continuation, and for the first one of a hint also the hint and
+        the unusable hints before it, so that the sum is what the repair cost.
     """
     config, sampling = config or GearConfig(), sampling or SampleConfig()
-    paths, passed = choose_paths(base, config)
-    hints = write_hints(lm, task, paths, config, sampling, seed)
-    jobs, contexts = [], []
-    for i, (hint, cost) in enumerate(hints):
-        t, k = paths[i // config.hints]
-        if hint is None:
-            passed["hint unreadable or cut off"] += 1
-            continue
-        prefix = t.token_ids[: t.steps[k][0]]
-        jobs += [(t, k, hint, cost / config.continuations)] * config.continuations
-        contexts += [lm.encode(t.prompt) + prefix + lm.encode(task.inject(hint))] * config.continuations
-    rollouts = generate(lm, contexts, config=sampling, seed=seed + 1)
+    paths, passed = choose_paths(base, config, cut or (lambda t: breakpoint_of(t, config, seed)))
+    jobs, contexts, tails, cost = [], [], [], 0
+    for (t, k), hints in zip(paths, write_hints(lm, task, paths, config, sampling, seed), strict=True):
+        contexts.append(lm.encode(t.prompt) + t.token_ids[: t.steps[k][0]])
+        tails.append([])
+        for hint in hints:
+            cost += hint.tokens_spent
+            if hint.text is None:
+                passed[hint.problem] += 1
+                continue
+            tails[-1] += [lm.encode(task.inject(hint.text))] * config.continuations
+            jobs += [(t, k, hint.text, 0 if i else cost) for i in range(config.continuations)]
+            cost = 0
+    rollouts = generate(lm, contexts, tails, config=sampling, seed=seed + 1)
     if counts is not None:
         counts.update(passed)
-    return [_join(lm, task, t, k, hint, cost, r) for (t, k, hint, cost), r in zip(jobs, rollouts, strict=True)]
+    return [_join(lm, task, *job, r) for job, r in zip(jobs, rollouts, strict=True)]
 
 
-def _join(lm: LM, task: Task, t: Trajectory, k: int, hint: str, cost: float, r: Rollout) -> Trajectory:
+def _join(lm: LM, task: Task, t: Trajectory, k: int, hint: str, cost: int, r: Rollout) -> Trajectory:
     """Kept prefix + continuation as one trajectory, without the hint."""
     cut = t.steps[k][0]
     whole = Rollout(t.token_ids[:cut] + r.ids, t.entropy[:cut] + r.entropy, t.logprob[:cut] + r.logprob, r.finished)
-    return make_trajectory(lm, task, t.problem, "repair", whole, tokens_spent=round(r.tokens_spent + cost),
+    return make_trajectory(lm, task, t.problem, "repair", whole, tokens_spent=r.tokens_spent + cost,
                            parent=t.index, breakpoint=k, hint=hint)

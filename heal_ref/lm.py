@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 from transformers.utils import logging
 
 from heal_ref.config import SampleConfig
-from heal_ref.entropy import entropy_and_logprob, split_steps, token_scores
+from heal_ref.entropy import entropy_and_log_total, split_steps, token_scores
 from heal_ref.records import InputError, Problem, Trajectory
 from heal_ref.tasks import Task
 
@@ -110,18 +110,19 @@ class _Recorder(LogitsProcessor):
     def __init__(self) -> None:
         self.entropy: list[torch.Tensor] = []
         self.logprob: list[torch.Tensor] = []
-        self.last: torch.Tensor | None = None
+        self.last: tuple[torch.Tensor, torch.Tensor] | None = None  # raw scores (B, V) and log Z of the step before
 
     def settle(self, tokens: torch.Tensor) -> None:
         """The token that was drawn from the last scores is known only one call later."""
-        entropy, logprob = entropy_and_logprob(self.last, tokens)
-        self.entropy.append(entropy)
-        self.logprob.append(logprob)
+        scores, log_total = self.last
+        self.logprob.append(scores.gather(-1, tokens[:, None]).squeeze(-1) - log_total)
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         if self.last is not None:
             self.settle(input_ids[:, -1])
-        self.last = scores.clone()
+        entropy, log_total = entropy_and_log_total(scores)
+        self.entropy.append(entropy)
+        self.last = scores, log_total  # generate() hands out a copy of the logits, and no warper writes into it
         return scores
 
 
@@ -133,29 +134,85 @@ def left_pad(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -> t
     return ids, mask
 
 
-@torch.no_grad()
-def generate(lm: LM, contexts: Sequence[Sequence[int]], *, config: SampleConfig, seed: int) -> list[Rollout]:
-    """Continue each context (token ids) once; repeat a context to sample it several times.
+def repeats(ids: Sequence[int], n: int) -> tuple[list[int], list[list[int]]]:
+    """(context, tails) for `generate` that continue the text `ids` n times: all but its last token is shared."""
+    return list(ids[:-1]), [list(ids[-1:])] * n
 
-    Temperature 0 is greedy. Rollouts come back in the order of the contexts. The same seed gives the same
-    rollouts on the same machine; the global random state is not touched.
+
+@torch.no_grad()
+def generate(lm: LM, contexts: Sequence[Sequence[int]], tails: Sequence[Sequence[Sequence[int]]] | None = None, *,
+             config: SampleConfig, seed: int) -> list[Rollout]:
+    """Continue each context (token ids) once; with `tails`, once behind each of its tails.
+
+    Args:
+        tails: for each context a list of token-id lists, none of them empty: what differs between its
+            continuations. A context is computed once and its tails share it through the cache; for a model whose
+            cache cannot be repeated a RuntimeWarning is given and it is computed for each.
+
+    Returns:
+        One rollout for each context, or for each of its tails, in order. Temperature 0 is greedy. The same seed
+        gives the same rollouts on the same machine; the global random state is not touched.
+
+    Raises:
+        FloatingPointError: the model's logits became NaN.
     """
+    jobs = [(list(c), list(t)) for c, mine in zip(contexts, tails or [[[]]] * len(contexts), strict=True) for t in mine]
     out: list[Rollout] = []
+    with torch.random.fork_rng(devices=[lm.device] if lm.device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        for start in range(0, len(jobs), lm.max_batch):
+            out += _generate_batch(lm, jobs[start : start + lm.max_batch], config)
+    return out
+
+
+def _generate_batch(lm: LM, jobs: Sequence[tuple[list[int], list[int]]], config: SampleConfig) -> list[Rollout]:
+    """Continue context + tail of each job, in one batch."""
     pad, eos = lm.tokenizer.pad_token_id, lm.tokenizer.eos_token_id
     sampling = {"do_sample": True, "temperature": config.temperature, "top_k": 0, "top_p": config.top_p}
     settings = GenerationConfig(max_new_tokens=config.max_new_tokens, pad_token_id=pad, eos_token_id=eos,
                                 **(sampling if config.temperature > 0 else {"do_sample": False}))
-    with torch.random.fork_rng(devices=[lm.device] if lm.device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        for start in range(0, len(contexts), lm.max_batch):
-            ids, mask = left_pad(contexts[start : start + lm.max_batch], pad, lm.device)
-            recorder = _Recorder()
-            full = lm.model.generate(input_ids=ids, attention_mask=mask, generation_config=settings,
-                                     logits_processor=LogitsProcessorList([recorder]))
-            new = full[:, ids.shape[1] :]
-            recorder.settle(new[:, -1])
-            out += _cut_rollouts(new, torch.stack(recorder.entropy, 1), torch.stack(recorder.logprob, 1), eos)
-    return out
+    shared = share_contexts(lm, jobs)
+    ids, mask = shared.pop("rows") if shared else left_pad([c + t for c, t in jobs], pad, lm.device)
+    recorder = _Recorder()
+    full = lm.model.generate(input_ids=ids, attention_mask=mask, generation_config=settings,
+                             logits_processor=LogitsProcessorList([recorder]), **shared)
+    new = full[:, ids.shape[1] :]
+    recorder.settle(new[:, -1])
+    return _cut_rollouts(new, torch.stack(recorder.entropy, 1), torch.stack(recorder.logprob, 1), eos)
+
+
+def share_contexts(lm: LM, jobs: Sequence[tuple[list[int], list[int]]]) -> dict[str, Any]:
+    """Compute each different context once and repeat its cache for its tails.
+
+    Returns:
+        `rows`: ids and mask (B, C + S), contexts and tails each padded on the left, and `past_key_values`, a cache
+        of the first C positions. Empty if no two jobs share a context, or if the cache cannot be repeated.
+    """
+    different = {tuple(c): i for i, c in enumerate(dict.fromkeys(tuple(c) for c, _ in jobs))}
+    if len(different) == len(jobs) or () in different or not all(t for _, t in jobs):
+        return {}
+    pad, eos = lm.tokenizer.pad_token_id, lm.tokenizer.eos_token_id
+    ids, mask = left_pad(list(different), pad, lm.device)
+    # One greedy token, thrown away: generate() prepares the inputs as the model wants them and fills the cache.
+    cache = lm.model.generate(input_ids=ids, attention_mask=mask, generation_config=GenerationConfig(
+        max_new_tokens=1, do_sample=False, pad_token_id=pad, eos_token_id=eos, return_dict_in_generate=True)).past_key_values
+    if not _repeatable(cache, jobs):
+        warnings.warn(f"the cache of {type(lm.model).__name__} cannot be repeated: every continuation computes its whole "
+                      "context again, which gives the same text more slowly", RuntimeWarning, stacklevel=2)
+        return {}
+    rows = torch.tensor([different[tuple(c)] for c, _ in jobs], device=lm.device)
+    cache.batch_select_indices(rows)
+    tail, tail_mask = left_pad([t for _, t in jobs], pad, lm.device)
+    return {"rows": (torch.cat([ids[rows], tail], 1), torch.cat([mask[rows], tail_mask], 1)), "past_key_values": cache}
+
+
+def _repeatable(cache: Any, jobs: Sequence[tuple[list[int], list[int]]]) -> bool:
+    """Whether rows of a cache can be picked, as often as wanted. Not those of state-space models; nor of a sliding
+    window if tails differ in length, because the padding between context and tail would take up room in the window."""
+    layers = getattr(cache, "layers", None) or []
+    sliding = any(getattr(layer, "is_sliding", False) for layer in layers)
+    same_length = len({len(tail) for _, tail in jobs}) == 1
+    return bool(layers) and all(hasattr(layer, "batch_select_indices") for layer in layers) and (same_length or not sliding)
 
 
 def _cut_rollouts(new: torch.Tensor, entropy: torch.Tensor, logprob: torch.Tensor, eos: int) -> list[Rollout]:
@@ -189,7 +246,8 @@ def sample(lm: LM, task: Task, problems: Sequence[Problem], n: int = 8, seed: in
     """
     config = config or SampleConfig()
     prompts = [lm.encode(task.answer_prompt(p, p.answer) if show_answer else task.prompt(p)) for p in problems]
-    rollouts = generate(lm, [ids for ids in prompts for _ in range(n)], config=config, seed=seed)
+    contexts, tails = zip(*[repeats(ids, n) for ids in prompts], strict=True) if prompts else ((), ())
+    rollouts = generate(lm, contexts, tails, config=config, seed=seed)
     return [make_trajectory(lm, task, problems[i // n], "hint" if show_answer else "base", r, index=i % n)
             for i, r in enumerate(rollouts)]
 

@@ -15,7 +15,6 @@ import json
 import platform
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +25,7 @@ import transformers
 from tqdm.auto import tqdm
 
 from heal_ref import gear, pace, pure
-from heal_ref.config import HealConfig, SampleConfig
+from heal_ref.config import GearConfig, HealConfig, SampleConfig
 from heal_ref.evaluate import Row, is_genuine, rows_of
 from heal_ref.lm import LM, load_lm, sample
 from heal_ref.records import (
@@ -133,10 +132,10 @@ class Method:
             self.teacher, self.task, part, n=c.pace.per_problem, seed=seed, config=c.sample, show_answer=True), c.seed)
 
     def repaired(self, base: Sequence[Trajectory]) -> list[Trajectory]:
-        c, counts = self.config, Counter()
+        c = self.config
         groups = batches([t for g in by_problem(base).values() for t in g], c.sample.batch * c.sample.n)
         return self.folder.shards("3-repaired", groups, lambda part, seed: gear.repair(
-            self.teacher, self.task, part, c.gear, seed, sampling=c.sample, counts=counts), c.seed)
+            self.teacher, self.task, part, c.gear, seed, sampling=c.sample), c.seed)
 
     def scored(self, stage: str, trajectories: Sequence[Trajectory]) -> list[Scored]:
         c = self.config
@@ -178,6 +177,7 @@ def run(spec: RunSpec, out: str | Path, task: Task, *, quiet: bool = False, comm
               "reference": len(reference), "threshold": round(pure.pure_threshold(reference, c.pure), 6),
               **{f"{name} correct": len(s) for name, s in scored.items()},
               **{f"{name} kept": len(k) for name, k in kept.items()},
+              **_repair_counts(base, repaired, c.gear),
               **{f"stage {name}": len(data) for name, data in stages.items()},
               "teacher tokens": sum(t.tokens_spent for t in [*base, *guided, *repaired])}
     report = {"rows": [r.to_dict() for r in rows], "provenance": {
@@ -200,6 +200,14 @@ def _evaluate_arm(folder: RunFolder, arm: str, lm: LM, task: Task, heldout: Sequ
     one = folder.shards(f"6-eval/{arm}-greedy", parts, lambda part, seed: sample(
         lm, task, part, n=1, seed=seed, config=greedy), c.seed)
     return rows_of(arm, lm, task, many, one)
+
+
+def _repair_counts(base: Sequence[Trajectory], repaired: Sequence[Trajectory], config: GearConfig) -> dict[str, int]:
+    """What GEAR passed over and why. Counted anew, so that it is the same after any number of interruptions."""
+    paths, passed = gear.choose_paths(base, config, lambda t: gear.breakpoint_of(t, config))
+    return {"paths repaired": len(paths),
+            "hints unusable": len(paths) * config.hints - len(repaired) // config.continuations,
+            **{f"not repaired: {reason}": count for reason, count in sorted(passed.items())}}
 
 
 def _genuine_shares(lm: LM, task: Task, scored: Sequence[Scored], kept: Sequence[Trajectory]) -> dict[str, float]:

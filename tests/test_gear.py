@@ -4,10 +4,12 @@ from collections import Counter
 
 import pytest
 
-from heal_ref.config import GearConfig
+from heal_ref.config import GearConfig, PaceConfig, SampleConfig
+from heal_ref.entropy import step_values
 from heal_ref.evaluate import is_genuine
-from heal_ref.gear import choose_paths, find_breakpoint, repair
+from heal_ref.gear import breakpoint_of, choose_paths, find_breakpoint, repair
 from heal_ref.lm import sample
+from heal_ref.pace import build_stages, encode_example
 
 CURVE = [0.9, 0.3, 0.4, 1.5, 1.6, 0.2]
 
@@ -15,6 +17,8 @@ CURVE = [0.9, 0.3, 0.4, 1.5, 1.6, 0.2]
 @pytest.mark.parametrize(("window", "signal", "expected"), [
     (1.0, "surge", 3),  # 1.5 − 0.4 is the largest rise
     (1.0, "level", 4),  # 1.6 is the highest
+    (1.0, "relative", 3),  # 1.5 / 0.4 is the largest ratio
+    (0.5, "relative", 2),
     (0.5, "surge", 2),  # ⌈0.5 · 6⌉ = 3 steps: only 0.3 and 0.4 have a surge
     (0.5, "level", 0),
     (0.51, "surge", 3),  # ⌈3.06⌉ = 4 steps
@@ -32,12 +36,17 @@ def test_find_breakpoint_without_steps():
 def test_choose_paths_counts_what_it_passes_over(make):
     base = [make("solved", correct=True), make("solved", index=1), make("short", text="ab"), make("hard"),
             make("hard", index=1), make("hard", index=2), make("nearly", correct=True), make("nearly", index=1)]
-    chosen, passed = choose_paths(base, GearConfig(paths=2))
+    chosen, passed = choose_paths(base, GearConfig(paths=2), breakpoint_by(GearConfig()))
     assert [(t.problem.id, t.index) for t, _ in chosen] == [("hard", 0), ("hard", 1)]
-    assert passed == {"problem solved often enough": 2, "no step to cut at": 1, "enough paths of this problem": 1}
-    chosen, passed = choose_paths(base, GearConfig(max_correct=1, paths=9))
+    assert passed == {"problem solved often enough": 4, "no boundary in the window to cut at": 1,
+                      "enough paths of this problem": 1}
+    chosen, passed = choose_paths(base, GearConfig(max_correct=1, paths=9), breakpoint_by(GearConfig()))
     assert {t.problem.id for t, _ in chosen} == {"solved", "hard", "nearly"}
-    assert passed["trajectory correct already"] == 2
+    assert passed["correct already"] == 2
+
+
+def breakpoint_by(config):
+    return lambda t: breakpoint_of(t, config)
 
 
 @pytest.fixture(scope="module")
@@ -51,8 +60,8 @@ def repaired(teacher, task, validation):
 
 def test_numbers_of_repairs_add_up(repaired):
     base, out, counts, config = repaired
-    paths, _ = choose_paths(base, config)
-    unreadable = counts["hint unreadable or cut off"]
+    paths, _ = choose_paths(base, config, breakpoint_by(config))
+    unreadable = counts["hint unreadable"] + counts["hint cut off by the length limit"]
     assert len(out) == (len(paths) * config.hints - unreadable) * config.continuations
     assert counts["problem solved often enough"] > 0
 
@@ -97,6 +106,76 @@ def test_answer_hint_states_the_answer(repaired, teacher, task):
     out = repair(teacher, task, repaired[0][:8], GearConfig(hint="answer", paths=1), seed=0)
     assert out
     assert all(t.hint == f"the answer is {t.problem.answer}" and "Hint" not in t.text for t in out)
+
+
+def test_step_aggregates(make):
+    t = make(text="ab|cd|ef", entropy=[0.1, 0.1, 0.1, 0.9, 0.2, 0.2, 0.3, 1.0])
+    assert step_values(t.entropy, t.steps, "mean") == pytest.approx(t.step_entropy)
+    assert step_values(t.entropy, t.steps, "max") == [0.1, 0.9, 1.0]
+    assert step_values(t.entropy, t.steps, "first") == [0.1, 0.9, 0.3]
+    assert breakpoint_of(t, GearConfig(step="mean")) == 1
+    assert breakpoint_of(t, GearConfig(step="max", signal="level")) == 2
+    assert breakpoint_of(t, GearConfig(step="first")) == 1
+
+
+def test_random_breakpoints_cover_the_window_evenly(make):
+    config = GearConfig(signal="random", window=0.8)  # ⌈0.8 · 5⌉ = 4 steps: 1, 2 or 3
+    text = "a|b|c|d|e"
+    picks = Counter(breakpoint_of(make(text=text, index=i), config, seed=1) for i in range(600))
+    assert set(picks) == {1, 2, 3}
+    assert min(picks.values()) > 150
+    assert breakpoint_of(make(text=text), config, 1) == breakpoint_of(make(text=text), config, 1)
+    assert breakpoint_of(make(text="a"), config) is None
+
+
+def test_a_cut_of_ones_own(repaired, teacher, task):
+    out = repair(teacher, task, repaired[0][:8], GearConfig(paths=1), seed=0, cut=lambda t: 1 if t.index == 1 else None)
+    assert out
+    assert {(t.parent, t.breakpoint) for t in out} == {(1, 1)}
+
+
+def test_a_wrong_answer_hint_states_the_wrong_answer_of_its_path(repaired, teacher, task):
+    base = repaired[0][:8]
+    out = repair(teacher, task, base, GearConfig(hint="wrong_answer", paths=1), seed=0)
+    answers = {(t.problem.id, t.index): t.answer for t in base}
+    assert out
+    assert all(t.hint == f"the answer is {answers[t.problem.id, t.parent]}" for t in out)
+    assert all(answers[t.problem.id, t.parent] != t.problem.answer for t in out)
+
+
+def test_tokens_add_up_and_unusable_hints_are_counted(repaired, teacher, task):
+    """Every token that was generated for hints and continuations is in somebody's tokens_spent."""
+    base, counts, spent = repaired[0], Counter(), []
+
+    class Watched(type(task)):
+        def read_hint(self, text):
+            spent.append(len(teacher.encode(text)) + 1)
+            return None if len(spent) % 3 == 1 else super().read_hint(text)
+
+    out = repair(teacher, Watched(), base, GearConfig(paths=2, hints=2, continuations=2), seed=0, counts=counts)
+    cuts = {(t.problem.id, t.index): t.steps for t in base}
+    own = [len(t.token_ids) - cuts[t.problem.id, t.parent][t.breakpoint][0] + t.finished for t in out]
+    assert counts["hint unreadable"] == len(range(0, len(spent), 3))
+    assert sum(spent) == sum(t.tokens_spent for t in out) - sum(own)
+
+
+def test_a_hint_cut_off_by_the_length_limit_is_counted(repaired, teacher, task):
+    counts = Counter()
+    config = SampleConfig(max_new_tokens=2)
+    assert repair(teacher, task, repaired[0], GearConfig(paths=1), seed=0, sampling=config, counts=counts) == []
+    assert counts["hint cut off by the length limit"] > 0
+
+
+def test_no_hint_token_reaches_the_student(repaired, teacher, task):
+    """From repair to the ids that the loss sees: neither hint nor answer prompt is there."""
+    stages = build_stages(repaired[0], [], [t for t in repaired[1] if t.correct], PaceConfig(per_problem=99))
+    words = ("Hint: ", "this step gives ", "the answer is ", "\nAnswer: ", "Working back: ", "undo", "Quick answer: ")
+    forbidden = {teacher.tokenizer.convert_tokens_to_ids(w) for w in words}
+    assert teacher.tokenizer.unk_token_id not in forbidden
+    rows = [row for row in stages["frontier"] if row["source"] == "repair"]
+    assert len(rows) > 20
+    for row in rows:
+        assert not forbidden & set(encode_example(teacher.tokenizer, row["prompt"], row["completion"])["input_ids"])
 
 
 def test_nothing_to_repair(make, random_lm, task):

@@ -2,15 +2,30 @@
 
 import json
 import shutil
+import warnings
 
 import pytest
 import torch
+from transformers import (
+    BloomConfig,
+    BloomForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+)
 
 from heal_ref.config import SampleConfig
-from heal_ref.lm import generate, load_lm, sample, score
+from heal_ref.lm import LM, generate, load_lm, repeats, sample, score
 from heal_ref.records import InputError
 from tests.conftest import DATA
 
+SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
+         "num_key_value_heads": 2}
 CONTEXTS = ["Problem: Start 5; + 3\nSolution:\n", "Problem: Start 5; + 3; * 4; # 7; - 6; + 1; * 2\nSolution:\n"]
 
 
@@ -44,6 +59,54 @@ def test_small_batches_give_the_same_greedy_text(teacher):
     whole = generate(teacher, contexts, config=greedy, seed=0)
     teacher_by_two = type(teacher)(teacher.model, teacher.tokenizer, max_batch=2)
     assert [r.ids for r in generate(teacher_by_two, contexts, config=greedy, seed=0)] == [r.ids for r in whole]
+
+
+FAMILIES = {  # random models: (make it, are tails of different lengths shared, of one length)
+    "llama": (lambda v: LlamaForCausalLM(LlamaConfig(vocab_size=v, **SMALL)), True, True),
+    "gpt2": (lambda v: GPT2LMHeadModel(GPT2Config(vocab_size=v, n_embd=32, n_layer=2, n_head=2)), True, True),
+    "bloom": (lambda v: BloomForCausalLM(BloomConfig(vocab_size=v, hidden_size=32, n_layer=2, n_head=2)), True, True),
+    "sliding window": (lambda v: MistralForCausalLM(MistralConfig(vocab_size=v, sliding_window=8, **SMALL)), False, True),
+    "state space": (lambda v: MambaForCausalLM(MambaConfig(vocab_size=v, hidden_size=32, num_hidden_layers=2,
+                                                           state_size=8)), False, False),
+}
+
+
+@pytest.mark.parametrize("one_length", [False, True])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_shared_prefix_gives_the_same_greedy_text(family, one_length, teacher):
+    """Contexts and tails of different lengths, in one batch, against every context computed on its own."""
+    torch.manual_seed(0)
+    make, *shares = FAMILIES[family]
+    model = make(len(teacher.tokenizer)).eval()
+    for p in model.parameters():
+        p.data.normal_(0, 0.3)
+    lm = LM(model, teacher.tokenizer)
+    contexts = [lm.encode(c) for c in CONTEXTS]
+    words = ["Then compute 3 + ", "Now take 3 + "] if one_length else ["We start at 5.\n\n", "Then ", "Now take 3 + 4 ="]
+    tails = [[lm.encode(w) for w in words] for _ in contexts]
+    greedy = SampleConfig(temperature=0.0, max_new_tokens=12)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        together = generate(lm, contexts, tails, config=greedy, seed=0)
+    alone = [generate(lm, [c + t], config=greedy, seed=0)[0] for c, mine in zip(contexts, tails, strict=True) for t in mine]
+    assert [r.ids for r in together] == [r.ids for r in alone]
+    for a, b in zip(together, alone, strict=True):
+        assert a.entropy == pytest.approx(b.entropy, abs=1e-4)
+    assert any("cannot be repeated" in str(w.message) for w in said) != shares[one_length]
+
+
+def test_a_context_is_computed_once(teacher, monkeypatch):
+    seen = []
+    forward = type(teacher.model).forward
+
+    def watch(self, input_ids=None, **more):
+        seen.append(input_ids.numel())
+        return forward(self, input_ids=input_ids, **more)
+
+    monkeypatch.setattr(type(teacher.model), "forward", watch)
+    context = teacher.encode(CONTEXTS[1])
+    generate(teacher, *zip(repeats(context, 20), strict=True), config=SampleConfig(max_new_tokens=3), seed=0)
+    assert seen == [len(context) - 1, 20, 20, 20]
 
 
 def test_seed_decides_and_global_state_is_left_alone(teacher, task, validation):
