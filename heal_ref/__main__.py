@@ -1,4 +1,4 @@
-"""Command line: `python -m heal_ref demo | run | build-pair | check`.
+"""Command line: `python -m heal_ref demo | run | build-pair | check | evidence | bench`.
 
 Exit codes: 0 done, 2 something that was given is wrong (one line says what and what to do), 130 stopped by Ctrl-C.
 """
@@ -39,7 +39,44 @@ def _parser() -> argparse.ArgumentParser:
     pair.add_argument("--quiet", action="store_true", help="no progress bars")
     check = add("check", "look for mistakes in a problem file")
     check.add_argument("file", help="JSON Lines file")
+    evidence = add("evidence", "measure every reading and control of a module, with the exact checker")
+    evidence.add_argument("what", choices=("gear",), help="gear: breakpoints and repairs")
+    evidence.add_argument("--problems", default=str(DATA / "clock" / "heldout.jsonl"), help="JSON Lines")
+    evidence.add_argument("--limit", type=int, default=0, help="problems of each kind, 0 for all")
+    evidence.add_argument("--seed", type=int, default=0, help="seed of sampling")
+    evidence.add_argument("--out", default="runs/evidence", help="folder for the record")
+    bench = add("bench", "time this package against what people use today; prints ratios")
+    bench.add_argument("what", choices=("sample",), help="sample: recording entropy, sharing a prefix")
+    bench.add_argument("--rounds", type=int, default=7, help="timed rounds of each side")
     return parser
+
+
+def _bench(args: argparse.Namespace) -> None:
+    from heal_ref.bench import bench_sample
+
+    if args.rounds < 1:
+        raise InputError(f"--rounds {args.rounds}: a median needs at least one round; the default is 7")
+    for comparison in bench_sample(args.rounds):
+        print(comparison)
+
+
+def _evidence(args: argparse.Namespace) -> None:
+    from heal_ref.evidence import gear_evidence, write_record
+    from heal_ref.lm import load_lm
+    from heal_ref.records import limit_by_kind, load_problems
+    from heal_ref.tasks import ClockTask
+
+    task = ClockTask()
+    problems = limit_by_kind(load_problems(args.problems, task), args.limit)
+    record = gear_evidence(load_lm(DATA / "teacher"), task, problems, seed=args.seed, command=_command())
+    path = Path(args.out) / f"{args.what}.json"
+    write_record(path, record)
+    print(f"{len(record['rows'])} rows and the counts they are made of are in {path}")
+
+
+def _command() -> str:
+    """The command line as it was given, for provenance."""
+    return "python -m heal_ref " + " ".join(sys.argv[1:])
 
 
 def _run(args: argparse.Namespace) -> None:
@@ -54,8 +91,7 @@ def _run(args: argparse.Namespace) -> None:
             raise InputError(f"--{name} {getattr(args, name)}: no such file; give a JSON Lines file of problems")
     spec = RunSpec(args.teacher, args.student, args.problems, args.heldout, PRESETS[args.preset](args.seed))
     task, out = ClockTask(), Path(args.out)
-    command = "python -m heal_ref " + " ".join(sys.argv[1:])
-    report = run(spec, out, task, quiet=args.quiet, command=command)
+    report = run(spec, out, task, quiet=args.quiet, command=_command())
     page = write_page(out, report, draw_figures(out, report, load_lm(args.teacher), task, spec.config.pure))
     print(f"\n{text_table(table(rows_from_report(report)))}\n")
     print(f"Mean and 95 % interval over held-out problems. Page: {page}   Report: {out / 'report.json'}")
@@ -90,6 +126,9 @@ def _check(args: argparse.Namespace) -> None:
     print(f"{args.file}: {len(problems)} problems, no mistakes found")
 
 
+COMMANDS = {"demo": _run, "run": _run, "build-pair": _build_pair, "check": _check, "evidence": _evidence, "bench": _bench}
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     args = _parser().parse_args(argv)
@@ -100,7 +139,7 @@ def main(argv: list[str] | None = None) -> int:
 
         quiet()
     try:
-        {"demo": _run, "run": _run, "build-pair": _build_pair, "check": _check}[args.command](args)
+        COMMANDS[args.command](args)
     except InputError as e:
         print(e, file=sys.stderr)
         return 2

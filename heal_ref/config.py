@@ -88,7 +88,7 @@ class PaceConfig(_Checked):
     per_problem: int = _number(4, 1)  # at most so many trajectories of one problem in one stage
     cumulative: bool = True
     updates: int = _number(600, 1)
-    shares: tuple[float, float, float] = (0.25, 0.25, 0.5)  # of the updates, stage by stage
+    shares: tuple[float, float, float] = (0.2, 0.2, 0.6)  # of the updates, stage by stage
     batch: int = _number(64, 1)
     learning_rate: float = _number(1e-3, 0.0)
     warmup: int = _number(20, 0)
@@ -115,13 +115,13 @@ class HealConfig:
     @classmethod
     def tiny(cls, seed: int = 0) -> HealConfig:
         """The shipped pair on two CPU cores."""
-        return cls(seed=seed, sample=SampleConfig(n=4), eval_limit=100)
+        return cls(seed=seed, sample=SampleConfig(n=4), pace=PaceConfig(learning_rate=3e-3), eval_limit=100)
 
     @classmethod
     def smoke(cls, seed: int = 0) -> HealConfig:
         """Every stage, as small as it runs: for tests."""
         return cls(seed=seed, sample=SampleConfig(n=4, batch=32), gear=GearConfig(paths=1),
-                   pace=PaceConfig(updates=12, batch=16, warmup=2), eval_n=2, train_limit=16, eval_limit=16)
+                   pace=PaceConfig(updates=12, batch=16, warmup=2, learning_rate=3e-3), eval_n=2, train_limit=16, eval_limit=16)
 
     @classmethod
     def paper(cls, seed: int = 0) -> HealConfig:

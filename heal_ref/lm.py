@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import PartialState
@@ -134,6 +134,18 @@ def left_pad(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -> t
     return ids, mask
 
 
+class Job(NamedTuple):
+    """One text to continue: the first `visible` tokens of `context`, then `tail`."""
+
+    context: tuple[int, ...]
+    tail: list[int]
+    visible: int
+
+    @property
+    def text(self) -> list[int]:
+        return [*self.context[: self.visible], *self.tail]
+
+
 def repeats(ids: Sequence[int], n: int) -> tuple[list[int], list[list[int]]]:
     """(context, tails) for `generate` that continue the text `ids` n times: all but its last token is shared."""
     return list(ids[:-1]), [list(ids[-1:])] * n
@@ -141,13 +153,14 @@ def repeats(ids: Sequence[int], n: int) -> tuple[list[int], list[list[int]]]:
 
 @torch.no_grad()
 def generate(lm: LM, contexts: Sequence[Sequence[int]], tails: Sequence[Sequence[Sequence[int]]] | None = None, *,
-             config: SampleConfig, seed: int) -> list[Rollout]:
+             config: SampleConfig, seed: int, visible: Sequence[Sequence[int]] | None = None) -> list[Rollout]:
     """Continue each context (token ids) once; with `tails`, once behind each of its tails.
 
     Args:
         tails: for each context a list of token-id lists, none of them empty: what differs between its
             continuations. A context is computed once and its tails share it through the cache; for a model whose
             cache cannot be repeated a RuntimeWarning is given and it is computed for each.
+        visible: for each tail, how many tokens of its context stand before it; without it, all of them.
 
     Returns:
         One rollout for each context, or for each of its tails, in order. Temperature 0 is greedy. The same seed
@@ -156,7 +169,11 @@ def generate(lm: LM, contexts: Sequence[Sequence[int]], tails: Sequence[Sequence
     Raises:
         FloatingPointError: the model's logits became NaN.
     """
-    jobs = [(list(c), list(t)) for c, mine in zip(contexts, tails or [[[]]] * len(contexts), strict=True) for t in mine]
+    contexts = [tuple(c) for c in contexts]
+    tails = tails or [[[]]] * len(contexts)
+    visible = visible or [[len(c)] * len(mine) for c, mine in zip(contexts, tails, strict=True)]
+    jobs = [Job(c, list(t), v) for c, mine, seen in zip(contexts, tails, visible, strict=True)
+            for t, v in zip(mine, seen, strict=True)]
     out: list[Rollout] = []
     with torch.random.fork_rng(devices=[lm.device] if lm.device.type == "cuda" else []):
         torch.manual_seed(seed)
@@ -165,14 +182,14 @@ def generate(lm: LM, contexts: Sequence[Sequence[int]], tails: Sequence[Sequence
     return out
 
 
-def _generate_batch(lm: LM, jobs: Sequence[tuple[list[int], list[int]]], config: SampleConfig) -> list[Rollout]:
-    """Continue context + tail of each job, in one batch."""
+def _generate_batch(lm: LM, jobs: Sequence[Job], config: SampleConfig) -> list[Rollout]:
+    """Continue the text of each job, in one batch."""
     pad, eos = lm.tokenizer.pad_token_id, lm.tokenizer.eos_token_id
     sampling = {"do_sample": True, "temperature": config.temperature, "top_k": 0, "top_p": config.top_p}
     settings = GenerationConfig(max_new_tokens=config.max_new_tokens, pad_token_id=pad, eos_token_id=eos,
                                 **(sampling if config.temperature > 0 else {"do_sample": False}))
     shared = share_contexts(lm, jobs)
-    ids, mask = shared.pop("rows") if shared else left_pad([c + t for c, t in jobs], pad, lm.device)
+    ids, mask = shared.pop("rows") if shared else left_pad([job.text for job in jobs], pad, lm.device)
     recorder = _Recorder()
     full = lm.model.generate(input_ids=ids, attention_mask=mask, generation_config=settings,
                              logits_processor=LogitsProcessorList([recorder]), **shared)
@@ -181,15 +198,15 @@ def _generate_batch(lm: LM, jobs: Sequence[tuple[list[int], list[int]]], config:
     return _cut_rollouts(new, torch.stack(recorder.entropy, 1), torch.stack(recorder.logprob, 1), eos)
 
 
-def share_contexts(lm: LM, jobs: Sequence[tuple[list[int], list[int]]]) -> dict[str, Any]:
-    """Compute each different context once and repeat its cache for its tails.
+def share_contexts(lm: LM, jobs: Sequence[Job]) -> dict[str, Any]:
+    """Compute each different context once and repeat its cache for its jobs.
 
     Returns:
         `rows`: ids and mask (B, C + S), contexts and tails each padded on the left, and `past_key_values`, a cache
         of the first C positions. Empty if no two jobs share a context, or if the cache cannot be repeated.
     """
-    different = {tuple(c): i for i, c in enumerate(dict.fromkeys(tuple(c) for c, _ in jobs))}
-    if len(different) == len(jobs) or () in different or not all(t for _, t in jobs):
+    different = {c: i for i, c in enumerate(dict.fromkeys(job.context for job in jobs))}
+    if len(different) == len(jobs) or () in different or not all(job.tail for job in jobs):
         return {}
     pad, eos = lm.tokenizer.pad_token_id, lm.tokenizer.eos_token_id
     ids, mask = left_pad(list(different), pad, lm.device)
@@ -200,19 +217,22 @@ def share_contexts(lm: LM, jobs: Sequence[tuple[list[int], list[int]]]) -> dict[
         warnings.warn(f"the cache of {type(lm.model).__name__} cannot be repeated: every continuation computes its whole "
                       "context again, which gives the same text more slowly", RuntimeWarning, stacklevel=2)
         return {}
-    rows = torch.tensor([different[tuple(c)] for c, _ in jobs], device=lm.device)
+    rows = torch.tensor([different[job.context] for job in jobs], device=lm.device)
     cache.batch_select_indices(rows)
-    tail, tail_mask = left_pad([t for _, t in jobs], pad, lm.device)
-    return {"rows": (torch.cat([ids[rows], tail], 1), torch.cat([mask[rows], tail_mask], 1)), "past_key_values": cache}
+    hidden = torch.tensor([len(job.context) - job.visible for job in jobs], device=lm.device)
+    from_the_end = torch.arange(ids.shape[1], 0, -1, device=lm.device)
+    context_mask = mask[rows] * (from_the_end > hidden[:, None])
+    tail, tail_mask = left_pad([job.tail for job in jobs], pad, lm.device)
+    return {"rows": (torch.cat([ids[rows], tail], 1), torch.cat([context_mask, tail_mask], 1)), "past_key_values": cache}
 
 
-def _repeatable(cache: Any, jobs: Sequence[tuple[list[int], list[int]]]) -> bool:
+def _repeatable(cache: Any, jobs: Sequence[Job]) -> bool:
     """Whether rows of a cache can be picked, as often as wanted. Not those of state-space models; nor of a sliding
-    window if tails differ in length, because the padding between context and tail would take up room in the window."""
+    window with something masked between what is visible and what comes next, which would take up room in the window."""
     layers = getattr(cache, "layers", None) or []
     sliding = any(getattr(layer, "is_sliding", False) for layer in layers)
-    same_length = len({len(tail) for _, tail in jobs}) == 1
-    return bool(layers) and all(hasattr(layer, "batch_select_indices") for layer in layers) and (same_length or not sliding)
+    gapless = len({len(job.tail) for job in jobs}) == 1 and all(job.visible == len(job.context) for job in jobs)
+    return bool(layers) and all(hasattr(layer, "batch_select_indices") for layer in layers) and (gapless or not sliding)
 
 
 def _cut_rollouts(new: torch.Tensor, entropy: torch.Tensor, logprob: torch.Tensor, eos: int) -> list[Rollout]:

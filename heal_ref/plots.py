@@ -16,8 +16,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from heal_ref.config import PureConfig
+from heal_ref.config import GearConfig, PureConfig
+from heal_ref.entropy import step_values
 from heal_ref.evaluate import Row
+from heal_ref.gear import breakpoint_of
 from heal_ref.records import Scored, Trajectory
 
 COLOUR = {"student": "#999999", "teacher": "#000000", "rft": "#E69F00", "heal": "#0072B2"}
@@ -44,13 +46,18 @@ def save(figure: Figure, path: Path) -> None:
     figure.savefig(path, metadata={"Software": None})
 
 
+def png(figure: Figure) -> bytes:
+    """The figure as the bytes of a PNG file."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    return buffer.getvalue()
+
+
 def show(figure: Figure) -> Any:
     """The figure as a picture for a notebook: the last line of a cell."""
     from IPython.display import Image
 
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-    return Image(buffer.getvalue())
+    return Image(png(figure))
 
 
 def percent(x: float) -> str:
@@ -79,6 +86,73 @@ def plot_ceiling(rows: Sequence[Row], metric: str = "pass@1") -> Figure:
     if ("heal", "frontier") in at:
         axes.set_title(f"Frontier problems: teacher {percent(at['teacher', 'frontier'])}, rejection sampling "
                        f"{percent(at['rft', 'frontier'])}, HEAL {percent(at['heal', 'frontier'])}")
+    return figure
+
+
+def plot_reading(pieces: Sequence[str], t: Trajectory, config: GearConfig, wrong: int | None = None) -> Figure:
+    """One trajectory under one reading: its text, each token shaded by its entropy, over its step entropies; the
+    window, the breakpoint that the reading chooses, and, if it is known, the first wrong step.
+
+    Args:
+        pieces: the text of each token (T).
+        wrong: index of the first wrong step (from a checker, for measuring only).
+    """
+    k, values = breakpoint_of(t, config), step_values(t.entropy, t.steps, config.step)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(7.2, 2.3 + 0.26 * len(t.steps)))
+        text, curve = figure.subplots(2, 1, height_ratios=(0.26 * len(t.steps), 2.0))
+    _draw_text(text, pieces, t, k, wrong)
+    steps = range(1, len(values) + 1)
+    curve.axvspan(0.5, math.ceil(config.window * len(values)) + 0.5, color="#E8E8E8", lw=0, label="window")
+    curve.plot(steps, values, marker="o", color=KIND_COLOURS[2], label=f"{config.step} entropy of the step")
+    if wrong is not None:
+        curve.plot(wrong + 1, values[wrong], "x", color=BAD, ms=13, mew=2.5, label="first wrong step")
+    if k is not None:
+        curve.axvline(k + 1, color="black", ls="--", lw=1, label="breakpoint")
+    curve.set_xticks(list(steps))
+    curve.set(xlabel="step", ylabel="entropy (nats)", ylim=(0, max([1.0, *values]) * 1.1))
+    curve.legend(frameon=False, fontsize=8, ncols=2)
+    found = "no step to cut at" if k is None else f"{config.step} {config.signal} chooses step {k + 1}"
+    truth = "" if wrong is None else f"; the first wrong step is {wrong + 1}"
+    text.set_title(f"{t.problem.question}\n{found[0].upper()}{found[1:]}{truth}", fontsize=10)
+    return figure
+
+
+def _draw_text(axes: Axes, pieces: Sequence[str], t: Trajectory, k: int | None, wrong: int | None) -> None:
+    """The trajectory's text, one step a line, each token on a background as dark as its entropy."""
+    shade = matplotlib.colormaps["Blues"]
+    for row, (a, b) in enumerate(t.steps):
+        mark = ("✂" if row == k else "") + ("✗" if row == wrong else "")
+        axes.text(3.4, -row, f"{mark} {row + 1}", ha="right", va="center", fontsize=8, color=BAD if mark else "#555555")
+        column = 4.0
+        for piece, h in zip(pieces[a:b], t.entropy[a:b], strict=True):
+            shown = piece.replace("\n", "")
+            if shown:
+                axes.add_patch(matplotlib.patches.Rectangle((column, -row - 0.45), len(shown), 0.9, lw=0,
+                                                            color=shade(min(h / math.log(23), 1.0) * 0.8)))
+                axes.text(column, -row, shown, family="monospace", fontsize=8, va="center",
+                          color="white" if h > 2.0 else "black")
+            column += len(shown)
+    axes.set(xlim=(0, 104), ylim=(-len(t.steps) + 0.4, 0.6))
+    axes.axis("off")
+
+
+def plot_intervals(rows: Sequence[Row], metric: str, title: str, xlabel: str = "") -> Figure:
+    """Means with 95 % intervals, one line an arm, one colour and marker a kind of problem."""
+    rows = [r for r in rows if r.metric == metric and r.mean is not None and not math.isnan(r.mean)]
+    arms, kinds = list(dict.fromkeys(r.arm for r in rows)), list(dict.fromkeys(r.kind for r in rows))
+    figure, axes = new_figure(figsize=(7.2, 1.2 + 0.32 * len(arms)))
+    for j, kind in enumerate(kinds):
+        mine = [r for r in rows if r.kind == kind]
+        y = [arms.index(r.arm) + (j - (len(kinds) - 1) / 2) * 0.16 for r in mine]
+        spread = [[r.mean - r.low for r in mine], [r.high - r.mean for r in mine]]
+        axes.errorbar([r.mean for r in mine], y, xerr=spread, fmt="os^vx"[j], ms=5, lw=1, capsize=2,
+                      color=KIND_COLOURS[j], label=kind)
+    axes.set_yticks(range(len(arms)), arms)
+    axes.invert_yaxis()
+    axes.set(xlabel=xlabel or metric, title=title)
+    axes.grid(axis="x", color="#DDDDDD", lw=0.6)
+    axes.legend(frameon=False, ncols=len(kinds), loc="upper center", bbox_to_anchor=(0.5, -0.5 / (0.32 * len(arms) + 0.5)))
     return figure
 
 

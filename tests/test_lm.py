@@ -95,6 +95,26 @@ def test_a_shared_prefix_gives_the_same_greedy_text(family, one_length, teacher)
     assert any("cannot be repeated" in str(w.message) for w in said) != shares[one_length]
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_context_seen_in_part(family, teacher):
+    """Tails behind the first few tokens of a context, through one cache, against those texts on their own."""
+    torch.manual_seed(1)
+    model = FAMILIES[family][0](len(teacher.tokenizer)).eval()
+    for p in model.parameters():
+        p.data.normal_(0, 0.3)
+    lm = LM(model, teacher.tokenizer)
+    contexts = [lm.encode(c) for c in CONTEXTS]
+    tail, visible = lm.encode("Then take "), [[3, 6, len(c)] for c in contexts]
+    greedy = SampleConfig(temperature=0.0, max_new_tokens=6)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        together = generate(lm, contexts, [[tail] * 3] * 2, config=greedy, seed=0, visible=visible)
+    alone = generate(lm, [c[:v] + tail for c, seen in zip(contexts, visible, strict=True) for v in seen], config=greedy, seed=0)
+    assert [r.ids for r in together] == [r.ids for r in alone]
+    for a, b in zip(together, alone, strict=True):
+        assert a.entropy == pytest.approx(b.entropy, abs=1e-4)
+
+
 def test_a_context_is_computed_once(teacher, monkeypatch):
     seen = []
     forward = type(teacher.model).forward

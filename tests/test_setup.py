@@ -26,8 +26,8 @@ def test_public_names_exist_and_are_documented():
     assert len(set(heal_ref.__all__)) == len(heal_ref.__all__)
 
 
-LAYERS = ["records", "config", "tasks", "entropy", "lm", "gear", "pure", "pace", "evaluate", "pair", "pipeline", "plots",
-          "report", "__main__"]
+LAYERS = ["records", "config", "tasks", "entropy", "lm", "gear", "pure", "pace", "evaluate", "pair", "pipeline", "evidence",
+          "plots", "explore", "report", "bench", "__main__"]
 
 
 def test_modules_import_only_leftwards():

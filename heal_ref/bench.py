@@ -1,0 +1,103 @@
+"""Speed against what people use today: both sides in one process, taken in turns, medians, a ratio.
+
+`python -m heal_ref bench sample`. The model has random weights: how long a token takes does not depend on what it says.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import torch
+from accelerate import PartialState
+from tqdm.auto import tqdm
+from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM
+
+from heal_ref.config import SampleConfig
+from heal_ref.lm import LM, generate, repeats
+
+ROUNDS = 7
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Seconds of each round for two ways of doing the same thing."""
+
+    name: str
+    ours: list[float]
+    theirs: list[float]
+    note: str = ""
+
+    @property
+    def ratio(self) -> float:
+        """Median seconds of theirs over ours: above 1, ours is faster."""
+        return statistics.median(self.theirs) / statistics.median(self.ours)
+
+    def __str__(self) -> str:
+        ours, theirs = statistics.median(self.ours), statistics.median(self.theirs)
+        return (f"{self.name}\n  ours {ours:.3f} s [{min(self.ours):.3f}, {max(self.ours):.3f}]   theirs {theirs:.3f} s "
+                f"[{min(self.theirs):.3f}, {max(self.theirs):.3f}]   theirs / ours {self.ratio:.2f}{self.note}")
+
+
+Side = Callable[[], object]
+
+
+def compare(name: str, ours: Side, theirs: Side, rounds: int = ROUNDS, note: str = "") -> Comparison:
+    """Time both sides in turns, after one untimed call of each; the order changes from round to round."""
+    times: dict[Side, list[float]] = {ours: [], theirs: []}
+    ours(), theirs()
+    for i in tqdm(range(rounds), name, leave=False):
+        for side in (ours, theirs) if i % 2 else (theirs, ours):
+            start = time.perf_counter()
+            side()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            times[side].append(time.perf_counter() - start)
+    return Comparison(name, times[ours], times[theirs], note)
+
+
+def random_lm(hidden: int = 512, layers: int = 8, vocabulary: int = 32_768) -> LM:
+    """A Qwen3 model with random weights that never ends a text. They are large enough for what stands far back to
+    matter: with the usual ones, next to the same greedy text comes out whatever the prefix says."""
+    torch.manual_seed(0)
+    model = Qwen3ForCausalLM(Qwen3Config(
+        vocab_size=vocabulary, hidden_size=hidden, intermediate_size=3 * hidden, num_hidden_layers=layers, head_dim=64,
+        num_attention_heads=hidden // 64, num_key_value_heads=max(1, hidden // 256), tie_word_embeddings=False,
+        initializer_range=1.4 * hidden**-0.5, bos_token_id=None, eos_token_id=None, pad_token_id=0))
+    return LM(model.to(PartialState().device).eval(), SimpleNamespace(pad_token_id=0, eos_token_id=None))
+
+
+def _plain(lm: LM, ids: torch.Tensor, new_tokens: int, **more: object) -> torch.Tensor:
+    """transformers' generate, as one would call it."""
+    settings = GenerationConfig(max_new_tokens=new_tokens, pad_token_id=0, **more)
+    return lm.model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=settings)
+
+
+def bench_sample(rounds: int = ROUNDS, prefix: int = 1024, new_tokens: int = 64, n: int = 20, batch: int = 16,
+                 lm: LM | None = None) -> list[Comparison]:
+    """Two comparisons with plain `generate`: what recording entropy costs, and what sharing a prefix saves.
+
+    Raises:
+        AssertionError: the shared prefix gives another greedy text than computing it for every continuation.
+    """
+    lm = lm or random_lm()
+    sampling, vocabulary = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}, lm.model.config.vocab_size
+    config, greedy = (SampleConfig(temperature=t, max_new_tokens=new_tokens) for t in (1.0, 0.0))
+    short = torch.randint(1, vocabulary, (batch, 32), device=lm.device)
+    recording = compare(
+        f"recording entropy and log-prob: {batch} x {new_tokens} new tokens, vocabulary {vocabulary:,}",
+        lambda: generate(lm, short.tolist(), config=config, seed=0), lambda: _plain(lm, short, new_tokens, **sampling), rounds)
+
+    long = torch.randint(1, vocabulary, (1, prefix), device=lm.device)
+    context, tails = repeats(long[0].tolist(), n)
+    ours = generate(lm, [context], [tails], config=greedy, seed=0)
+    theirs = _plain(lm, long.expand(n, -1), new_tokens, do_sample=False)[:, prefix:].tolist()
+    assert [r.ids for r in ours] == theirs, "the shared prefix changed the greedy text"
+    sharing = compare(
+        f"{n} continuations of {new_tokens} tokens from one prefix of {prefix} (theirs: num_return_sequences={n})",
+        lambda: generate(lm, [context], [tails], config=config, seed=0),
+        lambda: _plain(lm, long, new_tokens, num_return_sequences=n, **sampling), rounds, note="   greedy texts equal")
+    return [recording, sharing]

@@ -1,0 +1,158 @@
+"""The recorded evidence can be made again; counting by hand; figures and widgets follow their controls; the benchmark runs."""
+
+import json
+
+import pytest
+
+from heal_ref import evidence as E
+from heal_ref.bench import bench_sample, random_lm
+from heal_ref.config import GearConfig
+from heal_ref.evaluate import first_wrong_step
+from heal_ref.explore import explore_entropy
+from heal_ref.lm import sample
+from heal_ref.pipeline import batches
+from heal_ref.plots import plot_intervals, plot_reading, png
+from heal_ref.records import InputError, Problem, limit_by_kind, load_problems
+from tests.conftest import DATA
+
+RECORD = json.loads((DATA / "results" / "gear.json").read_text())
+
+
+def test_interleaved():
+    problems = [Problem(f"{k}{i}", "q", "1", k) for k, n in (("a", 3), ("b", 1)) for i in range(n)]
+    assert [p.id for p in E.interleaved(problems)] == ["a0", "b0", "a1", "a2"]
+    assert E.interleaved([]) == []
+
+
+class FirstCharacter:
+    """A checker for hand-made trajectories: a step is right unless it begins with x."""
+
+    def check_steps(self, problem, steps):
+        return [not s.startswith("x") for s in steps]
+
+    def is_genuine(self, problem, steps):
+        return all(self.check_steps(problem, steps))
+
+
+class Letters:
+    def decode(self, ids):
+        return "".join(map(chr, ids))
+
+
+def test_localisation_counted_by_hand(make):
+    low, high = [0.1, 0.1], [0.9, 0.9]
+    base = [make("p", "a|x|c|", entropy=low + high + low), make("p", "a|x|c|", index=1, entropy=low + low + high),
+            make("p", "a|b|c|", index=2), make("p", "a|b|c|", index=3, correct=True)]
+    (counts,) = E.localisation_counts(Letters(), FirstCharacter(), base, {"surge": GearConfig()})
+    assert counts == {"id": "p", "kind": "", "failed": 2, "surge": 1, E.RANDOM: 1.0}  # two steps to choose from, two failures
+    rows = {r.arm: r for r in E.localisation_rows([counts])}
+    assert rows["surge"].mean == rows[E.RANDOM].mean == 0.5
+    assert rows["surge"].n == 2
+
+
+def test_outcomes_counted_by_hand(make):
+    tried = [make("p", "a|b", correct=True), make("p", "a|x", correct=True, index=1), make("p", "a|b", index=2), make("q", "a")]
+    counts = E.outcome_counts(Letters(), FirstCharacter(), "arm", tried)
+    assert counts[0] == {"id": "p", "kind": "", "arm": "arm", "attempts": 3, "correct": 2, "genuine": 1, "tokens": 12}
+    rows = {r.metric: r.mean for r in E.repair_rows(counts)}
+    assert rows["correct"] == pytest.approx(2 / 4)
+    assert rows["genuine if correct"] == pytest.approx(1 / 2)
+    assert rows["problems with a genuine one"] == pytest.approx(1 / 2)
+    assert rows["genuine per 1,000 tokens"] == pytest.approx(1000 / 14)
+
+
+def test_the_records_rows_follow_from_its_counts():
+    rows = [r.to_dict() for r in E.localisation_rows(RECORD["localisation"]) + E.repair_rows(RECORD["repair"])]
+    assert rows == RECORD["rows"]
+    failures = {r["kind"]: r["n"] for r in RECORD["rows"] if r["arm"] == "mean surge"}
+    assert min(failures.values()) >= 1000
+
+
+def test_a_batch_of_the_record_is_made_again(teacher, task):
+    """Same seed, same machine: the same counts; on another machine nearly all of them."""
+    origin = RECORD["provenance"]
+    heldout = load_problems(DATA / "clock" / "heldout.jsonl", task)
+    heldout = limit_by_kind(heldout, origin["problems"] // 5)
+    number = 1
+    part = batches(E.interleaved(heldout), origin["batch"])[number]
+    ids = {p.id for p in part}
+    arms = ["bridge at surge", "answer at random step"]
+    localised, repaired = E.gear_batch(teacher, task, part, number, origin["n"], origin["seed"], arms)
+    for mine, theirs, numbers in (
+            (localised, [c for c in RECORD["localisation"] if c["id"] in ids], ("failed", "mean surge")),
+            (repaired, [c for c in RECORD["repair"] if c["id"] in ids and c["arm"] in arms], ("correct", "genuine"))):
+        theirs = {(c["id"], c.get("arm")): c for c in theirs}
+        same = [all(c[n] == theirs.get((c["id"], c.get("arm")), c | {n: -1})[n] for n in numbers) for c in mine]
+        assert len(mine) > 20
+        assert sum(same) / len(same) > 0.95
+
+
+def test_record_file_is_plain_json(tmp_path):
+    record = {"rows": [{"a": 1}, {"a": None}], "provenance": {"seed": 0}, "empty": []}
+    E.write_record(tmp_path / "r.json", record)
+    assert json.loads((tmp_path / "r.json").read_text()) == record
+
+
+# ------------------------------------------------------------------------------------ figures, widgets, speed
+
+
+@pytest.fixture(scope="module")
+def broken(teacher, task, validation):
+    samples = sample(teacher, task, [p for p in validation if p.kind == "frontier"][:4], n=3, seed=0)
+    return [t for t in samples if not t.correct]
+
+
+def test_plot_reading_says_what_it_shows(teacher, task, broken):
+    t = broken[0]
+    wrong = first_wrong_step(teacher, task, t)
+    title = plot_reading(teacher.pieces(t.token_ids), t, GearConfig(), wrong).axes[0].get_title()
+    assert t.problem.question in title
+    assert f"the first wrong step is {wrong + 1}" in title
+    narrow = plot_reading(teacher.pieces(t.token_ids), t, GearConfig(window=0.01))
+    assert "no step to cut at" in narrow.axes[0].get_title().lower()
+
+
+def test_plot_intervals_shows_every_arm():
+    rows = E.repair_rows(RECORD["repair"])
+    figure = plot_intervals(rows, "genuine", "title")
+    arms = {label.get_text() for label in figure.axes[0].get_yticklabels()}
+    assert arms == {r.arm for r in rows}
+    assert len(png(figure)) > 5000
+
+
+def test_explorer_moves_picture_and_verdict_together(teacher, task, broken):
+    pick, readings, window, verdict, picture = explore_entropy(teacher, task, broken).children
+    seen = {picture.value}
+    for control, value in ((pick, 1), (window, 0.3), (readings.children[0], "max"), (readings.children[1], "level")):
+        before = verdict.value
+        control.value = value
+        assert picture.value not in seen, f"{control.description} changed nothing"
+        seen.add(picture.value)
+    assert verdict.value != before or "miss" in verdict.value
+    assert f"in {len(broken)} trajectories" in verdict.value
+    with pytest.raises(InputError, match="list is empty"):
+        explore_entropy(teacher, task, [])
+
+
+def test_explorer_without_a_checker(teacher, task, broken):
+    class Plain:
+        pass
+
+    assert "no wrong step here" in explore_entropy(teacher, Plain(), broken).children[3].value
+
+
+def test_bench_runs_and_its_check_can_fail(monkeypatch):
+    lm = random_lm(hidden=64, layers=2, vocabulary=100)
+    small = {"rounds": 1, "prefix": 20, "new_tokens": 4, "n": 3, "batch": 2, "lm": lm}
+    recording, sharing = bench_sample(**small)
+    assert recording.ratio > 0
+    assert "greedy texts equal" in str(sharing)
+    from heal_ref import bench
+
+    def broken_generate(lm, contexts, tails=None, **more):
+        return bench_generate(lm, [c[:-1] for c in contexts], tails, **more)
+
+    bench_generate = bench.generate
+    monkeypatch.setattr(bench, "generate", broken_generate)
+    with pytest.raises(AssertionError, match="changed the greedy text"):
+        bench_sample(**small)
