@@ -4,12 +4,12 @@ In the order of the method:
 
     problems      Problem, load_problems, Task, ClockTask
     models        LM, load_lm, sample, generate, score
-    entropy       token_scores, entropy_and_logprob, step_values, surges     where the model is uncertain
+    entropy       token_scores, entropy_and_logprob, step_values, surges   where the model is uncertain
     GEAR          find_breakpoint, breakpoint_of, repair           cut, hint, go on
     PURE          pure_scores, pure_threshold, pure_filter         breakthrough or shortcut?
     PACE          build_stages, distill                            the student, in three stages
     measuring     evaluate, pass_at_k                              pass@k with intervals
-    exploring     explore_entropy                                  widgets for notebooks
+    exploring     explore_entropy, explore_pure                    widgets for notebooks
     settings      HealConfig and its parts, InputError
 
 Every formula is a *reading* of the paper's abstract: the docstrings say which words they stand on.
@@ -18,7 +18,7 @@ Every formula is a *reading* of the paper's abstract: the docstrings say which w
 from heal_ref.config import GearConfig, HealConfig, PaceConfig, PureConfig, SampleConfig
 from heal_ref.entropy import entropy_and_logprob, step_values, surges, token_scores
 from heal_ref.evaluate import Row, evaluate, pass_at_k
-from heal_ref.explore import explore_entropy
+from heal_ref.explore import explore_entropy, explore_pure
 from heal_ref.gear import breakpoint_of, find_breakpoint, repair
 from heal_ref.lm import LM, generate, load_lm, quiet, sample, score
 from heal_ref.pace import build_stages, distill
@@ -30,7 +30,7 @@ __version__ = "0.1.0"
 __all__ = [
     "DATA", "LM", "ClockTask", "GearConfig", "HealConfig", "InputError", "PaceConfig", "Problem", "PureConfig",
     "Row", "SampleConfig", "Scored", "Task", "Trajectory", "breakpoint_of", "build_stages", "distill",
-    "entropy_and_logprob", "evaluate", "explore_entropy", "find_breakpoint", "generate", "load_lm", "load_problems",
-    "pass_at_k", "pure_filter", "pure_scores", "pure_threshold", "quiet", "repair", "sample", "score", "step_values",
-    "surges", "token_scores",
+    "entropy_and_logprob", "evaluate", "explore_entropy", "explore_pure", "find_breakpoint", "generate", "load_lm",
+    "load_problems", "pass_at_k", "pure_filter", "pure_scores", "pure_threshold", "quiet", "repair", "sample", "score",
+    "step_values", "surges", "token_scores",
 ]

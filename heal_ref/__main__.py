@@ -40,7 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     check = add("check", "look for mistakes in a problem file")
     check.add_argument("file", help="JSON Lines file")
     evidence = add("evidence", "measure every reading and control of a module, with the exact checker")
-    evidence.add_argument("what", choices=("gear",), help="gear: breakpoints and repairs")
+    evidence.add_argument("what", choices=("gear", "pure"), help="gear: breakpoints and repairs; pure: the filter")
     evidence.add_argument("--problems", default=str(DATA / "clock" / "heldout.jsonl"), help="JSON Lines")
     evidence.add_argument("--limit", type=int, default=0, help="problems of each kind, 0 for all")
     evidence.add_argument("--seed", type=int, default=0, help="seed of sampling")
@@ -62,16 +62,18 @@ def _bench(args: argparse.Namespace) -> None:
 
 def _evidence(args: argparse.Namespace) -> None:
     from heal_ref.evidence import gear_evidence, write_record
+    from heal_ref.evidence_pure import pure_evidence
     from heal_ref.lm import load_lm
     from heal_ref.records import limit_by_kind, load_problems
     from heal_ref.tasks import ClockTask
 
     task = ClockTask()
     problems = limit_by_kind(load_problems(args.problems, task), args.limit)
-    record = gear_evidence(load_lm(DATA / "teacher"), task, problems, seed=args.seed, command=_command())
+    measure = {"gear": gear_evidence, "pure": pure_evidence}[args.what]
+    record = measure(load_lm(DATA / "teacher"), task, problems, seed=args.seed, command=_command())
     path = Path(args.out) / f"{args.what}.json"
     write_record(path, record)
-    print(f"{len(record['rows'])} rows and the counts they are made of are in {path}")
+    print(f"{len(record['rows'])} rows and what they are made of are in {path}")
 
 
 def _command() -> str:

@@ -17,7 +17,7 @@ CHOICES = {
     "hint": ("bridge", "answer", "wrong_answer"),
     "step": ("mean", "max", "first"),
     "signal": ("surge", "level", "relative", "random"),
-    "uncertainty": ("forced", "typicality"),
+    "uncertainty": ("typicality", "forced", "rollout"),
     "aggregate": ("worst", "worst_share", "mean"),
 }
 
@@ -75,7 +75,8 @@ class PureConfig(_Checked):
 
     uncertainty: str = "typicality"
     aggregate: str = "worst"
-    epsilon: float = _number(3.0, 0.0)  # of the `forced` reading
+    epsilon: float = _number(3.0, 0.0)  # of the `forced` and `rollout` readings
+    rollouts: int = _number(8, 2)  # continuations of each prefix in the `rollout` reading
     lam: float = _number(0.2, 1e-6, 1.0)  # share of steps that `worst_share` averages
     keep_quantile: float = _number(0.9, 0.0, 1.0)  # of unaided correct trajectories' scores: the threshold
 

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -129,18 +130,34 @@ def auroc(scores: Sequence[float], positive: Sequence[bool]) -> float:
     return float(below.mean() / 2 / len(negative))
 
 
-def auroc_interval(scored: Sequence[tuple[str, float, bool]]) -> tuple[float, float, float]:
-    """AUROC with a 95 % interval from (problem id, score, positive) triples, problems as clusters; NaN if either
-    class is missing."""
+def detected(scores: Sequence[float], positive: Sequence[bool], false_alarms: float = 0.05) -> float:
+    """Share of positives above the threshold that at most a share `false_alarms` of the negatives exceeds (true-positive
+    rate at a false-positive rate); NaN if either class is missing."""
+    s, p = np.asarray(scores, dtype=float), np.asarray(positive, dtype=bool)
+    if p.all() or not p.any():
+        return math.nan
+    return float((s[p] > np.quantile(s[~p], 1 - false_alarms, method="higher")).mean())
+
+
+@functools.lru_cache(maxsize=2)  # the scores of one set of trajectories are resampled alike, and one after another
+def _resamples(clusters: tuple[str, ...]) -> list[np.ndarray]:
+    """Bootstrap resamples of whole clusters, as indices of observations."""
+    groups: dict[str, list[int]] = {}
+    for i, cluster in enumerate(clusters):
+        groups.setdefault(cluster, []).append(i)
+    members, rng = [np.array(g) for g in groups.values()], np.random.default_rng(0)
+    return [np.concatenate([members[j] for j in rng.integers(len(members), size=len(members))]) for _ in range(BOOTSTRAP // 4)]
+
+
+Statistic = Callable[[Sequence[float], Sequence[bool]], float]
+
+
+def cluster_interval(scored: Sequence[tuple[str, float, bool]], statistic: Statistic = auroc) -> tuple[float, float, float]:
+    """A statistic of scores with its 95 % interval from (problem id, score, positive) triples, problems as clusters;
+    NaN if either class is missing."""
     if not any(positive for _, _, positive in scored) or all(positive for _, _, positive in scored):
         return math.nan, math.nan, math.nan
-    groups: dict[str, list[int]] = {}
-    for i, (cluster, _, _) in enumerate(scored):
-        groups.setdefault(cluster, []).append(i)
     s, p = np.array([x[1] for x in scored]), np.array([x[2] for x in scored], dtype=bool)
-    members, rng, values = [np.array(g) for g in groups.values()], np.random.default_rng(0), []
-    for _ in range(BOOTSTRAP // 4):
-        pick = np.concatenate([members[j] for j in rng.integers(len(members), size=len(members))])
-        values.append(auroc(s[pick], p[pick]))
+    values = [statistic(s[pick], p[pick]) for pick in _resamples(tuple(x[0] for x in scored))]
     low, high = np.nanpercentile(values, [2.5, 97.5])
-    return auroc(s, p), float(low), float(high)
+    return statistic(s, p), float(low), float(high)

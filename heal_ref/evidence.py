@@ -155,6 +155,14 @@ def gear_batch(lm: LM, task: Any, problems: Sequence[Problem], number: int, n: i
     return localised, repair_counts(lm, task, base, shard_seed(seed, "evidence/repair", number), arms)
 
 
+def provenance(lm: LM, problems: Sequence[Problem], command: str, seed: int, batch: int, began: float) -> dict[str, Any]:
+    """Where a record comes from; `began` is what time.monotonic() said at the start."""
+    return {"command": command, "commit": source_commit(), "seed": seed, "problems": len(problems), "batch": batch,
+            "torch": torch.__version__, "transformers": transformers.__version__, "device": str(lm.device),
+            "machine": platform.machine(), "threads": torch.get_num_threads(),
+            "minutes": round((time.monotonic() - began) / 60, 1)}
+
+
 def gear_evidence(lm: LM, task: Any, problems: Sequence[Problem], *, n: int = 8, seed: int = 0, batch: int = 100,
                   command: str = "") -> dict[str, Any]:
     """Every reading and arm on these problems: rows, the counts they are made of, provenance."""
@@ -164,10 +172,7 @@ def gear_evidence(lm: LM, task: Any, problems: Sequence[Problem], *, n: int = 8,
         localised, repaired = localised + a, repaired + b
     rows = localisation_rows(localised) + repair_rows(repaired)
     return {"rows": [r.to_dict() for r in rows],
-            "provenance": {"command": command, "commit": source_commit(), "seed": seed, "problems": len(problems), "n": n,
-                           "batch": batch, "torch": torch.__version__, "transformers": transformers.__version__,
-                           "device": str(lm.device), "machine": platform.machine(), "threads": torch.get_num_threads(),
-                           "minutes": round((time.monotonic() - began) / 60, 1)},
+            "provenance": {**provenance(lm, problems, command, seed, batch, began), "n": n},
             "localisation": localised, "repair": repaired}
 
 

@@ -16,7 +16,14 @@ from typing import Any, NamedTuple
 
 import torch
 from accelerate import PartialState
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    SuppressTokensLogitsProcessor,
+)
 from transformers.utils import logging
 
 from heal_ref.config import SampleConfig
@@ -153,7 +160,8 @@ def repeats(ids: Sequence[int], n: int) -> tuple[list[int], list[list[int]]]:
 
 @torch.no_grad()
 def generate(lm: LM, contexts: Sequence[Sequence[int]], tails: Sequence[Sequence[Sequence[int]]] | None = None, *,
-             config: SampleConfig, seed: int, visible: Sequence[Sequence[int]] | None = None) -> list[Rollout]:
+             config: SampleConfig, seed: int, visible: Sequence[Sequence[int]] | None = None, ends: bool = True
+             ) -> list[Rollout]:
     """Continue each context (token ids) once; with `tails`, once behind each of its tails.
 
     Args:
@@ -161,6 +169,7 @@ def generate(lm: LM, contexts: Sequence[Sequence[int]], tails: Sequence[Sequence
             continuations. A context is computed once and its tails share it through the cache; for a model whose
             cache cannot be repeated a RuntimeWarning is given and it is computed for each.
         visible: for each tail, how many tokens of its context stand before it; without it, all of them.
+        ends: whether the model may end the text before the length limit.
 
     Returns:
         One rollout for each context, or for each of its tails, in order. Temperature 0 is greedy. The same seed
@@ -178,11 +187,11 @@ def generate(lm: LM, contexts: Sequence[Sequence[int]], tails: Sequence[Sequence
     with torch.random.fork_rng(devices=[lm.device] if lm.device.type == "cuda" else []):
         torch.manual_seed(seed)
         for start in range(0, len(jobs), lm.max_batch):
-            out += _generate_batch(lm, jobs[start : start + lm.max_batch], config)
+            out += _generate_batch(lm, jobs[start : start + lm.max_batch], config, ends)
     return out
 
 
-def _generate_batch(lm: LM, jobs: Sequence[Job], config: SampleConfig) -> list[Rollout]:
+def _generate_batch(lm: LM, jobs: Sequence[Job], config: SampleConfig, ends: bool) -> list[Rollout]:
     """Continue the text of each job, in one batch."""
     pad, eos = lm.tokenizer.pad_token_id, lm.tokenizer.eos_token_id
     sampling = {"do_sample": True, "temperature": config.temperature, "top_k": 0, "top_p": config.top_p}
@@ -191,8 +200,9 @@ def _generate_batch(lm: LM, jobs: Sequence[Job], config: SampleConfig) -> list[R
     shared = share_contexts(lm, jobs)
     ids, mask = shared.pop("rows") if shared else left_pad([job.text for job in jobs], pad, lm.device)
     recorder = _Recorder()
+    processors = [recorder] if ends else [recorder, SuppressTokensLogitsProcessor([eos], lm.device)]
     full = lm.model.generate(input_ids=ids, attention_mask=mask, generation_config=settings,
-                             logits_processor=LogitsProcessorList([recorder]), **shared)
+                             logits_processor=LogitsProcessorList(processors), **shared)
     new = full[:, ids.shape[1] :]
     recorder.settle(new[:, -1])
     return _cut_rollouts(new, torch.stack(recorder.entropy, 1), torch.stack(recorder.logprob, 1), eos)

@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from heal_ref.config import CHOICES
-from heal_ref.evaluate import Row, auroc_interval, first_wrong_step, interval, is_genuine, rows_of, share
+from heal_ref.evaluate import Row, cluster_interval, first_wrong_step, interval, is_genuine, rows_of, share
 from heal_ref.gear import find_breakpoint, repair
 from heal_ref.lm import LM, load_lm, sample
 from heal_ref.pace import encode_example, train
@@ -146,7 +146,7 @@ def measure_pair(folder: Path, seed: int = 0, limit: int = 0) -> list[Row]:
         triples = [(s.trajectory.problem.id, max(s.perplexity), not is_genuine(teacher, task, s.trajectory))
                    for s in pure_scores(teacher, task, source)]
         rows.append(Row("teacher", "all", f"{name}: AUROC of worst-step perplexity for spurious",
-                        *auroc_interval(triples), n=len({t[0] for t in triples})))
+                        *cluster_interval(triples), n=len({t[0] for t in triples})))
     return rows
 
 

@@ -140,8 +140,8 @@ class Method:
     def scored(self, stage: str, trajectories: Sequence[Trajectory]) -> list[Scored]:
         c = self.config
         right = [t for t in trajectories if t.correct]
-        return self.folder.shards(stage, batches(right, 256), lambda part, _: pure.pure_scores(
-            self.teacher, self.task, part, c.pure), c.seed)
+        return self.folder.shards(stage, batches(right, 256), lambda part, seed: pure.pure_scores(
+            self.teacher, self.task, part, c.pure, seed, sampling=c.sample), c.seed)
 
 
 def run(spec: RunSpec, out: str | Path, task: Task, *, quiet: bool = False, command: str = "") -> dict[str, Any]:

@@ -26,7 +26,8 @@ COLOUR = {"student": "#999999", "teacher": "#000000", "rft": "#E69F00", "heal": 
 HATCH = {"student": "..", "teacher": "", "rft": "//", "heal": ""}
 LABEL = {"student": "base student", "teacher": "teacher", "rft": "rejection sampling", "heal": "HEAL"}
 GOOD, BAD = "#009E73", "#D55E00"
-UNCERTAINTY = {"typicality": "mean entropy of the step (nats)", "forced": "answer uncertainty before the step (nats)"}
+UNCERTAINTY = {"typicality": "mean entropy of the step (nats)", "forced": "answer uncertainty before the step (nats)",
+               "rollout": "entropy of the answers of continuations (nats)"}
 KIND_COLOURS = ("#009E73", "#E69F00", "#0072B2", "#56B4E9", "#D55E00")
 
 STYLE = {"figure.figsize": (7.2, 3.8), "figure.dpi": 110, "axes.spines.top": False, "axes.spines.right": False,
@@ -204,6 +205,22 @@ def plot_filter(scored: Sequence[Scored], genuine: Sequence[bool], threshold: fl
     good = [not d for d, g in zip(dropped, genuine, strict=True) if g]
     axes.set_title(f"PURE drops {percent(np.mean(bad) if bad else math.nan)} of the spurious candidates and keeps "
                    f"{percent(np.mean(good) if good else math.nan)} of the genuine")
+    return figure
+
+
+def plot_roc(scores: Mapping[str, Sequence[float]], spurious: Sequence[bool], title: str) -> Figure:
+    """One curve a score: share of spurious candidates dropped against share of genuine ones lost with them."""
+    figure, axes = new_figure(figsize=(7.2, 4.2))
+    bad = np.asarray(spurious, dtype=bool)
+    for (name, values), colour, style in zip(scores.items(), (*KIND_COLOURS, "#000000"), ("-", "--", "-.", ":", "-", "--"),
+                                             strict=False):
+        v = np.asarray(values, dtype=float)
+        limits = np.concatenate([[np.inf], np.unique(v)[::-1], [-np.inf]])
+        lost, dropped = (np.array([(v[which] >= x).mean() for x in limits]) for which in (~bad, bad))
+        axes.plot(lost, dropped, style, color=colour, label=name)
+    axes.axvline(0.05, color="#999999", lw=0.8)
+    axes.set(xlabel="genuine solutions lost", ylabel="spurious solutions dropped", xlim=(0, 1), ylim=(0, 1.02), title=title)
+    axes.legend(frameon=False, loc="lower right")
     return figure
 
 

@@ -8,19 +8,21 @@ The name gives a perplexity over an uncertainty; everything else is our reading:
 - `typicality` (default): the uncertainty is the step's own. PPL(s_k) / exp(H_k), in logarithms log PPL(s_k) − H_k;
 - `forced`: the uncertainty is the answer's. PPL(s_k) / (U_k + ε), U_k the entropy of an answer demanded before the
   step. In the clock world ε decides everything: the closing step has U_k near 0 and dominates every other step;
-- both are measured by the teacher under the plain prompt, without any hint;
+- `rollout`: the same, with U_k the entropy of the final answers that continuations from there end in;
+- all are measured by the teacher under the plain prompt, without any hint;
 - the threshold is calibrated on the teacher's own unaided correct trajectories, which had no hint to cheat with.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
 
-from heal_ref.config import PureConfig
-from heal_ref.lm import LM, score
+from heal_ref.config import PureConfig, SampleConfig
+from heal_ref.lm import LM, generate, score
 from heal_ref.records import Scored, Trajectory
 from heal_ref.tasks import Task
 
@@ -28,14 +30,43 @@ from heal_ref.tasks import Task
 def answer_uncertainty(lm: LM, task: Task, trajectories: Sequence[Trajectory]) -> list[list[float]]:
     """U_k by the `forced` reading: entropy (nats) of the answer's first token when it is demanded before step k.
 
-    One list of K numbers for each trajectory. Prefixes that trajectories share are computed once.
+    One list of K numbers for each trajectory. A trajectory is computed once; the demands behind its prefixes share it.
     """
-    demand = lm.encode(task.elicit)
-    wanted = [[(*lm.encode(t.prompt), *t.token_ids[:a], *demand) for a, _ in t.steps] for t in trajectories]
-    contexts = sorted({c for row in wanted for c in row}, key=len)
-    # Any token may stand behind the context: its entropy is that of the distribution that predicts it.
-    entropy = {c: h[0] for c, (h, _) in zip(contexts, score(lm, ((c, [0]) for c in contexts)), strict=True)}
-    return [[entropy[c] for c in row] for row in wanted]
+    demand, prompts = lm.encode(task.elicit), [lm.encode(t.prompt) for t in trajectories]
+    rollouts = iter(generate(
+        lm, [[*p, *t.token_ids] for p, t in zip(prompts, trajectories, strict=True)],
+        [[demand] * len(t.steps) for t in trajectories], config=SampleConfig(temperature=0.0, max_new_tokens=1), seed=0,
+        visible=[[len(p) + a for a, _ in t.steps] for p, t in zip(prompts, trajectories, strict=True)], ends=False))
+    return [[next(rollouts).entropy[0] for _ in t.steps] for t in trajectories]
+
+
+def rollout_uncertainty(lm: LM, task: Task, trajectories: Sequence[Trajectory], m: int = 8, seed: int = 0,
+                        sampling: SampleConfig | None = None) -> list[list[float]]:
+    """U_k by the `rollout` reading: entropy (nats) of the final answers of m continuations sampled before step k.
+
+    One list of K numbers for each trajectory, each between 0 and log m; no answer counts as an answer of its own.
+    A trajectory is computed once, and m · K continuations of its prefixes are generated.
+    """
+    prompts = [lm.encode(t.prompt) for t in trajectories]
+    texts = [[*p, *t.token_ids] for p, t in zip(prompts, trajectories, strict=True)]
+    cuts = [[len(p) + a for a, _ in t.steps] for p, t in zip(prompts, trajectories, strict=True)]
+    rollouts = iter(generate(
+        lm, texts, [[[x[c - 1]] for c in mine for _ in range(m)] for x, mine in zip(texts, cuts, strict=True)],
+        config=sampling or SampleConfig(), seed=seed, visible=[[c - 1 for c in mine for _ in range(m)] for mine in cuts]))
+
+    def entropy(t: Trajectory, start: int) -> float:
+        ends = [next(rollouts) for _ in range(m)]
+        answers = Counter(task.extract_answer(lm.decode([*t.token_ids[:start], *r.ids])) if r.finished else None for r in ends)
+        return -sum(c / m * math.log(c / m) for c in answers.values()) + 0.0
+
+    return [[entropy(t, a) for a, _ in t.steps] for t in trajectories]
+
+
+def step_ratios(log_ppl: Sequence[float], uncertainty: Sequence[float], config: PureConfig) -> list[float]:
+    """r_k for K steps from log PPL(s_k) and U_k: PPL / (U_k + ε); with `typicality`, log PPL − H_k."""
+    if config.uncertainty == "typicality":
+        return [s - u for s, u in zip(log_ppl, uncertainty, strict=True)]
+    return [math.exp(s) / (u + config.epsilon) for s, u in zip(log_ppl, uncertainty, strict=True)]
 
 
 def aggregate(ratio: Sequence[float], config: PureConfig) -> float:
@@ -46,29 +77,48 @@ def aggregate(ratio: Sequence[float], config: PureConfig) -> float:
     return float(np.mean(sorted(ratio, reverse=True)[: max(1, math.ceil(share * len(ratio)))]))
 
 
-def pure_scores(lm: LM, task: Task, trajectories: Sequence[Trajectory], config: PureConfig | None = None) -> list[Scored]:
+def step_surprise(lm: LM, trajectories: Sequence[Trajectory]) -> tuple[list[list[float]], list[list[float]]]:
+    """log PPL(s_k | q, s_<k) and mean entropy H_k (nats) of each step, by the model under the plain prompt.
+
+    Two lists with K numbers for each trajectory, from one forward pass over prompt and trajectory.
+    """
+    plain = score(lm, ((lm.encode(t.prompt), t.token_ids) for t in trajectories))
+    surprise = [[-float(np.mean(p[a:b])) for a, b in t.steps] for t, (_, p) in zip(trajectories, plain, strict=True)]
+    entropy = [[float(np.mean(h[a:b])) for a, b in t.steps] for t, (h, _) in zip(trajectories, plain, strict=True)]
+    return surprise, entropy
+
+
+def pure_scores(lm: LM, task: Task, trajectories: Sequence[Trajectory], config: PureConfig | None = None, seed: int = 0, *,
+                sampling: SampleConfig | None = None) -> list[Scored]:
     """Score the trajectories whose answer is right (the others are left out), hint-free.
 
     r_k = PPL(s_k | q, s_<k) / (U_k + ε), with U_k by `config.uncertainty`:
         forced      entropy in nats of the answer demanded before step k;
+        rollout     entropy in nats of the final answers of `config.rollouts` continuations (seed and sampling are theirs);
         typicality  in the log domain: log r_k = log PPL(s_k) − H_k, surprise beyond the model's own mean entropy
                     H_k over the step. `uncertainty` and `ratio` hold H_k and log r_k; ε has no part.
     """
     config = config or PureConfig()
     good = [t for t in trajectories if t.correct]
-    plain = score(lm, ((lm.encode(t.prompt), t.token_ids) for t in good))
-    log_ppl = [[-float(np.mean(p[a:b])) for a, b in t.steps] for t, (_, p) in zip(good, plain, strict=True)]
-    if config.uncertainty == "typicality":
-        uncertainty = [[float(np.mean(h[a:b])) for a, b in t.steps] for t, (h, _) in zip(good, plain, strict=True)]
-    else:
+    surprise, uncertainty = step_surprise(lm, good)
+    if config.uncertainty == "forced":
         uncertainty = answer_uncertainty(lm, task, good)
+    elif config.uncertainty == "rollout":
+        uncertainty = rollout_uncertainty(lm, task, good, config.rollouts, seed, sampling)
     out = []
-    for t, surprise, open_ in zip(good, log_ppl, uncertainty, strict=True):
-        if config.uncertainty == "typicality":
-            ratio = [s - u for s, u in zip(surprise, open_, strict=True)]
-        else:
-            ratio = [math.exp(s) / (u + config.epsilon) for s, u in zip(surprise, open_, strict=True)]
-        out.append(Scored(t, *([round(x, 6) for x in row] for row in (map(math.exp, surprise), open_, ratio)),
+    for t, s, u in zip(good, surprise, uncertainty, strict=True):
+        ratio = step_ratios(s, u, config)
+        out.append(Scored(t, *([round(x, 6) for x in row] for row in (map(math.exp, s), u, ratio)),
+                          score=round(aggregate(ratio, config), 6)))
+    return out
+
+
+def rescored(scored: Sequence[Scored], config: PureConfig) -> list[Scored]:
+    """The same step scores under another ε, λ or aggregate. The reading of U_k must be the one they were made with."""
+    out = []
+    for s in scored:
+        ratio = step_ratios([math.log(p) for p in s.perplexity], s.uncertainty, config)
+        out.append(Scored(s.trajectory, s.perplexity, s.uncertainty, [round(x, 6) for x in ratio],
                           score=round(aggregate(ratio, config), 6)))
     return out
 

@@ -10,7 +10,15 @@ from heal_ref.config import GearConfig, PureConfig
 from heal_ref.evaluate import auroc, is_genuine
 from heal_ref.gear import repair
 from heal_ref.lm import sample, score
-from heal_ref.pure import aggregate, answer_uncertainty, pure_filter, pure_scores, pure_threshold
+from heal_ref.pure import (
+    aggregate,
+    answer_uncertainty,
+    pure_filter,
+    pure_scores,
+    pure_threshold,
+    rescored,
+    rollout_uncertainty,
+)
 from heal_ref.records import Scored
 
 
@@ -101,3 +109,36 @@ def test_hint_in_the_past_does_not_matter(candidates, teacher, task):
     other = dataclasses.replace(t, kind="base", hint=None, entropy=[0.0] * len(t.token_ids))
     a, b = pure_scores(teacher, task, [t, other])
     assert a.ratio == b.ratio
+
+
+def test_rollout_uncertainty_counts_answers(make, random_lm, task, monkeypatch):
+    """Entropy of the empirical distribution of answers, unfinished texts counted as an answer of their own."""
+    from heal_ref import pure
+    from heal_ref.lm import Rollout
+
+    ids = {w: random_lm.encode(f"So the answer is \\boxed{{{w}}}.") for w in (3, 4)}
+    ends = [Rollout(ids[3], [], [], True)] * 2 + [Rollout(ids[4], [], [], True), Rollout([], [], [], False)]
+    monkeypatch.setattr(pure, "generate", lambda *a, **k: ends)
+    t = make(text="x", correct=True)
+    t = dataclasses.replace(t, token_ids=random_lm.encode("We start at 3.\n\n"), steps=[(0, 4)], prompt="Problem: Start 3")
+    (u,) = pure.rollout_uncertainty(random_lm, task, [t], m=4)[0]
+    assert u == pytest.approx(-(0.5 * math.log(0.5) + 2 * 0.25 * math.log(0.25)))
+
+
+def test_rollout_uncertainty_of_the_teacher(candidates, teacher, task):
+    """Open before the shaky step, settled behind the last operation; the same seed gives the same numbers."""
+    right = [t for t in candidates[0] if t.correct and t.problem.kind == "shaky"][:12]
+    u = rollout_uncertainty(teacher, task, right, m=4, seed=0)
+    assert [len(row) for row in u] == [len(t.steps) for t in right]
+    assert np.mean([row[0] for row in u]) > np.mean([row[-1] for row in u]) + 0.3
+    assert all(0 <= x <= math.log(4) + 1e-9 for row in u for x in row)
+    assert u == rollout_uncertainty(teacher, task, right, m=4, seed=0)
+
+
+def test_rescored_is_scoring_again(candidates, teacher, task):
+    good = [t for t in candidates[1] if t.correct][:6]
+    first = pure_scores(teacher, task, good, PureConfig(uncertainty="forced", epsilon=0.1))
+    other = PureConfig(uncertainty="forced", epsilon=2.0, aggregate="mean")
+    for a, b in zip(rescored(first, other), pure_scores(teacher, task, good, other), strict=True):
+        assert a.ratio == pytest.approx(b.ratio, abs=1e-4)
+        assert a.score == pytest.approx(b.score, abs=1e-4)

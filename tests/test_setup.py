@@ -27,7 +27,7 @@ def test_public_names_exist_and_are_documented():
 
 
 LAYERS = ["records", "config", "tasks", "entropy", "lm", "gear", "pure", "pace", "evaluate", "pair", "pipeline", "evidence",
-          "plots", "explore", "report", "bench", "__main__"]
+          "evidence_pure", "plots", "explore", "report", "bench", "__main__"]
 
 
 def test_modules_import_only_leftwards():

@@ -1,0 +1,112 @@
+"""PURE's evidence: scores by hand, the record follows from its raw numbers and can be made again, the explorer moves."""
+
+import json
+import math
+
+import pytest
+
+from heal_ref import evidence_pure as E
+from heal_ref.config import PureConfig
+from heal_ref.evaluate import auroc, cluster_interval, detected
+from heal_ref.evidence import interleaved
+from heal_ref.explore import explore_pure
+from heal_ref.lm import sample, score
+from heal_ref.pipeline import batches
+from heal_ref.pure import pure_scores
+from heal_ref.records import InputError, limit_by_kind, load_problems
+from tests.conftest import DATA
+
+RECORD = json.loads((DATA / "results" / "pure.json").read_text())
+
+
+def test_detected_by_hand():
+    genuine, spurious = list(range(20)), [18.5, 19.5, 30]
+    flags = [False] * 20 + [True] * 3
+    assert detected(genuine + spurious, flags, 0.05) == pytest.approx(2 / 3)  # 19 is the threshold, nothing genuine exceeds it
+    assert detected(genuine + spurious, flags, 0.10) == 1.0  # one in ten may be lost: 18 is the threshold
+    assert math.isnan(detected([1, 2], [True, True]))
+
+
+def test_cluster_interval_depends_on_clusters():
+    """The same scores as 200 problems or as 4: the interval must widen."""
+    triples = [(str(i), i % 7 + (i % 3 == 0), i % 3 == 0) for i in range(200)]
+    few = [(str(i % 4), s, p) for i, (_, s, p) in enumerate(triples)]
+    (mean, low, high), (mean4, low4, high4) = cluster_interval(triples), cluster_interval(few)
+    assert mean == mean4 == auroc([s for _, s, _ in triples], [p for _, _, p in triples])
+    assert low < mean < high
+    assert high4 - low4 != high - low
+
+
+@pytest.fixture(scope="module")
+def guided(teacher, task, validation):
+    problems = [p for p in validation if p.kind in ("frontier", "shaky")][::40]
+    return [t for t in sample(teacher, task, problems, n=2, seed=0, show_answer=True) if t.correct]
+
+
+def test_raw_scores_hold_what_every_score_needs(guided, teacher, task):
+    raws = E.raw_scores(teacher, task, "shown answer", guided, m=2)
+    for name, config in (("typicality", PureConfig()), ("forced", PureConfig(uncertainty="forced", aggregate="mean"))):
+        package = [s.score for s in pure_scores(teacher, task, guided, config)]
+        assert [E.reading(r, config) for r in raws] == pytest.approx(package, rel=0.02, abs=0.02), name
+    r, t = raws[0], guided[0]
+    (_, plain), = score(teacher, [(teacher.encode(t.prompt), t.token_ids)])
+    assert E.BASELINES["total log-likelihood"](r) == pytest.approx(-sum(plain), rel=0.01)
+    assert E.BASELINES["length"](r) == len(t.token_ids)
+    assert E.BASELINES["likelihood ratio of the hint"](r) == pytest.approx(sum(t.logprob) - sum(plain), rel=0.02, abs=0.02)
+    assert len(r["rollout"]) == len(r["forced"]) == len(t.steps)
+
+
+def test_a_wrong_answer_is_led_to_and_never_genuine(teacher, task, validation):
+    problems = [p for p in validation if p.kind in ("mastered", "frontier")][::20]
+    led = E.wrongly_guided(teacher, task, problems, seed=0)
+    assert len(led) > 5
+    truth = {p.id: p for p in problems}
+    for t in led:
+        assert t.problem == truth[t.problem.id]
+        assert t.answer != t.problem.answer
+        assert not task.is_genuine(t.problem, [teacher.decode(t.step_ids(k)) for k in range(len(t.steps))])
+
+
+def test_the_records_rows_follow_from_its_raw_scores():
+    rows = {(r["arm"], r["kind"], r["metric"]): r for r in RECORD["rows"]}
+    for row in E.filter_rows(RECORD["raw"]):
+        assert row.to_dict() == rows[row.arm, row.kind, row.metric]
+    for source in E.HINTED:
+        mine = [r for r in RECORD["raw"] if r["source"] == source]
+        assert len(mine) >= 1500
+        for name, f in {**E.functions(E.READINGS), **E.BASELINES}.items():
+            expected = auroc([f(r) for r in mine], [not r["genuine"] for r in mine])
+            assert rows[f"{source}: {name}", "all", "AUROC"]["mean"] == pytest.approx(expected)
+    assert RECORD["provenance"]["threshold"] == pytest.approx(E.threshold_of(RECORD["raw"], PureConfig()))
+
+
+def test_part_of_a_batch_of_the_record_is_made_again(teacher, task):
+    """The same seed gives the same trajectories and scores; on another machine nearly all of them."""
+    origin, number = RECORD["provenance"], 2
+    heldout = limit_by_kind(load_problems(DATA / "clock" / "heldout.jsonl", task), origin["problems"] // 5)
+    part = batches(interleaved(heldout), origin["batch"])[number]
+    ids = {p.id for p in part}
+    mine = E.pure_batch(teacher, task, part, number, origin["seed"], m=0)
+    theirs = [r for r in RECORD["raw"] if r["id"] in ids]
+    key = lambda r: (r["source"], r["id"], tuple(r["tokens"]), r["genuine"], round(sum(r["log_ppl"]), 1))  # noqa: E731
+    same = {key(r) for r in mine} & {key(r) for r in theirs}
+    assert len(mine) > 100
+    assert len(same) > 0.9 * max(len({key(r) for r in mine}), len({key(r) for r in theirs}))
+
+
+def test_explorer_moves_picture_verdict_and_example(guided, teacher, task):
+    config = PureConfig(uncertainty="forced", epsilon=1.0)
+    scored = pure_scores(teacher, task, guided, config)
+    box = explore_pure(teacher, task, scored, scored, config)
+    (keep, how), (lam, epsilon), example, verdict, picture, text = (
+        box.children[0].children, box.children[1].children, *box.children[2:])
+    for control, value in ((keep, 0.6), (epsilon, 0.1), (how, "worst_share"), (lam, 0.9)):
+        before = (picture.value, verdict.value)
+        control.value = value
+        assert (picture.value, verdict.value) != before, control.description
+    before = text.value
+    example.value = 1
+    assert text.value != before
+    assert "\\boxed" in text.value
+    with pytest.raises(InputError, match="reference is empty"):
+        explore_pure(teacher, task, scored, [])
