@@ -78,7 +78,7 @@ class PureConfig(_Checked):
     epsilon: float = _number(3.0, 0.0)  # of the `forced` and `rollout` readings
     rollouts: int = _number(8, 2)  # continuations of each prefix in the `rollout` reading
     lam: float = _number(0.2, 1e-6, 1.0)  # share of steps that `worst_share` averages
-    keep_quantile: float = _number(0.9, 0.0, 1.0)  # of unaided correct trajectories' scores: the threshold
+    keep_quantile: float = _number(0.85, 0.0, 1.0)  # of unaided correct trajectories' scores: the threshold
 
 
 @dataclass(frozen=True)
