@@ -59,7 +59,7 @@ def compare(name: str, ours: Side, theirs: Side, rounds: int = ROUNDS, note: str
     return Comparison(name, times[ours], times[theirs], note)
 
 
-def random_lm(hidden: int = 512, layers: int = 8, vocabulary: int = 32_768) -> LM:
+def random_lm(hidden: int = 768, layers: int = 8, vocabulary: int = 32_768) -> LM:
     """A Qwen3 model with random weights that never ends a text. They are large enough for what stands far back to
     matter: with the usual ones, next to the same greedy text comes out whatever the prefix says."""
     torch.manual_seed(0)
