@@ -42,7 +42,12 @@ def find_breakpoint(step_entropy: Sequence[float], window: float = 1.0, signal: 
 
     Returns:
         k*, or None where the window holds no step with a signal.
+
+    Raises:
+        ValueError: there is no such signal ("random" is not one: see `breakpoint_of`).
     """
+    if signal not in ("surge", "level", "relative"):
+        raise ValueError(f"signal {signal!r} is none of surge, level, relative; a random step comes from breakpoint_of")
     values = list(step_entropy) if signal == "level" else surges(step_entropy, relative=signal == "relative")
     inside = [k for k in range(math.ceil(window * len(values))) if not math.isnan(values[k])]
     return max(inside, key=values.__getitem__, default=None)

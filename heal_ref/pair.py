@@ -21,7 +21,6 @@ import transformers
 from tqdm.auto import tqdm
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from heal_ref.config import CHOICES
 from heal_ref.evaluate import Row, cluster_interval, first_wrong_step, interval, is_genuine, rows_of, share
 from heal_ref.gear import find_breakpoint, repair
 from heal_ref.lm import LM, load_lm, sample
@@ -168,7 +167,7 @@ def _localisation_rows(kind: str, lm: LM, task: ClockTask, base: list[Trajectory
     failed = [t for t in base if wrong.get(id(t)) is not None]
     rows = [_share_row(kind, f"{signal} = first wrong step", failed,
                        lambda t, s=signal: find_breakpoint(t.step_entropy, signal=s) == wrong[id(t)])
-            for signal in CHOICES["signal"]]
+            for signal in ("surge", "level")]
     guess = [1 / (len(t.steps) - 1) for t in failed if len(t.steps) > 1]
     return [*rows, Row("teacher", kind, "random step = first wrong step", *interval(guess), n=len(by_problem(failed)))]
 

@@ -33,6 +33,11 @@ def test_find_breakpoint_without_steps():
     assert find_breakpoint([1.0]) is None
 
 
+def test_find_breakpoint_refuses_an_unknown_signal():
+    with pytest.raises(ValueError, match="breakpoint_of"):
+        find_breakpoint(CURVE, signal="random")
+
+
 def test_choose_paths_counts_what_it_passes_over(make):
     base = [make("solved", correct=True), make("solved", index=1), make("short", text="ab"), make("hard"),
             make("hard", index=1), make("hard", index=2), make("nearly", correct=True), make("nearly", index=1)]

@@ -125,7 +125,9 @@ def command(*args):
 def test_ctrl_c_keeps_what_is_done_and_says_so(tmp_path, whole):
     out = tmp_path / "run"
     args = command("run", "--preset", "smoke", "--heldout", DATA / "clock" / "validation.jsonl", "--out", out)
-    process = subprocess.Popen(args, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    # A shell that starts the tests in the background has them ignore Ctrl-C; what is started here must not.
+    process = subprocess.Popen(args, stderr=subprocess.PIPE, text=True, cwd=ROOT,
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # noqa: PLW1509
     for _ in range(600):
         if list(out.glob("2-guided/*.jsonl")):
             break
