@@ -61,7 +61,7 @@ def compare(name: str, ours: Side, theirs: Side, rounds: int = ROUNDS, note: str
 
 def random_lm(hidden: int = 768, layers: int = 8, vocabulary: int = 32_768) -> LM:
     """A Qwen3 model with random weights that never ends a text. They are large enough for what stands far back to
-    matter: with the usual ones, next to the same greedy text comes out whatever the prefix says."""
+    matter: with the usual ones, nearly the same greedy text comes out whatever the prefix says."""
     torch.manual_seed(0)
     model = Qwen3ForCausalLM(Qwen3Config(
         vocab_size=vocabulary, hidden_size=hidden, intermediate_size=3 * hidden, num_hidden_layers=layers, head_dim=64,

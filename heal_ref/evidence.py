@@ -8,22 +8,20 @@ Only measuring happens here: the checker's verdicts go into tables and never bac
 from __future__ import annotations
 
 import json
-import platform
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from tqdm.auto import tqdm
 
 from heal_ref.config import GearConfig
 from heal_ref.evaluate import Row, first_wrong_step, interval, is_genuine
 from heal_ref.gear import Cut, breakpoint_of, repair
 from heal_ref.lm import LM, sample
-from heal_ref.pipeline import batches, shard_seed
-from heal_ref.records import Problem, Trajectory, by_problem, source_commit, write_text
+from heal_ref.pipeline import batches, provenance, shard_seed
+from heal_ref.records import Problem, Trajectory, by_problem, write_text
 
 Counts = dict[str, Any]  # of one problem: id, kind and numbers
 
@@ -155,12 +153,10 @@ def gear_batch(lm: LM, task: Any, problems: Sequence[Problem], number: int, n: i
     return localised, repair_counts(lm, task, base, shard_seed(seed, "evidence/repair", number), arms)
 
 
-def provenance(lm: LM, problems: Sequence[Problem], command: str, seed: int, batch: int, began: float) -> dict[str, Any]:
-    """Where a record comes from; `began` is what time.monotonic() said at the start."""
-    return {"command": command, "commit": source_commit(), "seed": seed, "problems": len(problems), "batch": batch,
-            "torch": torch.__version__, "transformers": transformers.__version__, "device": str(lm.device),
-            "machine": platform.machine(), "threads": torch.get_num_threads(),
-            "minutes": round((time.monotonic() - began) / 60, 1)}
+def origin(lm: LM, problems: Sequence[Problem], command: str, seed: int, batch: int, began: float) -> dict[str, Any]:
+    """The provenance of a record: that of a run, and what decides a batch."""
+    return {**provenance(lm, command, seed, began), "problems": len(problems), "batch": batch,
+            "threads": torch.get_num_threads()}
 
 
 def gear_evidence(lm: LM, task: Any, problems: Sequence[Problem], *, n: int = 8, seed: int = 0, batch: int = 100,
@@ -172,7 +168,7 @@ def gear_evidence(lm: LM, task: Any, problems: Sequence[Problem], *, n: int = 8,
         localised, repaired = localised + a, repaired + b
     rows = localisation_rows(localised) + repair_rows(repaired)
     return {"rows": [r.to_dict() for r in rows],
-            "provenance": {**provenance(lm, problems, command, seed, batch, began), "n": n},
+            "provenance": {**origin(lm, problems, command, seed, batch, began), "n": n},
             "localisation": localised, "repair": repaired}
 
 

@@ -18,13 +18,13 @@ from tqdm.auto import tqdm
 
 from heal_ref.config import PureConfig
 from heal_ref.evaluate import Row, auroc, cluster_interval, detected, interval, is_genuine
-from heal_ref.evidence import interleaved, provenance
+from heal_ref.evidence import interleaved, origin
 from heal_ref.gear import repair
 from heal_ref.lm import LM, sample
 from heal_ref.pace import solved_share
 from heal_ref.pipeline import batches, shard_seed
-from heal_ref.pure import aggregate, answer_uncertainty, rollout_uncertainty, step_ratios, step_surprise
-from heal_ref.records import Problem, Trajectory, by_problem
+from heal_ref.pure import aggregate, answer_uncertainty, rollout_uncertainty, step_ratios, step_surprise, unaided
+from heal_ref.records import Problem, Trajectory
 
 Raw = dict[str, Any]  # one trajectory: where it comes from, whether it is genuine, and numbers a step
 HINTED = ("shown answer", "repair")
@@ -113,14 +113,18 @@ def filter_rows(raws: Sequence[Raw], config: PureConfig | None = None) -> list[R
     """What the filter does: genuine shares before and after, genuine ones kept, and what passes of each source."""
     config = config or PureConfig()
     threshold, rows = threshold_of(raws, config), []
+
+    def passes(r: Raw) -> bool:
+        return reading(r, config) <= threshold
+
     for source in (*HINTED, WRONG, UNAIDED):
         for kind, mine in groups_of([r for r in raws if r["source"] == source]).items():
-            passed = [r for r in mine if reading(r, config) <= threshold]
+            passed = [r for r in mine if passes(r)]
             good = [r for r in mine if r["genuine"]]
-            shares = {"passed": (mine, lambda r: reading(r, config) <= threshold)}
+            shares = {"passed": (mine, passes)}
             if source in HINTED:
                 shares |= {"genuine before": (mine, lambda r: r["genuine"]), "genuine after": (passed, lambda r: r["genuine"]),
-                           "genuine kept": (good, lambda r: reading(r, config) <= threshold)}
+                           "genuine kept": (good, passes)}
             rows += [_share_row(f"{source}: filter", kind, metric, *members) for metric, members in shares.items()]
     return rows
 
@@ -162,10 +166,9 @@ def pure_batch(lm: LM, task: Any, problems: Sequence[Problem], number: int, seed
     hard = [p for p in problems if solved[p.id] < 0.5]
     guided = _different(sample(lm, task, hard, n=3, seed=seed_of("guided"), show_answer=True))
     mended = _different(repair(lm, task, base, seed=seed_of("repair")))
-    unaided = [next(t for t in g if t.correct) for g in by_problem(base).values() if any(t.correct for t in g)]
     wrong = wrongly_guided(lm, task, problems, seed_of("wrong"))
     return [raw for source, trajectories, rollouts in (("shown answer", guided, m), ("repair", mended, m),
-                                                       (UNAIDED, unaided, 0), (WRONG, wrong, 0))
+                                                       (UNAIDED, unaided(base), 0), (WRONG, wrong, 0))
             for raw in raw_scores(lm, task, source, trajectories, seed_of(f"rollouts/{source}"), rollouts)]
 
 
@@ -176,6 +179,6 @@ def pure_evidence(lm: LM, task: Any, problems: Sequence[Problem], *, seed: int =
     for number, part in enumerate(tqdm(batches(interleaved(problems), batch), "evidence", unit="batch")):
         raws += pure_batch(lm, task, part, number, seed)
     rows = detection_rows(raws) + filter_rows(raws)
-    origin = provenance(lm, problems, command, seed, batch, began)
-    return {"rows": [r.to_dict() for r in rows], "provenance": {**origin, "threshold": threshold_of(raws, PureConfig())},
-            "raw": raws}
+    threshold = threshold_of(raws, PureConfig())
+    return {"rows": [r.to_dict() for r in rows],
+            "provenance": {**origin(lm, problems, command, seed, batch, began), "threshold": threshold}, "raw": raws}

@@ -45,8 +45,8 @@ def explore_entropy(lm: LM, task: Any, trajectories: Sequence[Trajectory]) -> wi
         t, config = trajectories[pick.value], GearConfig(step=step.value, signal=signal.value, window=window.value)
         picture.value = png(plot_reading(lm.pieces(t.token_ids), t, config, wrong[pick.value]))
         hits = [breakpoint_of(u, config) == w for u, w in zip(trajectories, wrong, strict=True) if w is not None]
-        here = "no wrong step here" if wrong[pick.value] is None else "miss"
-        here = "hit" if breakpoint_of(t, config) == wrong[pick.value] is not None else here
+        here = "hit" if breakpoint_of(t, config) == wrong[pick.value] else "miss"
+        here = "no wrong step here" if wrong[pick.value] is None else here
         verdict.value = f"<b>{here}</b>; this reading finds the first wrong step of {sum(hits)} in {len(hits)} trajectories"
 
     for control in (pick, step, signal, window):

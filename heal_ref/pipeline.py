@@ -159,8 +159,7 @@ def run(spec: RunSpec, out: str | Path, task: Task, *, quiet: bool = False, comm
 
     base = method.base(train_set)
     guided, repaired = method.guided(base), method.repaired(base)
-    unaided = [next(t for t in g if t.correct) for g in by_problem(base).values() if any(t.correct for t in g)]
-    reference = method.scored("4-scores/reference", unaided)
+    reference = method.scored("4-scores/reference", pure.unaided(base))
     scored = {"guided": method.scored("4-scores/guided", guided), "repaired": method.scored("4-scores/repaired", repaired)}
     kept = {name: pure.pure_filter(s, c.pure, reference) for name, s in scored.items()}
     stages = pace.build_stages(base, kept["guided"], kept["repaired"], c.pace)
@@ -181,12 +180,17 @@ def run(spec: RunSpec, out: str | Path, task: Task, *, quiet: bool = False, comm
               **{f"stage {name}": len(data) for name, data in stages.items()},
               "teacher tokens": sum(t.tokens_spent for t in [*base, *guided, *repaired])}
     report = {"rows": [r.to_dict() for r in rows], "provenance": {
-        "command": command, "commit": source_commit(), "seed": c.seed, "config": spec.fingerprint(), "counts": counts,
-        "genuine": {name: _genuine_shares(teacher, task, scored[name], kept[name]) for name in scored},
-        "torch": torch.__version__, "transformers": transformers.__version__, "device": str(teacher.device),
-        "machine": platform.machine(), "minutes": round((time.monotonic() - began) / 60, 2)}}
+        **provenance(teacher, command, c.seed, began), "config": spec.fingerprint(), "counts": counts,
+        "genuine": {name: _genuine_shares(teacher, task, scored[name], kept[name]) for name in scored}}}
     write_text(folder.path / "report.json", json.dumps(report, indent=1) + "\n")
     return report
+
+
+def provenance(lm: LM, command: str, seed: int, began: float) -> dict[str, Any]:
+    """Where a result comes from; `began` is what time.monotonic() said at the start."""
+    return {"command": command, "commit": source_commit(), "seed": seed, "torch": torch.__version__,
+            "transformers": transformers.__version__, "device": str(lm.device), "machine": platform.machine(),
+            "minutes": round((time.monotonic() - began) / 60, 2)}
 
 
 def _evaluate_arm(folder: RunFolder, arm: str, lm: LM, task: Task, heldout: Sequence[Problem], c: HealConfig) -> list[Row]:

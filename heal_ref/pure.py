@@ -23,7 +23,7 @@ import numpy as np
 
 from heal_ref.config import PureConfig, SampleConfig
 from heal_ref.lm import LM, generate, score
-from heal_ref.records import Scored, Trajectory
+from heal_ref.records import Scored, Trajectory, by_problem
 from heal_ref.tasks import Task
 
 
@@ -121,6 +121,11 @@ def rescored(scored: Sequence[Scored], config: PureConfig) -> list[Scored]:
         out.append(Scored(s.trajectory, s.perplexity, s.uncertainty, [round(x, 6) for x in ratio],
                           score=round(aggregate(ratio, config), 6)))
     return out
+
+
+def unaided(base: Sequence[Trajectory]) -> list[Trajectory]:
+    """What the threshold is calibrated on: of each problem that the teacher solved alone, its first correct trajectory."""
+    return [next(t for t in g if t.correct) for g in by_problem(base).values() if any(t.correct for t in g)]
 
 
 def pure_threshold(reference: Sequence[Scored], config: PureConfig | None = None) -> float:
