@@ -1,4 +1,4 @@
-"""Command line: `python -m heal_ref demo | run | build-pair | check | evidence | bench`.
+"""Command line: `python -m heal_ref demo | run | experiment | build-pair | check | evidence | bench`.
 
 Exit codes: 0 done, 2 something that was given is wrong (one line says what and what to do), 130 stopped by Ctrl-C.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from heal_ref.records import DATA, InputError
@@ -31,6 +32,15 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--problems", default=str(DATA / "clock" / "train.jsonl"), help="training problems, JSON Lines")
         sub.add_argument("--heldout", default=str(DATA / "clock" / "heldout.jsonl"), help="problems to evaluate on")
         sub.add_argument("--quiet", action="store_true", help="no progress bars")
+    trial = add("experiment", "arms × seeds on held-out problems, paired differences; start it again to go on")
+    trial.add_argument("--preset", default="tiny", choices=("smoke", "tiny"), help="named settings")
+    trial.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2, 3, 4], help="seeds for the shipped pair")
+    trial.add_argument("--rebuilt", help="folder of a pair that build-pair made from another seed")
+    trial.add_argument("--rebuilt-seeds", type=int, nargs="*", default=[], help="seeds for that pair")
+    trial.add_argument("--arms", nargs="*", help="arms to run; all of them without it")
+    trial.add_argument("--limit", type=int, default=150, help="held-out problems of each kind, 0 for all")
+    trial.add_argument("--out", default="runs/experiment", help="folder for the runs and experiment.json")
+    trial.add_argument("--quiet", action="store_true", help="no progress bars")
     pair = add("build-pair", "train the tiny teacher and the base student from nothing")
     pair.add_argument("--out", default="runs/pair", help="folder for teacher/, student/ and clock/")
     pair.add_argument("--seed", type=int, default=0, help="seed of weights, corpus and data order")
@@ -74,6 +84,26 @@ def _evidence(args: argparse.Namespace) -> None:
     path = Path(args.out) / f"{args.what}.json"
     write_record(path, record)
     print(f"{len(record['rows'])} rows and what they are made of are in {path}")
+
+
+def _experiment(args: argparse.Namespace) -> None:
+    from heal_ref.config import PRESETS
+    from heal_ref.evidence import write_record
+    from heal_ref.experiment import ARMS, Material, experiment
+    from heal_ref.tasks import ClockTask
+
+    if args.rebuilt_seeds and not args.rebuilt:
+        raise InputError("--rebuilt-seeds without --rebuilt: name the folder of the other pair (build-pair makes one)")
+    plan = [("shipped", DATA, seed) for seed in args.seeds]
+    plan += [("rebuilt", Path(args.rebuilt), seed) for seed in args.rebuilt_seeds]
+    if not plan:
+        raise InputError("no seeds: give --seeds, or --rebuilt with --rebuilt-seeds")
+    files = Material(*(str(DATA / "clock" / f"{name}.jsonl") for name in ("train", "validation", "heldout", "long")))
+    record = experiment(plan, args.out, files, ClockTask(), lambda s: replace(PRESETS[args.preset](s), eval_limit=args.limit),
+                        args.arms or ARMS, quiet=args.quiet, command=_command())
+    path = Path(args.out) / "experiment.json"
+    write_record(path, record)
+    print(f"{len(record['runs'])} runs, their means and paired differences are in {path}")
 
 
 def _command() -> str:
@@ -128,7 +158,8 @@ def _check(args: argparse.Namespace) -> None:
     print(f"{args.file}: {len(problems)} problems, no mistakes found")
 
 
-COMMANDS = {"demo": _run, "run": _run, "build-pair": _build_pair, "check": _check, "evidence": _evidence, "bench": _bench}
+COMMANDS = {"demo": _run, "run": _run, "experiment": _experiment, "build-pair": _build_pair, "check": _check,
+            "evidence": _evidence, "bench": _bench}
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -93,6 +93,9 @@ class PaceConfig(_Checked):
     batch: int = _number(64, 1)
     learning_rate: float = _number(1e-3, 0.0)
     warmup: int = _number(20, 0)
+    accumulate: int = _number(1, 1)  # parts that a batch is computed in: less memory, same gradient
+    save_every: int = _number(200, 0)  # updates between checkpoints, 0 for none
+    curve_every: int = _number(60, 0)  # updates between points of the learning curve, 0 for the ends of stages only
 
     def __post_init__(self) -> None:
         super().__post_init__()

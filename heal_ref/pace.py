@@ -7,15 +7,12 @@ breakthrough."
   answer shown, filtered by PURE. Stage 3, frontier: GEAR's repairs, filtered by PURE.
 - Each stage starts from the student that the stage before it left. Data are cumulative by default.
 - The student always sees the *plain* prompt: no answer, no hint.
-- `train` is transformers' Trainer with a few properties pinned: prompt masked, end of text learnt, a NaN loss
-  stops, and a checkpoint counts only once it is complete.
 """
 
 from __future__ import annotations
 
 import copy
 import json
-import math
 import os
 import shutil
 import tempfile
@@ -24,110 +21,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from datasets import Dataset
-from transformers import Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_utils import set_seed
 
 from heal_ref.config import PaceConfig, SampleConfig
 from heal_ref.lm import LM, load_lm, sample
 from heal_ref.records import InputError, Problem, Trajectory, by_problem, write_text
 from heal_ref.tasks import Task
-
-IGNORE = -100  # label of a position that is not learnt
-
-
-class TrainingError(RuntimeError):
-    """Training cannot go on: the message says at which update and why."""
-
-
-def encode_example(tokenizer: Any, prompt: str, completion: str | Sequence[int]) -> dict[str, list[int]]:
-    """`input_ids` and `labels` (both T) of one example: prompt masked, completion and end of text learnt."""
-    context = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-    if isinstance(completion, str):
-        completion = tokenizer(completion, add_special_tokens=False)["input_ids"]
-    target = [*completion, tokenizer.eos_token_id]
-    return {"input_ids": context + target, "labels": [IGNORE] * len(context) + target}
-
-
-def collate(pad_token_id: int) -> Any:
-    """A collator that pads on the right: ids with `pad_token_id`, labels with -100, mask with 0. By length, so
-    that an end-of-text token that doubles as padding stays in the loss."""
-
-    def pad(rows: Sequence[Mapping[str, list[int]]]) -> dict[str, torch.Tensor]:
-        longest = max(len(r["input_ids"]) for r in rows)
-
-        def stack(name: str, fill: int) -> torch.Tensor:
-            return torch.tensor([list(r[name]) + [fill] * (longest - len(r[name])) for r in rows])
-
-        mask = torch.tensor([[1] * len(r["input_ids"]) + [0] * (longest - len(r["input_ids"])) for r in rows])
-        return {"input_ids": stack("input_ids", pad_token_id), "labels": stack("labels", IGNORE), "attention_mask": mask}
-
-    return pad
-
-
-class _Guard(TrainerCallback):
-    """Marks complete checkpoints, stops on a loss that is not a number, feeds our progress bar."""
-
-    def __init__(self, progress: Any = None):
-        self.progress = progress
-
-    def on_save(self, args, state, control, **_):
-        (Path(args.output_dir) / f"checkpoint-{state.global_step}" / "COMPLETE").touch()
-
-    def on_step_end(self, args, state, control, **_):
-        if self.progress is not None:
-            self.progress(state.global_step, state.max_steps)
-
-    def on_log(self, args, state, control, logs=None, **_):
-        if logs and not math.isfinite(logs.get("loss", 0.0)):
-            raise TrainingError(f"the loss is {logs['loss']} at update {state.global_step}: training stopped. "
-                                "Lower the learning rate, or look for NaN weights in the starting model.")
-
-
-def last_complete_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that was written to its end; incomplete ones are removed."""
-    best = None
-    for path in sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1])):
-        if (path / "COMPLETE").exists():
-            best = path
-        else:
-            shutil.rmtree(path)
-    return best
-
-
-def train(model: Any, tokenizer: Any, data: Any, *, folder: Path, updates: int, batch: int, learning_rate: float,
-          warmup: int = 0, seed: int = 0, save_every: int = 0, progress: Any = None) -> list[float]:
-    """Fine-tune `model` in place for a number of updates; returns the logged losses (one every 10 updates).
-
-    Args:
-        data: a map-style dataset of `{"input_ids", "labels"}`.
-        folder: where checkpoints go; an interrupted call with the same folder goes on from the last complete one.
-        save_every: updates between checkpoints, 0 for none.
-        progress: called as `progress(done, total)` after each update.
-
-    Raises:
-        TrainingError: the loss became NaN or infinite.
-    """
-    set_seed(seed)
-    args = TrainingArguments(
-        output_dir=str(folder), max_steps=updates, per_device_train_batch_size=batch, learning_rate=learning_rate,
-        warmup_steps=warmup, lr_scheduler_type="cosine", weight_decay=0.01, adam_beta2=0.98, seed=seed, data_seed=seed,
-        logging_steps=10, logging_nan_inf_filter=False, report_to="none", disable_tqdm=True, log_level="error",
-        save_strategy="steps" if save_every else "no", save_steps=max(save_every, 1), save_total_limit=2,
-        dataloader_pin_memory=False, train_sampling_strategy="group_by_length", remove_unused_columns=False)
-    trainer = Trainer(model=model, args=args, train_dataset=data, data_collator=collate(tokenizer.pad_token_id),
-                      callbacks=[_Guard(progress)])
-    for callback in list(trainer.callback_handler.callbacks):
-        if type(callback).__name__ in ("PrinterCallback", "ProgressCallback", "NotebookProgressCallback"):
-            trainer.remove_callback(type(callback))
-    checkpoint = last_complete_checkpoint(Path(folder)) if save_every else None
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    model.eval()
-    return [row["loss"] for row in trainer.state.log_history if "loss" in row]
-
-
-# ---------------------------------------------------------------------------------------------- stages
+from heal_ref.train import encode_example, train
 
 STAGES = ("foundation", "guided", "frontier")
 
@@ -182,16 +82,28 @@ def updates_of(stages: Mapping[str, Dataset], config: PaceConfig) -> dict[str, i
     return {name: count for name, count in out.items() if count}
 
 
+def shuffled(stages: Mapping[str, Dataset]) -> dict[str, Dataset]:
+    """The control for the order: everything that the stages hold, each example once, in one stage called "all".
+
+    Nothing is sorted or repeated; the trainer draws batches at random.
+    """
+    rows = {(r["id"], r["source"], r["completion"]): r for stage in stages.values() for r in stage}
+    return {"all": Dataset.from_list(list(rows.values()))}
+
+
 def distill(student: LM, task: Task, stages: Mapping[str, Dataset], config: PaceConfig | None = None, seed: int = 0, *,
             folder: str | Path | None = None, probe: Sequence[Problem] = (), progress: Any = None
             ) -> LM:
     """Train a copy of `student` through the stages, each one warm-started by the one before.
 
-    Any mapping of datasets will do: `{"all": stages["foundation"]}` is rejection-sampling fine-tuning.
+    Any mapping of datasets will do: `{"all": stages["foundation"]}` is rejection-sampling fine-tuning, and
+    `shuffled(stages)` is the same data without an order.
 
     Args:
-        folder: keep each stage's student there and go on from the last finished one; without it nothing is kept.
-        probe: problems on which greedy accuracy is measured after each stage (folder/curve.json).
+        folder: keep each stage's student and its log there, and go on from the last finished stage, or from the last
+            checkpoint within one; without it nothing is kept.
+        probe: problems on which greedy accuracy by kind is measured before the first update, after every
+            `config.curve_every` and at the end of each stage; `read_curve(folder)` reads it.
         progress: called as `progress(done, total)` after each update, over all stages.
 
     Raises:
@@ -211,28 +123,58 @@ def distill(student: LM, task: Task, stages: Mapping[str, Dataset], config: Pace
                 shutil.rmtree(f"{finished}.training", ignore_errors=True)  # what a kill just after the rename left
                 lm = load_lm(finished, max_batch=student.max_batch)
             else:
-                data = [encode_example(lm.tokenizer, row["prompt"], row["completion"]) for row in stages[name]]
+                data = [{**encode_example(lm.tokenizer, row["prompt"], row["completion"]), "name": row["id"]}
+                        for row in stages[name]]
                 _check_vocabulary(lm.tokenizer, data)
                 work = home / f"{finished.name}.training"
-                train(lm.model, lm.tokenizer, data, folder=work, updates=updates, batch=config.batch,
-                      learning_rate=config.learning_rate, warmup=min(config.warmup, updates), seed=seed + number,
-                      progress=progress and (lambda i, _, before=done: progress(before + i, total)))
-                _keep(lm, task, probe, name, work, finished)
+                log = [{"step": 0, "accuracy": accuracy(lm, task, probe)}] if probe and not number else []
+                log += train(lm.model, lm.tokenizer, data, folder=work, updates=updates, batch=config.batch,
+                             learning_rate=config.learning_rate, warmup=min(config.warmup, updates), seed=seed + number,
+                             accumulate=config.accumulate, save_every=config.save_every,
+                             progress=progress and (lambda i, _, before=done: progress(before + i, total)),
+                             measure=(lambda lm=lm: accuracy(lm, task, probe)) if probe else None,
+                             measure_every=config.curve_every)
+                _keep(lm, {"stage": name, "updates": updates, "examples": len(data), "log": log}, work, finished)
             done += updates
         return lm
 
 
-def _keep(lm: LM, task: Task, probe: Sequence[Problem], name: str, work: Path, finished: Path) -> None:
-    """Save a stage's student with its accuracy on the probe problems; the folder appears complete or not at all."""
+def accuracy(lm: LM, task: Task, problems: Sequence[Problem]) -> dict[str, float]:
+    """Share of problems that are solved greedily, by kind."""
+    tried = sample(lm, task, problems, n=1, config=SampleConfig(temperature=0.0))
+    return {kind: float(np.mean([t.correct for t in tried if t.problem.kind == kind]))
+            for kind in dict.fromkeys(p.kind for p in problems)}
+
+
+def read_curve(folder: str | Path) -> list[dict[str, Any]]:
+    """What `distill` kept of each finished stage in `folder`, in order: `stage`, `updates`, `examples` and its `log`, lines
+    of `step` (counted within the stage) with `loss` or with `accuracy` by kind."""
+    return [json.loads(f.read_text(encoding="utf-8")) for f in sorted(Path(folder).glob("*/curve.json"))]
+
+
+def _keep(lm: LM, curve: Mapping[str, Any], work: Path, finished: Path) -> None:
+    """Save a stage's student and its log; the folder appears complete or not at all."""
     lm.model.save_pretrained(work / "done")
     lm.tokenizer.save_pretrained(work / "done")
-    tried = sample(lm, task, probe, n=1, config=SampleConfig(temperature=0.0)) if probe else []
-    curve = {}
-    for kind in dict.fromkeys(p.kind for p in probe):
-        curve[kind] = float(np.mean([t.correct for t in tried if t.problem.kind == kind]))
-    write_text(work / "done" / "curve.json", json.dumps({"stage": name, "greedy accuracy": curve}) + "\n")
+    write_text(work / "done" / "curve.json", json.dumps(curve) + "\n")
     os.replace(work / "done", finished)
     shutil.rmtree(work)
+
+
+def check_tokenizers(teacher: LM, student: LM) -> None:
+    """Stop before any work is done if the two models do not share a tokenizer.
+
+    Raises:
+        InputError: with both sizes, the reason and the remedy.
+    """
+    theirs, ours = (lm.tokenizer.get_vocab() for lm in (teacher, student))
+    if theirs != ours:
+        strange = len(theirs.keys() - ours.keys())
+        raise InputError(
+            f"teacher and student have different tokenizers ({len(theirs)} and {len(ours)} tokens; {strange} of the "
+            "teacher's are unknown to the student or stand elsewhere): end-of-text, templates and steps would not mean the "
+            "same to both. Take two models of one family, or write the stages to files (they are plain text) and train "
+            "the student on them by themselves")
 
 
 def _check_vocabulary(tokenizer: Any, data: Sequence[Mapping[str, list[int]]]) -> None:

@@ -24,11 +24,11 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from heal_ref.evaluate import Row, cluster_interval, first_wrong_step, interval, is_genuine, rows_of, share
 from heal_ref.gear import find_breakpoint, repair
 from heal_ref.lm import LM, load_lm, sample
-from heal_ref.pace import encode_example, train
 from heal_ref.pure import pure_scores
 from heal_ref.records import Trajectory, by_problem, limit_by_kind, load_problems, source_commit, write_jsonl, write_text
 from heal_ref.tasks import ClockTask
 from heal_ref.tasks.clock_corpus import FIRST, PLAIN, SECOND, THIRD, Dials, build_tokenizer, example, make_problems
+from heal_ref.train import encode_example, train
 
 
 @dataclass(frozen=True)
@@ -81,9 +81,10 @@ def build_model(out: Path, recipe: Recipe, seed: int, progress: Any = None) -> N
     for number, lesson in enumerate(recipe.lessons):
         folder = work / f"lesson-{number + 1}"
         numbers = range(seen, seen := seen + lesson.updates * recipe.batch)
-        losses += train(model, tokenizer, corpus(tokenizer, lesson.dials, seed, numbers), folder=folder,
-                        updates=lesson.updates, batch=recipe.batch, learning_rate=lesson.learning_rate, warmup=100,
-                        seed=seed, save_every=250, progress=progress)
+        log = train(model, tokenizer, corpus(tokenizer, lesson.dials, seed, numbers), folder=folder,
+                    updates=lesson.updates, batch=recipe.batch, learning_rate=lesson.learning_rate, warmup=100,
+                    seed=seed, save_every=250, progress=progress)
+        losses += [row["loss"] for row in log]
     done = work / "finished"
     model.save_pretrained(done)
     tokenizer.save_pretrained(done)

@@ -62,11 +62,16 @@ class RunSpec:
         """Everything that decides the result, flat: dotted name → value. Problem files count by content."""
         flat = {"teacher": self.teacher, "student": self.student}
         for name in ("train", "heldout"):
-            flat[name] = hashlib.sha256(Path(getattr(self, name)).read_bytes()).hexdigest()[:16]
+            flat[name] = file_hash(getattr(self, name))
         for key, value in self.config.to_dict().items():
             for name, inner in value.items() if isinstance(value, dict) else [("", value)]:
                 flat[f"{key}.{name}".rstrip(".")] = list(inner) if isinstance(inner, tuple) else inner
         return flat
+
+
+def file_hash(path: str | Path) -> str:
+    """Sixteen hexadecimal digits that stand for a file's content."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
 
 
 def shard_seed(seed: int, stage: str, number: int) -> int:
@@ -119,10 +124,11 @@ class Method:
     task: Task
     config: HealConfig
 
-    def base(self, problems: Sequence[Problem]) -> list[Trajectory]:
+    def base(self, problems: Sequence[Problem], stage: str = "1-base", n: int = 0) -> list[Trajectory]:
+        """n samples of each problem (0: the configured number) under the plain prompt."""
         c = self.config
-        return self.folder.shards("1-base", batches(problems, c.sample.batch), lambda part, seed: sample(
-            self.teacher, self.task, part, n=c.sample.n, seed=seed, config=c.sample), c.seed)
+        return self.folder.shards(stage, batches(problems, c.sample.batch), lambda part, seed: sample(
+            self.teacher, self.task, part, n=n or c.sample.n, seed=seed, config=c.sample), c.seed)
 
     def guided(self, base: Sequence[Trajectory]) -> list[Trajectory]:
         """Answer-guided samples of the problems that the teacher mostly fails."""
@@ -131,11 +137,13 @@ class Method:
         return self.folder.shards("2-guided", batches(hard, c.sample.batch), lambda part, seed: sample(
             self.teacher, self.task, part, n=c.pace.per_problem, seed=seed, config=c.sample, show_answer=True), c.seed)
 
-    def repaired(self, base: Sequence[Trajectory]) -> list[Trajectory]:
+    def repaired(self, base: Sequence[Trajectory], stage: str = "3-repaired", config: GearConfig | None = None
+                 ) -> list[Trajectory]:
+        """GEAR's repairs, by the configured reading or by another one."""
         c = self.config
         groups = batches([t for g in by_problem(base).values() for t in g], c.sample.batch * c.sample.n)
-        return self.folder.shards("3-repaired", groups, lambda part, seed: gear.repair(
-            self.teacher, self.task, part, c.gear, seed, sampling=c.sample), c.seed)
+        return self.folder.shards(stage, groups, lambda part, seed: gear.repair(
+            self.teacher, self.task, part, config or c.gear, seed, sampling=c.sample), c.seed)
 
     def scored(self, stage: str, trajectories: Sequence[Trajectory]) -> list[Scored]:
         c = self.config
@@ -154,6 +162,7 @@ def run(spec: RunSpec, out: str | Path, task: Task, *, quiet: bool = False, comm
     train_set = limit_by_kind(load_problems(spec.train, task), c.train_limit)
     heldout = limit_by_kind(load_problems(spec.heldout, task), c.eval_limit)
     teacher, student = load_lm(spec.teacher), load_lm(spec.student)
+    pace.check_tokenizers(teacher, student)
     folder = RunFolder(out, spec.fingerprint(), quiet)
     method = Method(folder, teacher, task, c)
 
@@ -186,7 +195,7 @@ def run(spec: RunSpec, out: str | Path, task: Task, *, quiet: bool = False, comm
     return report
 
 
-def provenance(lm: LM, command: str, seed: int, began: float) -> dict[str, Any]:
+def provenance(lm: LM, command: str, seed: int | list[int], began: float) -> dict[str, Any]:
     """Where a result comes from; `began` is what time.monotonic() said at the start."""
     return {"command": command, "commit": source_commit(), "seed": seed, "torch": torch.__version__,
             "transformers": transformers.__version__, "device": str(lm.device), "machine": platform.machine(),

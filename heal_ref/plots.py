@@ -224,15 +224,30 @@ def plot_roc(scores: Mapping[str, Sequence[float]], spurious: Sequence[bool], ti
     return figure
 
 
-def plot_stages(curves: Sequence[Mapping[str, Any]]) -> Figure:
-    """Greedy accuracy by kind after each stage of PACE, from the stages' curve.json files, in order."""
+def curve_points(stages: Sequence[Mapping[str, Any]]) -> list[tuple[int, dict[str, float]]]:
+    """(update, accuracy by kind) through all stages, from what `pace.read_curve` reads."""
+    points, before = [], 0
+    for stage in stages:
+        points += [(before + row["step"], row["accuracy"]) for row in stage["log"] if "accuracy" in row]
+        before += stage["updates"]
+    return points
+
+
+def plot_stages(stages: Sequence[Mapping[str, Any]], title: str = "") -> Figure:
+    """Greedy accuracy by kind against updates, through the stages of `pace.read_curve`."""
     figure, axes = new_figure()
-    names, kinds = [c["stage"] for c in curves], list(curves[0]["greedy accuracy"])
-    for kind, colour, marker in zip(kinds, KIND_COLOURS, "osv^x", strict=False):
-        axes.plot(names, [c["greedy accuracy"][kind] for c in curves], color=colour, marker=marker, label=kind or "all")
-    axes.set(xlabel="after stage", ylabel="greedy accuracy", ylim=(0, 1.05))
-    axes.legend(frameon=False, ncols=len(kinds), loc="upper center", bbox_to_anchor=(0.5, -0.16))
-    if "frontier" in kinds and len(curves) > 1:
-        first, last = (c["greedy accuracy"]["frontier"] for c in (curves[0], curves[-1]))
-        axes.set_title(f"Frontier accuracy through the stages: {percent(first)} → {percent(last)}")
+    points = curve_points(stages)
+    for kind, colour, marker in zip(points[0][1], KIND_COLOURS, "osv^x", strict=False):
+        axes.plot([u for u, _ in points], [a[kind] for _, a in points], color=colour, marker=marker, ms=4, label=kind or "all")
+    before = 0
+    for stage in stages:
+        axes.axvline(before, color="#999999", lw=0.8, ls=":")
+        axes.text(before + 4, 1.07, stage["stage"], color="#555555", fontsize=9)
+        before += stage["updates"]
+    axes.set(xlabel="updates", ylabel="greedy accuracy", ylim=(0, 1.05))
+    axes.legend(frameon=False, ncols=len(points[0][1]), loc="upper center", bbox_to_anchor=(0.5, -0.16))
+    if not title and "frontier" in points[0][1]:
+        ends = [point["frontier"] for point in (points[0][1], points[-1][1])]
+        title = f"Frontier accuracy through the stages: {percent(ends[0])} → {percent(ends[-1])}"
+    axes.set_title(title, pad=18)
     return figure

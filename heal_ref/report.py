@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from heal_ref.config import PureConfig
 from heal_ref.evaluate import Row, first_wrong_step, is_genuine
 from heal_ref.lm import LM
+from heal_ref.pace import read_curve
 from heal_ref.pipeline import rows_from_report
 from heal_ref.plots import LABEL, plot_aligned_entropy, plot_ceiling, plot_filter, plot_stages, save
 from heal_ref.records import read_records
@@ -46,10 +46,10 @@ def draw_figures(folder: Path, report: dict[str, Any], lm: LM, task: Task, pure:
     save(plot_ceiling(rows), folder / "figures" / "ceiling.png")
     captions = {"ceiling.png": "Share of sampled solutions that are right, by kind of held-out problem; 95 % intervals over "
                                "problems. The kinds, and what the teacher knows of each, are explained in the notebook."}
-    curves = [json.loads(f.read_text(encoding="utf-8")) for f in sorted(folder.glob("5-students/heal/*/curve.json"))]
-    if curves:
-        save(plot_stages(curves), folder / "figures" / "stages.png")
-        captions["stages.png"] = "The HEAL student after each stage, greedy, on a part of the held-out problems."
+    stages = read_curve(folder / "5-students" / "heal")
+    if stages:
+        save(plot_stages(stages), folder / "figures" / "stages.png")
+        captions["stages.png"] = "The HEAL student through PACE's three stages, greedy, on a part of the held-out problems."
     if not hasattr(task, "check_steps"):
         return captions
     base = _records(folder, "1-base")

@@ -8,19 +8,10 @@ import torch
 
 from heal_ref.config import PaceConfig, SampleConfig
 from heal_ref.lm import LM, generate
-from heal_ref.pace import (
-    IGNORE,
-    TrainingError,
-    build_stages,
-    collate,
-    distill,
-    encode_example,
-    last_complete_checkpoint,
-    train,
-    updates_of,
-)
+from heal_ref.pace import build_stages, distill, updates_of
 from heal_ref.records import InputError
 from heal_ref.tasks.clock_corpus import Dials, example
+from heal_ref.train import IGNORE, TrainingError, collate, encode_example, last_complete_checkpoint, train
 
 
 def test_prompt_is_masked_and_end_is_learnt(random_lm):

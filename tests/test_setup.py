@@ -26,8 +26,8 @@ def test_public_names_exist_and_are_documented():
     assert len(set(heal_ref.__all__)) == len(heal_ref.__all__)
 
 
-LAYERS = ["records", "config", "tasks", "entropy", "lm", "gear", "pure", "pace", "evaluate", "pair", "pipeline", "evidence",
-          "evidence_pure", "plots", "explore", "report", "bench", "__main__"]
+LAYERS = ["records", "config", "tasks", "entropy", "lm", "gear", "pure", "train", "pace", "evaluate", "pair", "pipeline",
+          "evidence", "evidence_pure", "compare", "experiment", "plots", "explore", "report", "bench", "__main__"]
 
 
 def test_modules_import_only_leftwards():
@@ -42,7 +42,7 @@ def test_modules_import_only_leftwards():
 
 
 def test_the_method_never_asks_the_checker():
-    for name in ("gear", "pure", "pace", "lm", "entropy"):
+    for name in ("gear", "pure", "train", "pace", "lm", "entropy"):
         text = (ROOT / "heal_ref" / f"{name}.py").read_text()
         assert not re.search(r"check_steps|is_genuine|first_wrong", text), name
 

@@ -202,12 +202,14 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 # ---------------------------------------------------------------------------------------- problem files
 
-FILES = {  # problems a kind in each shipped file; chains of 3 to 6 operations
+FILES = {  # problems a kind in each shipped file; chains of 3 to 6 operations, but for the last file
     "train": {"mastered": 400, "shaky": 300, "frontier": 300, "misconceived": 200},
     "validation": dict.fromkeys(PROBLEM_KINDS, 300),
     "heldout": dict.fromkeys(PROBLEM_KINDS, 400),
+    "long": dict.fromkeys(PROBLEM_KINDS, 100),
 }
 PROBLEM_LENGTHS = {3: 0.3, 4: 0.3, 5: 0.25, 6: 0.15}
+LONG_LENGTHS = {7: 0.5, 8: 0.5}  # longer than anything that teacher or student was trained on
 
 
 def make_problems(seed: int = 0) -> Iterator[tuple[str, list[Problem]]]:
@@ -217,7 +219,7 @@ def make_problems(seed: int = 0) -> Iterator[tuple[str, list[Problem]]]:
         problems = []
         for kind, count in counts.items():
             while count:
-                chain = random_chain(rng, kind, _pick(rng, PROBLEM_LENGTHS))
+                chain = random_chain(rng, kind, _pick(rng, LONG_LENGTHS if name == "long" else PROBLEM_LENGTHS))
                 if chain.question not in seen:
                     seen.add(chain.question)
                     count -= 1
