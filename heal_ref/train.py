@@ -9,12 +9,14 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.data import Sampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_pt_utils import get_length_grouped_indices
 from transformers.trainer_utils import set_seed
 
 from heal_ref.records import InputError
@@ -53,8 +55,28 @@ def collate(pad_token_id: int) -> Any:
     return pad
 
 
+class _ByLength(Sampler):
+    """Examples of similar length together, so that little is padded; another order each epoch. The order follows from seed
+    and epoch alone: transformers' own sampler draws it from the global random state, which a resumed run does not have."""
+
+    def __init__(self, trainer: Trainer):
+        self.trainer, self.lengths = trainer, [len(row["input_ids"]) for row in trainer.train_dataset]
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        args, epoch = self.trainer.args, int(self.trainer.state.epoch or 0)
+        order = torch.Generator().manual_seed(1_000_003 * args.seed + epoch)
+        return iter(get_length_grouped_indices(self.lengths, args.train_batch_size * args.gradient_accumulation_steps,
+                                               generator=order))
+
+
 class _Trainer(Trainer):
-    """Stops at the first loss that is not a finite number, before it reaches the weights."""
+    """Batches by length, and a stop at the first loss that is not a finite number, before it reaches the weights."""
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler:
+        return _ByLength(self)
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **more: Any) -> Any:
         names = inputs.pop("names", [])
@@ -106,7 +128,8 @@ def train(model: Any, tokenizer: Any, data: Any, *, folder: Path, updates: int, 
         folder: where checkpoints go; an interrupted call with the same folder goes on from the last complete one.
         batch: examples in one update, over all processes.
         accumulate: parts that an update's batch is computed in: less memory, same gradient.
-        save_every: updates between checkpoints, 0 for none.
+        save_every: updates between checkpoints, 0 for none; a multiple of 10, or the first loss logged after a resume is a
+            mean over fewer updates.
         progress: called as `progress(done, total)` after each update.
         measure: called after every `measure_every` updates (0: none between) and after the last one.
 
@@ -126,7 +149,7 @@ def train(model: Any, tokenizer: Any, data: Any, *, folder: Path, updates: int, 
         lr_scheduler_type="cosine", weight_decay=0.01, adam_beta2=0.98, seed=seed, data_seed=seed, logging_steps=10,
         logging_nan_inf_filter=False, report_to="none", disable_tqdm=True, log_level="error",
         save_strategy="steps" if save_every else "no", save_steps=max(save_every, 1), save_total_limit=2,
-        dataloader_pin_memory=False, train_sampling_strategy="group_by_length", remove_unused_columns=False)
+        dataloader_pin_memory=False, remove_unused_columns=False)
     trainer = _Trainer(model=model, args=args, train_dataset=data, data_collator=collate(tokenizer.pad_token_id),
                        callbacks=[_Watch(progress, measure, measure_every)])
     for callback in list(trainer.callback_handler.callbacks):

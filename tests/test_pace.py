@@ -8,7 +8,7 @@ import torch
 
 from heal_ref.config import PaceConfig, SampleConfig
 from heal_ref.lm import LM, generate
-from heal_ref.pace import build_stages, distill, updates_of
+from heal_ref.pace import build_stages, check_tokenizers, distill, read_curve, shuffled, updates_of
 from heal_ref.records import InputError
 from heal_ref.tasks.clock_corpus import Dials, example
 from heal_ref.train import IGNORE, TrainingError, collate, encode_example, last_complete_checkpoint, train
@@ -96,8 +96,41 @@ def test_interrupted_training_ends_in_the_same_weights(random_lm, tmp_path):
 def test_nan_loss_stops_with_a_clear_message(random_lm, tmp_path):
     with torch.no_grad():
         next(random_lm.model.parameters()).fill_(math.nan)
-    with pytest.raises(TrainingError, match="at update"):
+    with pytest.raises(TrainingError, match="at update 1, on an unnamed batch"):
         _train(random_lm, tmp_path, save_every=0)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_bad_loss_names_its_batch_before_it_reaches_the_weights(random_lm, tmp_path, bad):
+    """One example breaks the loss in the middle of training: the message holds its name, the weights stay finite."""
+    data = [{**encode_example(random_lm.tokenizer, *example(0, i, Dials())), "name": f"problem-{i}"} for i in range(40)]
+    broken = random_lm.encode("Quick answer: ")[0]
+    data[17]["input_ids"] = [broken, *data[17]["input_ids"]]
+    data[17]["labels"] = [IGNORE, *data[17]["labels"]]
+    forward = random_lm.model.forward
+
+    def poisoned(input_ids=None, **more):
+        out = forward(input_ids=input_ids, **more)
+        if "labels" in more and (input_ids[:, 0] == broken).any():
+            out.loss = out.loss * bad
+        return out
+
+    random_lm.model.forward = poisoned
+    with pytest.raises(TrainingError, match=r"the loss is not a finite number at update \d+, on the batch of .*problem-17"):
+        train(random_lm.model, random_lm.tokenizer, data, folder=tmp_path, updates=20, batch=4, learning_rate=1e-3)
+    assert all(torch.isfinite(p).all() for p in random_lm.model.parameters())
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_accumulation_changes_nothing(random_lm, tmp_path, parts):
+    """Parts of a batch have different numbers of target tokens: a mean of means would differ."""
+    whole, cut = copy.deepcopy(random_lm), copy.deepcopy(random_lm)
+    logs = [_train(lm, tmp_path / str(n), batch=8, accumulate=n, save_every=0) for lm, n in ((whole, 1), (cut, parts))]
+    assert [row["loss"] for row in logs[0]] == pytest.approx([row["loss"] for row in logs[1]], rel=1e-4)
+    for a, b, start in zip(whole.model.parameters(), cut.model.parameters(), random_lm.model.parameters(), strict=True):
+        assert (a - b).abs().max() < 0.02 * (a - start).abs().max()
+    with pytest.raises(InputError, match="cannot be cut into 3 equal parts"):
+        _train(random_lm, tmp_path, batch=8, accumulate=3)
 
 
 def test_stages(make):
@@ -112,6 +145,34 @@ def test_stages(make):
     assert set(stages["frontier"]["prompt"]) == {"P:"}
     alone = build_stages(base, hinted, repaired, PaceConfig(per_problem=1, cumulative=False))
     assert [s["completion"] for s in alone.values()] == [["a|b"], ["h|h"], ["r|1"]]
+
+
+def test_stages_are_plain_text_datasets_in_the_format_of_trl(random_lm, make):
+    """TRL's own SFT trainer tokenizes a stage as `encode_example` does: same ids, prompt masked, end learnt."""
+    trl = pytest.importorskip("trl")
+    rows = [make(str(i), text=example(5, i, Dials(forms={"plain": 1.0}))[1], correct=True, prompt="Hint: ") for i in range(6)]
+    stage = build_stages(rows, [], [])["foundation"]
+    assert {"prompt", "completion"} <= set(stage.column_names)
+    assert all(isinstance(row[name], str) for row in stage for name in stage.column_names)
+    args = trl.SFTConfig(output_dir="unused", report_to="none", completion_only_loss=True, max_length=None, use_cpu=True)
+    trainer = trl.SFTTrainer(random_lm.model, args=args, train_dataset=stage, processing_class=random_lm.tokenizer)
+    for theirs, row in zip(trainer.train_dataset, stage, strict=True):
+        ours = encode_example(random_lm.tokenizer, row["prompt"], row["completion"])
+        assert theirs["input_ids"] == ours["input_ids"]
+        batch = trainer.data_collator([theirs])
+        assert batch["labels"][0].tolist() == ours["labels"]
+
+
+def test_stages_are_deterministic(make):
+    base = [make("a", f"a|{i}", correct=i % 2 == 0, index=i) for i in range(6)]
+    first, second = (build_stages(base, [], [make("b", "b|b", correct=True)]) for _ in range(2))
+    assert {k: s.to_list() for k, s in first.items()} == {k: s.to_list() for k, s in second.items()}
+
+
+def test_shuffled_holds_each_example_once(make):
+    base, repaired = [make("a", "a|a", correct=True)], [make("b", "b|b", correct=True, kind="repair")]
+    (stage,) = shuffled(build_stages(base, [], repaired)).values()
+    assert sorted(stage["completion"]) == ["a|a", "b|b"]
 
 
 def test_updates_are_all_spent(make):
@@ -147,3 +208,40 @@ def test_distill_leaves_the_student_alone_and_keeps_finished_stages(random_lm, t
     again = distill(random_lm, task, stages, config, folder=tmp_path, progress=lambda i, n: done.append(i))
     assert len(done) == 4  # nothing was trained a second time
     assert all(torch.equal(a, b) for a, b in zip(out.model.parameters(), again.model.parameters(), strict=True))
+
+
+def test_distill_goes_on_in_the_middle_of_a_stage(random_lm, task, validation, tmp_path, make):
+    """Stopped between two checkpoints of the second stage: same student and same curve as without."""
+    rows = [make(str(i), text=example(5, i, Dials(forms={"plain": 1.0}))[1], correct=True, prompt="Hint: ") for i in range(12)]
+    stages = build_stages(rows[:6], [], rows[6:])
+    config = PaceConfig(updates=36, batch=4, shares=(1 / 3, 0, 2 / 3), save_every=10, curve_every=6, warmup=0)
+
+    def run(folder, stop=0):
+        done = []
+
+        def progress(i, n):
+            done.append(i)
+            if i == stop:
+                raise KeyboardInterrupt
+
+        return done, distill(random_lm, task, stages, config, folder=folder, probe=validation[:3], progress=progress)
+
+    _, whole = run(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "cut", stop=27)
+    done, mended = run(tmp_path / "cut")
+    assert done[0] == 23  # twelve of the first stage, ten of the second were kept: over three epochs
+    assert all(torch.equal(a, b) for a, b in zip(whole.model.parameters(), mended.model.parameters(), strict=True))
+    curve = read_curve(tmp_path / "cut")
+    assert curve == read_curve(tmp_path / "whole")
+    assert [[row["step"] for row in stage["log"] if "accuracy" in row] for stage in curve] == [[0, 6, 12], [6, 12, 18, 24]]
+    assert set(curve[0]["log"][0]["accuracy"]) == {"mastered"}
+
+
+def test_different_tokenizers_are_refused_at_once(random_lm, teacher):
+    check_tokenizers(teacher, random_lm)  # the same one
+    other = copy.deepcopy(random_lm)
+    other.tokenizer.add_tokens(["more", "words"])
+    size = len(teacher.tokenizer)
+    with pytest.raises(InputError, match=rf"different tokenizers \({size} and {size + 2} tokens.*two models of one family"):
+        check_tokenizers(teacher, other)
