@@ -189,8 +189,16 @@ def test_distill_refuses_what_cannot_work(random_lm, task, make):
     with pytest.raises(InputError, match="every stage is empty"):
         distill(random_lm, task, empty)
     foreign = build_stages([make("a", text="zebra", correct=True)], [], [])
-    with pytest.raises(InputError, match="unknown token"):
+    with pytest.raises(InputError, match="cannot write 1 of 1 examples.*unknown token"):
         distill(random_lm, task, foreign, PaceConfig(updates=2))
+
+
+def test_a_rare_unwritable_example_is_left_out_and_counted(random_lm, task, make, tmp_path):
+    rows = [make(str(i), text=example(5, i, Dials(forms={"plain": 1.0}))[1], correct=True, prompt="Hint: ") for i in range(150)]
+    stages = build_stages([*rows, make("odd", text="zebra", correct=True)], [], [])
+    with pytest.warns(RuntimeWarning, match="1 of 151 examples are left out"):
+        distill(random_lm, task, {"foundation": stages["foundation"]}, PaceConfig(updates=2, batch=2), folder=tmp_path)
+    assert read_curve(tmp_path)[0]["examples"] == 150
 
 
 def test_distill_leaves_the_student_alone_and_keeps_finished_stages(random_lm, task, validation, tmp_path, make):
