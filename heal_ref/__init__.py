@@ -2,7 +2,7 @@
 
 In the order of the method:
 
-    problems      Problem, load_problems, Task, ClockTask
+    problems      Problem, load_problems, import_problems, Task, ClockTask, ChatMathTask
     models        LM, load_lm, sample, generate, score
     entropy       token_scores, entropy_and_logprob, step_values, surges   where the model is uncertain
     GEAR          find_breakpoint, breakpoint_of, repair           cut, hint, go on
@@ -24,13 +24,14 @@ from heal_ref.lm import LM, generate, load_lm, quiet, sample, score
 from heal_ref.pace import build_stages, distill
 from heal_ref.pure import pure_filter, pure_scores, pure_threshold
 from heal_ref.records import DATA, InputError, Problem, Scored, Trajectory, load_problems
-from heal_ref.tasks import ClockTask, Task
+from heal_ref.sources import import_problems
+from heal_ref.tasks import ChatMathTask, ClockTask, Task
 
 __version__ = "0.1.0"
 __all__ = [
-    "DATA", "LM", "ClockTask", "GearConfig", "HealConfig", "InputError", "PaceConfig", "Problem", "PureConfig",
-    "Row", "SampleConfig", "Scored", "Task", "Trajectory", "breakpoint_of", "build_stages", "distill",
-    "entropy_and_logprob", "evaluate", "explore_entropy", "explore_pure", "find_breakpoint", "generate", "load_lm",
-    "load_problems", "pass_at_k", "pure_filter", "pure_scores", "pure_threshold", "quiet", "repair", "sample", "score",
-    "step_values", "surges", "token_scores",
+    "DATA", "LM", "ChatMathTask", "ClockTask", "GearConfig", "HealConfig", "InputError", "PaceConfig", "Problem",
+    "PureConfig", "Row", "SampleConfig", "Scored", "Task", "Trajectory", "breakpoint_of", "build_stages", "distill",
+    "entropy_and_logprob", "evaluate", "explore_entropy", "explore_pure", "find_breakpoint", "generate", "import_problems",
+    "load_lm", "load_problems", "pass_at_k", "pure_filter", "pure_scores", "pure_threshold", "quiet", "repair", "sample",
+    "score", "step_values", "surges", "token_scores",
 ]

@@ -8,10 +8,17 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import tempfile
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from heal_ref.records import DATA, InputError
+from heal_ref.records import DATA, InputError, write_text
+
+if TYPE_CHECKING:
+    from heal_ref.config import HealConfig
+    from heal_ref.lm import LM
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -32,6 +39,12 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--problems", default=str(DATA / "clock" / "train.jsonl"), help="training problems, JSON Lines")
         sub.add_argument("--heldout", default=str(DATA / "clock" / "heldout.jsonl"), help="problems to evaluate on")
         sub.add_argument("--quiet", action="store_true", help="no progress bars")
+    run.add_argument("--task", default="auto", choices=("auto", "clock", "chat"),
+                     help="what text looks like; auto: chat if the teacher's tokenizer has a chat template")
+    run.add_argument("--columns", nargs="*", default=[], metavar="FIELD=COLUMN", help="a dataset's own column names")
+    run.add_argument("--split", default="train", help="split of a dataset to read")
+    run.add_argument("--max-new-tokens", type=int, help="length limit (default: the preset's, for chat at least 1024)")
+    run.add_argument("--dry-run", action="store_true", help="print the plan and stop; nothing is written")
     trial = add("experiment", "arms × seeds on held-out problems, paired differences; start it again to go on")
     trial.add_argument("--preset", default="tiny", choices=("smoke", "tiny"), help="named settings")
     trial.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2, 3, 4], help="seeds for the shipped pair")
@@ -94,6 +107,9 @@ def _experiment(args: argparse.Namespace) -> None:
 
     if args.rebuilt_seeds and not args.rebuilt:
         raise InputError("--rebuilt-seeds without --rebuilt: name the folder of the other pair (build-pair makes one)")
+    if args.rebuilt and not all((Path(args.rebuilt) / name / "config.json").is_file() for name in ("teacher", "student")):
+        raise InputError(f"--rebuilt {args.rebuilt}: no pair here (teacher/ and student/ with their models); "
+                         "`python -m heal_ref build-pair --seed 1 --out FOLDER` makes one")
     plan = [("shipped", DATA, seed) for seed in args.seeds]
     plan += [("rebuilt", Path(args.rebuilt), seed) for seed in args.rebuilt_seeds]
     if not plan:
@@ -111,20 +127,80 @@ def _command() -> str:
     return "python -m heal_ref " + " ".join(sys.argv[1:])
 
 
+def _problem_files(args: argparse.Namespace, folder: Path, task: Any) -> list[str]:
+    """Paths of the two JSON Lines files; anything else that `datasets` reads is written to `folder`/problems first."""
+    from heal_ref.lm import processes
+    from heal_ref.sources import import_problems, parse_columns
+
+    out = []
+    for name in ("problems", "heldout"):
+        source = getattr(args, name)
+        if source.endswith(".jsonl"):
+            if not Path(source).is_file():
+                raise InputError(f"--{name} {source}: no such file; give a JSON Lines file of problems")
+            out.append(source)
+        else:
+            path = folder / "problems" / f"{name}.jsonl"
+            with processes().main_process_first():
+                if not path.exists():
+                    import_problems(source, path, task, parse_columns(args.columns), args.split)
+            out.append(str(path))
+    return out
+
+
+def _plan(args: argparse.Namespace, config: HealConfig, files: Sequence[str], task: Any, lms: Sequence[LM]) -> str:
+    """What the run will cost, from a measured minute or less."""
+    from heal_ref.lm import processes
+    from heal_ref.pace import check_tokenizers
+    from heal_ref.plan import measure, plan, plan_text
+    from heal_ref.records import limit_by_kind, load_problems
+
+    check_tokenizers(*lms)
+    problems, heldout = (limit_by_kind(load_problems(f, task), limit)
+                         for f, limit in zip(files, (config.train_limit, config.eval_limit), strict=True))
+    print("Measuring for at most a minute ...", file=sys.stderr)
+    speed = measure(*lms, task, problems, config)
+    stages = plan(config, len(problems), len(heldout), speed, processes().num_processes)
+    return plan_text(stages, lms[0].model.config, lms[1].model.config, config, speed)
+
+
+def _planned(args: argparse.Namespace, config: HealConfig, files: Sequence[str], task: Any, lms: Sequence[LM]) -> None:
+    """Show the plan first; a run that goes on shows the one it was started with."""
+    from heal_ref.lm import processes
+
+    path = Path(args.out) / "plan.txt"
+    if not processes().is_main_process:
+        return
+    if not path.exists() and not (path.parent / "config.json").exists():
+        write_text(path, _plan(args, config, files, task, lms) + "\n")
+    if path.exists():
+        print(path.read_text(encoding="utf-8"), file=sys.stderr)
+
+
 def _run(args: argparse.Namespace) -> None:
     from heal_ref.config import PRESETS
-    from heal_ref.lm import load_lm
+    from heal_ref.lm import load_lm, processes
     from heal_ref.pipeline import RunSpec, rows_from_report, run
     from heal_ref.report import NEXT, draw_figures, table, text_table, write_page
-    from heal_ref.tasks import ClockTask
+    from heal_ref.tasks import ChatMathTask, ClockTask, task_for
 
-    for name in ("problems", "heldout"):
-        if not Path(getattr(args, name)).is_file():
-            raise InputError(f"--{name} {getattr(args, name)}: no such file; give a JSON Lines file of problems")
-    spec = RunSpec(args.teacher, args.student, args.problems, args.heldout, PRESETS[args.preset](args.seed))
-    task, out = ClockTask(), Path(args.out)
-    report = run(spec, out, task, quiet=args.quiet, command=_command())
-    page = write_page(out, report, draw_figures(out, report, load_lm(args.teacher), task, spec.config.pure))
+    config, out = PRESETS[args.preset](args.seed), Path(args.out)
+    lms = [load_lm(args.teacher), load_lm(args.student)]
+    task = ClockTask() if args.command == "demo" else task_for(args.task, lms[0].tokenizer)
+    if args.command == "run" and (args.max_new_tokens is not None or isinstance(task, ChatMathTask)):
+        longest = max(1024, config.sample.max_new_tokens) if args.max_new_tokens is None else args.max_new_tokens
+        config = replace(config, sample=replace(config.sample, max_new_tokens=longest))
+    if getattr(args, "dry_run", False):
+        with tempfile.TemporaryDirectory() as scratch:
+            print(_plan(args, config, _problem_files(args, Path(scratch), task), task, lms))
+        return
+    files = _problem_files(args, out, task)
+    if args.command == "run":
+        _planned(args, config, files, task, lms)
+    report = run(RunSpec(args.teacher, args.student, *files, config), out, task, lms=lms, quiet=args.quiet, command=_command())
+    if not processes().is_main_process:
+        return
+    page = write_page(out, report, draw_figures(out, report, lms[0], task, config.pure))
     print(f"\n{text_table(table(rows_from_report(report)))}\n")
     print(f"Mean and 95 % interval over held-out problems. Page: {page}   Report: {out / 'report.json'}")
     print(f"Read on: jupyter lab {NEXT}")
@@ -173,8 +249,12 @@ def main(argv: list[str] | None = None) -> int:
         quiet()
     try:
         COMMANDS[args.command](args)
-    except InputError as e:
+    except (InputError, FloatingPointError) as e:
         print(e, file=sys.stderr)
+        return 2
+    except OSError as e:
+        print(f"{e.filename or 'a file'}: {e.strerror or e}; mend that, then start the same command again: what was finished "
+              "is kept", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"\nStopped. What was finished is kept in {getattr(args, 'out', '.')}; the same command goes on from there.",

@@ -25,7 +25,7 @@ from heal_ref import pace, pure
 from heal_ref.compare import Results
 from heal_ref.config import HealConfig, SampleConfig
 from heal_ref.evaluate import is_genuine
-from heal_ref.lm import LM, load_lm, sample
+from heal_ref.lm import LM, load_lm, processes, sample
 from heal_ref.pipeline import Method, RunFolder, RunSpec, batches, file_hash, provenance, shard_seed
 from heal_ref.records import InputError, Problem, Scored, Trajectory, limit_by_kind, load_problems, write_text
 from heal_ref.tasks import Task
@@ -192,6 +192,14 @@ class Trial:
         self.probe = limit_by_kind(load_problems(material.validation, task), CURVE_PROBLEMS)
         self.problems = exam(material, task, config.eval_limit)
 
+    def file(self, arm: str) -> Path:
+        """Where the result of an arm is kept."""
+        return self.folder.path / "arms" / f"{arm}.json"
+
+    def has(self, arm: str) -> bool:
+        """Whether an arm is finished."""
+        return self.file(arm).exists()
+
     def result(self, arm: str) -> dict[str, Any]:
         """Train and evaluate one arm, or read what was measured.
 
@@ -199,7 +207,7 @@ class Trial:
             `n` samples a problem, `correct` and `genuine` (how many of them, one number a problem), `greedy` (0 or 1),
             teacher tokens generated and scored, examples, updates, minutes, and the learning curve.
         """
-        path = self.folder.path / "arms" / f"{arm}.json"
+        path = self.file(arm)
         if not path.exists():
             began = time.monotonic()
             lm, about = self._trained(arm) if arm in TRAINED else ({"student": self.student, "teacher": self.teacher}[arm], {})
@@ -248,14 +256,18 @@ def experiment(plan: Sequence[tuple[str, Path, int]], out: str | Path, material:
 
     Args:
         config: the configuration for a seed.
-        arms: which arms; a seed keeps those that it has.
+        arms: which arms to run; what a seed has finished of the others is collected too.
 
     Returns:
         `provenance`, `problems` (`kind` and `length`, one entry each), `rows` (means), `differences` (paired), `runs`.
 
     Raises:
-        InputError: there is no such arm, a seed stands twice, or the folder of a seed belongs to other settings.
+        InputError: there is no such arm, a seed stands twice, the folder of a seed belongs to other settings, or this is
+            one of several processes.
     """
+    if processes().num_processes > 1:
+        raise InputError("an experiment runs in one process; to use more, start the command several times with other --seeds "
+                         "and the same --out, and once more with all of them to collect")
     if unknown := [a for a in arms if a not in ARMS]:
         raise InputError(f"there is no arm {', '.join(unknown)}; the arms are {', '.join(ARMS)}")
     if len({seed for *_, seed in plan}) < len(plan):
@@ -266,7 +278,7 @@ def experiment(plan: Sequence[tuple[str, Path, int]], out: str | Path, material:
         spec = RunSpec(str(folder / "teacher"), str(folder / "student"), material.train, material.heldout, c)
         identity = {**spec.fingerprint(), "long": file_hash(material.long)}
         trial = Trial(RunFolder(Path(out) / f"seed-{seed}", identity, quiet), folder, task, c, material)
-        runs += [{"pair": pair, "seed": seed, "arm": arm, **trial.result(arm)} for arm in arms]
+        runs += [{"pair": pair, "seed": seed, "arm": arm, **trial.result(arm)} for arm in ARMS if arm in arms or trial.has(arm)]
     problems = exam(material, task, config(0).eval_limit)
     record = {"problems": {"kind": [p.kind for p in problems], "length": [p.length for p in problems]}, "runs": runs}
     origin = provenance(trial.teacher, command, [seed for *_, seed in plan], began)

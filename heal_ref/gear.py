@@ -115,13 +115,13 @@ def write_hints(lm: LM, task: Task, paths: Sequence[tuple[Trajectory, int]], con
         tails.append(tail)
     rollouts = iter(generate(lm, contexts, tails, config=sampling, seed=seed))
 
-    def read(r: Rollout) -> Hint:
+    def read(r: Rollout, answer: str) -> Hint:
         if not r.finished:
             return Hint(None, r.tokens_spent, "hint cut off by the length limit")
-        text = task.read_hint(lm.decode(r.ids))
+        text = task.read_hint(lm.decode(r.ids), answer)
         return Hint(text, r.tokens_spent, "" if text else "hint unreadable")
 
-    return [[read(next(rollouts)) for _ in range(config.hints)] for _ in paths]
+    return [[read(next(rollouts), t.problem.answer) for _ in range(config.hints)] for t, _ in paths]
 
 
 def repair(lm: LM, task: Task, base: Sequence[Trajectory], config: GearConfig | None = None, seed: int = 0, *,

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 from accelerate import PartialState
+from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -37,6 +38,12 @@ def quiet() -> None:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     warnings.filterwarnings("ignore", category=UserWarning)
+
+
+def processes() -> PartialState:
+    """accelerate's view of this run: `process_index` of `num_processes`, `device`, barriers. One process by itself, or what
+    `accelerate launch` (on CPUs: `torchrun`) started."""
+    return PartialState() if torch.accelerator.is_available() else PartialState(cpu=True)
 
 
 MAX_BATCH = 512  # sequences that are generated or scored at once
@@ -72,7 +79,7 @@ def load_lm(source: str | Path, *, dtype: str = "auto", max_batch: int = MAX_BAT
     """Load a causal LM and its tokenizer from a folder or the hub, onto the device that accelerate picks.
 
     Raises:
-        InputError: there is no such model, or its vocabulary is smaller than its tokenizer's.
+        InputError: there is no such model, it is not whole, or it does not fit its tokenizer.
     """
     source = str(source)
     local = source.startswith((".", "/", "data/", "runs/")) or Path(source).exists()
@@ -81,9 +88,17 @@ def load_lm(source: str | Path, *, dtype: str = "auto", max_batch: int = MAX_BAT
                          "or run `python -m heal_ref build-pair` to make the tiny pair")
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
-    except (OSError, ValueError) as e:
-        raise InputError(f"{source}: the model cannot be loaded ({str(e).splitlines()[0]}); check the path or name") from e
+        model, found = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, output_loading_info=True)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as e:
+        why = (str(e) or type(e).__name__).splitlines()[0]
+        raise InputError(f"{source}: the model cannot be loaded ({why}); check the path or name, and that all its files are "
+                         "whole") from e
+    if found["missing_keys"]:
+        raise InputError(f"{source}: the model cannot be loaded, {len(found['missing_keys'])} of its weights are missing "
+                         f"(such as {min(found['missing_keys'])}) and would be random; save the whole model")
+    if tokenizer.vocab_size <= len(tokenizer.all_special_ids):
+        raise InputError(f"{source}: the tokenizer cannot be loaded, it has no words; save it beside the model with "
+                         "tokenizer.save_pretrained")
     if model.get_input_embeddings().num_embeddings < len(tokenizer):
         raise InputError(f"{source}: the tokenizer has {len(tokenizer)} tokens, the model only "
                          f"{model.get_input_embeddings().num_embeddings}; they do not belong together")
@@ -91,7 +106,7 @@ def load_lm(source: str | Path, *, dtype: str = "auto", max_batch: int = MAX_BAT
         raise InputError(f"{source}: the tokenizer has no end-of-text token; set eos_token")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return LM(model.to(PartialState().device).eval(), tokenizer, max_batch)
+    return LM(model.to(processes().device).eval(), tokenizer, max_batch)
 
 
 # ------------------------------------------------------------------------------------------ generation
@@ -160,8 +175,8 @@ def repeats(ids: Sequence[int], n: int) -> tuple[list[int], list[list[int]]]:
 
 @torch.no_grad()
 def generate(lm: LM, contexts: Sequence[Sequence[int]], tails: Sequence[Sequence[Sequence[int]]] | None = None, *,
-             config: SampleConfig, seed: int, visible: Sequence[Sequence[int]] | None = None, ends: bool = True
-             ) -> list[Rollout]:
+             config: SampleConfig, seed: int, visible: Sequence[Sequence[int]] | None = None, ends: bool = True,
+             seconds: float | None = None) -> list[Rollout]:
     """Continue each context (token ids) once; with `tails`, once behind each of its tails.
 
     Args:
@@ -170,6 +185,7 @@ def generate(lm: LM, contexts: Sequence[Sequence[int]], tails: Sequence[Sequence
             cache cannot be repeated a RuntimeWarning is given and it is computed for each.
         visible: for each tail, how many tokens of its context stand before it; without it, all of them.
         ends: whether the model may end the text before the length limit.
+        seconds: stop a batch after so long, wherever it stands; for measuring speed.
 
     Returns:
         One rollout for each context, or for each of its tails, in order. Temperature 0 is greedy. The same seed
@@ -187,15 +203,15 @@ def generate(lm: LM, contexts: Sequence[Sequence[int]], tails: Sequence[Sequence
     with torch.random.fork_rng(devices=[lm.device] if lm.device.type == "cuda" else []):
         torch.manual_seed(seed)
         for start in range(0, len(jobs), lm.max_batch):
-            out += _generate_batch(lm, jobs[start : start + lm.max_batch], config, ends)
+            out += _generate_batch(lm, jobs[start : start + lm.max_batch], config, ends, seconds)
     return out
 
 
-def _generate_batch(lm: LM, jobs: Sequence[Job], config: SampleConfig, ends: bool) -> list[Rollout]:
+def _generate_batch(lm: LM, jobs: Sequence[Job], config: SampleConfig, ends: bool, seconds: float | None) -> list[Rollout]:
     """Continue the text of each job, in one batch."""
     pad, eos = lm.tokenizer.pad_token_id, lm.tokenizer.eos_token_id
     sampling = {"do_sample": True, "temperature": config.temperature, "top_k": 0, "top_p": config.top_p}
-    settings = GenerationConfig(max_new_tokens=config.max_new_tokens, pad_token_id=pad, eos_token_id=eos,
+    settings = GenerationConfig(max_new_tokens=config.max_new_tokens, pad_token_id=pad, eos_token_id=eos, max_time=seconds,
                                 **(sampling if config.temperature > 0 else {"do_sample": False}))
     shared = share_contexts(lm, jobs)
     ids, mask = shared.pop("rows") if shared else left_pad([job.text for job in jobs], pad, lm.device)

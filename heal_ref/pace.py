@@ -25,7 +25,7 @@ import numpy as np
 from datasets import Dataset
 
 from heal_ref.config import PaceConfig, SampleConfig
-from heal_ref.lm import LM, load_lm, sample
+from heal_ref.lm import LM, load_lm, processes, sample
 from heal_ref.records import InputError, Problem, Trajectory, by_problem, write_text
 from heal_ref.tasks import Task
 from heal_ref.train import encode_example, train
@@ -120,6 +120,7 @@ def distill(student: LM, task: Task, stages: Mapping[str, Dataset], config: Pace
         lm, done, total = LM(copy.deepcopy(student.model), student.tokenizer, student.max_batch), 0, sum(plan.values())
         for number, (name, updates) in enumerate(plan.items()):
             finished = home / f"{number + 1}-{name}"
+            processes().wait_for_everyone()  # all processes look before one of them writes
             if finished.exists():
                 shutil.rmtree(f"{finished}.training", ignore_errors=True)  # what a kill just after the rename left
                 lm = load_lm(finished, max_batch=student.max_batch)
@@ -153,7 +154,10 @@ def read_curve(folder: str | Path) -> list[dict[str, Any]]:
 
 
 def _keep(lm: LM, curve: Mapping[str, Any], work: Path, finished: Path) -> None:
-    """Save a stage's student and its log; the folder appears complete or not at all."""
+    """Save a stage's student and its log; the folder appears complete or not at all. One process writes."""
+    processes().wait_for_everyone()
+    if not processes().is_main_process:
+        return
     lm.model.save_pretrained(work / "done")
     lm.tokenizer.save_pretrained(work / "done")
     write_text(work / "done" / "curve.json", json.dumps(curve) + "\n")

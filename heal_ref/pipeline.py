@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from tqdm.auto import tqdm
 from heal_ref import gear, pace, pure
 from heal_ref.config import GearConfig, HealConfig, SampleConfig
 from heal_ref.evaluate import Row, is_genuine, rows_of
-from heal_ref.lm import LM, load_lm, sample
+from heal_ref.lm import LM, load_lm, processes, sample
 from heal_ref.records import (
     InputError,
     Problem,
@@ -85,21 +86,37 @@ def batches(items: Sequence[Any], size: int) -> list[Sequence[Any]]:
 
 
 class RunFolder:
-    """A folder of shards that belongs to one configuration."""
+    """A folder of shards that belongs to one configuration.
+
+    Started by `accelerate launch` or `torchrun` in several processes, each of them makes its part of the missing shards, and
+    all of them read all. A shard's seed does not depend on the process, so the shards are the same as with one.
+    """
 
     def __init__(self, path: str | Path, fingerprint: dict[str, Any], quiet: bool = False):
-        self.path, self.quiet = Path(path), quiet
-        self.path.mkdir(parents=True, exist_ok=True)
+        self.state = processes()
+        self.path, self.quiet = Path(path), quiet or not self.state.is_main_process
+        with self.state.main_process_first():
+            self._claim(fingerprint)
+
+    def _claim(self, fingerprint: dict[str, Any]) -> None:
         recorded = self.path / "config.json"
+        for half in self.path.rglob("*.tmp"):  # what a kill left
+            half.unlink(missing_ok=True)
         if recorded.exists():
             old = json.loads(recorded.read_text(encoding="utf-8"))
             changed = [f"  {k}: {old.get(k)!r} in the folder, {fingerprint.get(k)!r} now"
                        for k in sorted({*old, *fingerprint}) if old.get(k) != fingerprint.get(k)]
             if changed:
-                raise InputError(f"{path} belongs to a run with other settings; use another --out, or delete it\n"
+                raise InputError(f"{self.path} belongs to a run with other settings; use another --out, or delete it\n"
                                  + "\n".join(changed))
         else:
             write_text(recorded, json.dumps(fingerprint, indent=1) + "\n")
+
+    def log(self, text: str, **more: Any) -> None:
+        """Add a line to log.txt, for people: when, what, and numbers."""
+        if self.state.is_main_process:
+            with open(self.path / "log.txt", "a", encoding="utf-8") as f:
+                f.write(f"{datetime.now():%Y-%m-%d %H:%M:%S}  {text}" + "".join(f"; {k} {v}" for k, v in more.items()) + "\n")
 
     def bar(self, label: str, total: int, done: int = 0, unit: str = "shard") -> tqdm:
         return tqdm(total=total, initial=done, desc=f"{label:<22}", unit=unit, disable=self.quiet, file=sys.stderr)
@@ -107,11 +124,17 @@ class RunFolder:
     def shards(self, stage: str, work: Sequence[Any], make: Callable[[Any, int], Sequence[Any]], seed: int) -> list[Any]:
         """`make(item, shard's seed)` for each item of `work` whose shard is missing; all records, in order."""
         files = [self.path / stage / f"{i:05d}.jsonl" for i in range(len(work))]
+        self.state.wait_for_everyone()
         missing = [i for i, f in enumerate(files) if not f.exists()]
+        self.state.wait_for_everyone()  # nobody begins before all have looked
+        mine = missing[self.state.process_index :: self.state.num_processes]
         with self.bar(stage, len(files), len(files) - len(missing)) as bar:
-            for i in missing:
+            for i in mine:
                 write_jsonl(files[i], map(to_row, make(work[i], shard_seed(seed, stage, i))))
-                bar.update()
+                bar.update(min(self.state.num_processes, len(files) - bar.n))
+        self.state.wait_for_everyone()
+        if missing:
+            self.log(f"{stage}: {len(missing)} shards made, {len(files) - len(missing)} were there")
         return [record for f in files for record in read_records(f)]
 
 
@@ -152,8 +175,12 @@ class Method:
             self.teacher, self.task, part, c.pure, seed, sampling=c.sample), c.seed)
 
 
-def run(spec: RunSpec, out: str | Path, task: Task, *, quiet: bool = False, command: str = "") -> dict[str, Any]:
+def run(spec: RunSpec, out: str | Path, task: Task, *, lms: Sequence[LM] = (), quiet: bool = False, command: str = ""
+        ) -> dict[str, Any]:
     """Run the whole method in folder `out`, or what is left of it; returns the report (also `out`/report.json).
+
+    Args:
+        lms: teacher and student, if they are loaded already.
 
     Raises:
         InputError: a bad problem file or model, or a folder that belongs to other settings.
@@ -161,9 +188,10 @@ def run(spec: RunSpec, out: str | Path, task: Task, *, quiet: bool = False, comm
     began, c = time.monotonic(), spec.config
     train_set = limit_by_kind(load_problems(spec.train, task), c.train_limit)
     heldout = limit_by_kind(load_problems(spec.heldout, task), c.eval_limit)
-    teacher, student = load_lm(spec.teacher), load_lm(spec.student)
+    teacher, student = lms or (load_lm(spec.teacher), load_lm(spec.student))
     pace.check_tokenizers(teacher, student)
     folder = RunFolder(out, spec.fingerprint(), quiet)
+    folder.log(f"started: {command or 'run()'}", **provenance(teacher, command, c.seed, began))
     method = Method(folder, teacher, task, c)
 
     base = method.base(train_set)
@@ -191,7 +219,9 @@ def run(spec: RunSpec, out: str | Path, task: Task, *, quiet: bool = False, comm
     report = {"rows": [r.to_dict() for r in rows], "provenance": {
         **provenance(teacher, command, c.seed, began), "config": spec.fingerprint(), "counts": counts,
         "genuine": {name: _genuine_shares(teacher, task, scored[name], kept[name]) for name in scored}}}
-    write_text(folder.path / "report.json", json.dumps(report, indent=1) + "\n")
+    if folder.state.is_main_process:
+        write_text(folder.path / "report.json", json.dumps(report, indent=1) + "\n")
+    folder.log("finished: report.json")
     return report
 
 

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -102,15 +103,25 @@ def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` atomically: temporary name, flush, fsync, rename."""
+    """Write `text` atomically: temporary name, flush, fsync, rename.
+
+    Raises:
+        InputError: the file cannot be written (disk full, no permission); what was there before is left as it was.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tmp = path.with_name(path.name + ".tmp")
-    with open(tmp, "w", encoding="utf-8", newline="\n") as f:
-        f.write(text)
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(tmp, path)
+    tmp = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # another process may be writing the same file
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(tmp, "w", encoding="utf-8", newline="\n") as f:
+            f.write(text)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(tmp, path)
+    except OSError as e:
+        with contextlib.suppress(OSError):
+            tmp.unlink(missing_ok=True)  # half a file would only take up room
+        raise InputError(f"{path} cannot be written: {e.strerror or e}; make room or mend the permissions, then start the same "
+                         "command again: what was finished is kept") from e
 
 
 def to_row(record: Trajectory | Scored) -> dict[str, Any]:

@@ -90,7 +90,7 @@ def write_page(folder: Path, report: dict[str, Any], captions: dict[str, str]) -
 <style>body{{font:16px/1.5 sans-serif;max-width:56rem;margin:2rem auto;padding:0 1rem}}img{{max-width:100%}}
 table{{border-collapse:collapse;margin:1rem 0}}td,th{{padding:.2rem .7rem;border-bottom:1px solid #ccc;text-align:left}}
 figure{{margin:2rem 0}}dt{{font-weight:bold}}dd{{margin:0 0 .4rem 1rem;overflow-wrap:anywhere}}</style>
-<h1>HEAL on the tiny pair</h1>
+<h1>HEAL, one run</h1>
 <p>Mean and 95 % interval over held-out problems; one seed. Read on in <code>{NEXT}</code>.</p>
 {"".join(html_table(table(rows, m)) for m in metrics)}{figures}<h2>Provenance</h2><dl>{provenance}</dl></html>
 """

@@ -19,6 +19,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_pt_utils import get_length_grouped_indices
 from transformers.trainer_utils import set_seed
 
+from heal_ref.lm import processes
 from heal_ref.records import InputError
 
 IGNORE = -100  # label of a position that is not learnt
@@ -68,8 +69,8 @@ class _ByLength(Sampler):
     def __iter__(self) -> Iterator[int]:
         args, epoch = self.trainer.args, int(self.trainer.state.epoch or 0)
         order = torch.Generator().manual_seed(1_000_003 * args.seed + epoch)
-        return iter(get_length_grouped_indices(self.lengths, args.train_batch_size * args.gradient_accumulation_steps,
-                                               generator=order))
+        update = args.train_batch_size * args.gradient_accumulation_steps * args.world_size  # examples in one update
+        return iter(get_length_grouped_indices(self.lengths, update, generator=order))
 
 
 class _Trainer(Trainer):
@@ -95,7 +96,9 @@ class _Watch(TrainerCallback):
         self.progress, self.measure, self.every = progress, measure, every
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        (Path(args.output_dir) / f"checkpoint-{state.global_step}" / "COMPLETE").touch()
+        processes().wait_for_everyone()  # each process writes its part
+        if state.is_world_process_zero:
+            (Path(args.output_dir) / f"checkpoint-{state.global_step}" / "COMPLETE").touch()
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         if self.progress is not None:
@@ -109,13 +112,14 @@ class _Watch(TrainerCallback):
 
 def last_complete_checkpoint(folder: Path) -> Path | None:
     """The newest checkpoint that was written to its end; incomplete ones are removed."""
-    best = None
-    for path in sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1])):
-        if (path / "COMPLETE").exists():
-            best = path
-        else:
-            shutil.rmtree(path)
-    return best
+    with processes().main_process_first():
+        best = None
+        for path in sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1])):
+            if (path / "COMPLETE").exists():
+                best = path
+            else:
+                shutil.rmtree(path)
+        return best
 
 
 def train(model: Any, tokenizer: Any, data: Any, *, folder: Path, updates: int, batch: int, learning_rate: float,
@@ -138,18 +142,22 @@ def train(model: Any, tokenizer: Any, data: Any, *, folder: Path, updates: int, 
 
     Raises:
         TrainingError: the loss became NaN or infinite.
-        InputError: the batch cannot be cut into `accumulate` equal parts.
+        InputError: the batch cannot be cut into `accumulate` equal parts for each process.
     """
-    if batch % accumulate:
-        raise InputError(f"a batch of {batch} cannot be cut into {accumulate} equal parts; choose a divisor of the batch")
+    parts = accumulate * processes().num_processes
+    if batch % parts:
+        raise InputError(f"a batch of {batch} cannot be cut into {parts} equal parts (accumulate × "
+                         "processes); choose a divisor of the batch")
     set_seed(seed)
     args = TrainingArguments(
-        output_dir=str(folder), max_steps=updates, per_device_train_batch_size=batch // accumulate,
+        output_dir=str(folder), use_cpu=processes().device.type == "cpu", max_steps=updates,
+        per_device_train_batch_size=batch // parts,
         gradient_accumulation_steps=accumulate, learning_rate=learning_rate, warmup_steps=warmup,
         lr_scheduler_type="cosine", weight_decay=0.01, adam_beta2=0.98, seed=seed, data_seed=seed, logging_steps=10,
         logging_nan_inf_filter=False, report_to="none", disable_tqdm=True, log_level="error",
         save_strategy="steps" if save_every else "no", save_steps=max(save_every, 1), save_total_limit=2,
-        dataloader_pin_memory=False, remove_unused_columns=False)
+        dataloader_pin_memory=False, remove_unused_columns=False,
+        ddp_find_unused_parameters=False)
     trainer = _Trainer(model=model, args=args, train_dataset=data, data_collator=collate(tokenizer.pad_token_id),
                        callbacks=[_Watch(progress, measure, measure_every)])
     for callback in list(trainer.callback_handler.callbacks):

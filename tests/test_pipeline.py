@@ -1,7 +1,10 @@
 """The run folder: killed anywhere it ends the same; other settings are refused; Ctrl-C keeps what is done."""
 
 import dataclasses
+import errno
 import json
+import os
+import resource
 import signal
 import subprocess
 import sys
@@ -29,6 +32,7 @@ def content(folder: Path) -> dict[str, bytes]:
     """Every file of a run, the report without its times."""
     paths = [p for p in sorted(folder.rglob("*")) if p.is_file() and p.suffix != ".tmp"]
     files = {str(p.relative_to(folder)): p.read_bytes() for p in paths}
+    files.pop("log.txt")  # for people: times
     report = json.loads(files.pop("report.json"))
     report["provenance"].pop("minutes")
     return files | {"report": json.dumps(report).encode()}
@@ -104,6 +108,44 @@ def test_finished_shards_are_not_made_again(tmp_path, make):
     assert folder.shards("s", ["a", "b"], work, seed=0) == first
     assert [item for item, _ in calls] == ["a", "b", "b"]
     assert calls[1] == calls[2]  # the same seed again
+
+
+def test_a_full_disk_is_said_and_the_folder_goes_on(tmp_path, make, monkeypatch):
+    """ENOSPC while the second shard is written: one line, no half file, and the same command finishes the rest."""
+    folder, made = RunFolder(tmp_path, {}, quiet=True), []
+
+    def work(item, seed):
+        made.append(item)
+        return [make(item)]
+
+    def full(_):
+        if len(made) == 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("heal_ref.records.os.fsync", full)
+    with pytest.raises(InputError, match="00001.jsonl cannot be written: No space left on device; make room"):
+        folder.shards("s", ["a", "b", "c"], work, seed=0)
+    assert [p.name for p in sorted((tmp_path / "s").iterdir())] == ["00000.jsonl"]
+    monkeypatch.undo()
+    assert [t.problem.id for t in folder.shards("s", ["a", "b", "c"], work, seed=0)] == ["a", "b", "c"]
+    assert made == ["a", "b", "b", "c"]
+
+
+def test_a_run_that_the_system_stops_from_writing_exits_with_2(tmp_path):
+    """A real limit of the operating system on the size of a file, instead of a pretended one."""
+    out = tmp_path / "run"
+
+    def limit():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+
+    done = subprocess.run(command("run", "--preset", "smoke", "--out", out, "--quiet"), preexec_fn=limit, cwd=ROOT,
+                          capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 2
+    assert "cannot be written: File too large" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(out.rglob("*.tmp"))
+    assert (out / "config.json").exists()
 
 
 def test_shard_seeds_differ():

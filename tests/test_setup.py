@@ -26,8 +26,9 @@ def test_public_names_exist_and_are_documented():
     assert len(set(heal_ref.__all__)) == len(heal_ref.__all__)
 
 
-LAYERS = ["records", "config", "tasks", "entropy", "lm", "gear", "pure", "train", "pace", "evaluate", "pair", "pipeline",
-          "evidence", "evidence_pure", "compare", "experiment", "plots", "explore", "report", "bench", "__main__"]
+LAYERS = ["records", "config", "tasks", "entropy", "scoring", "sources", "lm", "plan", "gear", "pure", "train", "pace",
+          "evaluate", "pair", "pipeline", "evidence", "evidence_pure", "compare", "experiment", "plots", "plots_arms",
+          "explore", "report", "bench", "__main__"]
 
 
 def test_modules_import_only_leftwards():

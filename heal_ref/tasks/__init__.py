@@ -6,7 +6,7 @@ Every model-facing piece is a string. The method itself cuts and joins on token 
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from heal_ref.records import Problem
 
@@ -30,8 +30,8 @@ class Task(Protocol):
     def hint_prompt(self, problem: Problem, answer: str, prefix: str) -> str:
         """Asks for a hint that leads from the end of `prefix` towards `answer` (the bridge reading)."""
 
-    def read_hint(self, text: str) -> str | None:
-        """The hint in what the model wrote after `hint_prompt`; None if there is none. Must not leak the answer."""
+    def read_hint(self, text: str, answer: str | None = None) -> str | None:
+        """The hint in what the model wrote after `hint_prompt`; None if there is none, or if it leaks the answer."""
 
     def answer_hint(self, answer: str) -> str:
         """A hint that simply states the answer (the answer reading)."""
@@ -46,6 +46,15 @@ class Task(Protocol):
         """Whether an extracted answer is right."""
 
 
+from heal_ref.tasks.chat import ChatMathTask  # noqa: E402
 from heal_ref.tasks.clock import ClockTask  # noqa: E402
 
-__all__ = ["ClockTask", "Task"]
+
+def task_for(name: str, tokenizer: Any) -> Task:
+    """The task by its name; "auto" is chat if the tokenizer has a chat template, else the clock world."""
+    if name == "auto":
+        name = "chat" if getattr(tokenizer, "chat_template", None) else "clock"
+    return ChatMathTask(tokenizer) if name == "chat" else ClockTask()
+
+
+__all__ = ["ChatMathTask", "ClockTask", "Task", "task_for"]
