@@ -100,9 +100,13 @@ def _evidence(args: argparse.Namespace) -> None:
 
 
 def _experiment(args: argparse.Namespace) -> None:
+    from heal_ref.compare import Results
     from heal_ref.config import PRESETS
+    from heal_ref.evaluate import Row
     from heal_ref.evidence import write_record
     from heal_ref.experiment import ARMS, Material, experiment
+    from heal_ref.plots_arms import ARM_LABEL, draw_experiment
+    from heal_ref.report import table, text_table
     from heal_ref.tasks import ClockTask
 
     if args.rebuilt_seeds and not args.rebuilt:
@@ -119,7 +123,12 @@ def _experiment(args: argparse.Namespace) -> None:
                         args.arms or ARMS, quiet=args.quiet, command=_command())
     path = Path(args.out) / "experiment.json"
     write_record(path, record)
-    print(f"{len(record['runs'])} runs, their means and paired differences are in {path}")
+    rows = [Row(**{k: v for k, v in r.items() if k != "pair"}) for r in record["rows"]
+            if r["pair"] == "all" and "," not in r["kind"]]
+    figures = draw_experiment(Results(record), path.parent)
+    print(f"\n{text_table(table(rows, label=ARM_LABEL))}\n")
+    print(f"Mean and 95 % interval over seeds and problems. Runs, means and paired differences: {path}"
+          + "".join(f"   {f}" for f in figures))
 
 
 def _command() -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from heal_ref.compare import Results, verdict
 from heal_ref.evaluate import Row
-from heal_ref.plots import KIND_COLOURS, STYLE, curve_points, matplotlib, new_figure, plot_intervals
+from heal_ref.plots import KIND_COLOURS, STYLE, curve_points, matplotlib, new_figure, plot_ceiling, plot_intervals, save
 
 ARM_LABEL = {
     "student": "base student", "teacher": "teacher", "rft": "rejection sampling",
@@ -70,3 +71,18 @@ def plot_arm_curves(results: Results, arms: Sequence[str], kinds: Sequence[str],
     figure.legend(*panels[0].get_legend_handles_labels(), frameon=False, ncols=min(len(arms), 3), loc="outside lower center",
                   fontsize=9)
     return figure
+
+
+def draw_experiment(results: Results, folder: Path) -> list[Path]:
+    """The two figures that sum an experiment up, as far as its arms are there: ceiling.png and differences.png."""
+    kinds, out = [g for g in results.groups if "," not in g], []
+    main = [arm for arm in ("student", "teacher", "rft", "heal") if arm in results.arms]
+    if {"teacher", "rft", "heal"} <= set(main):
+        out.append(folder / "ceiling.png")
+        save(plot_ceiling([results.row(arm, kind) for arm in main for kind in kinds]), out[-1])
+    others = [arm for arm in results.arms if arm not in ("student", "teacher", "rft")]
+    if "rft" in results.arms and others:
+        rows = [results.difference(arm, "rft", kind) for arm in others for kind in ("mastered", "shaky", "frontier")]
+        out.append(folder / "differences.png")
+        save(plot_differences(rows, "Differences from rejection sampling, paired over seeds and problems"), out[-1])
+    return out

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,14 @@ from heal_ref.tasks import Task
 NEXT = "notebooks/00_world.ipynb"
 
 
-def table(rows: Sequence[Row], metric: str = "pass@1") -> list[list[str]]:
+def table(rows: Sequence[Row], metric: str = "pass@1", label: Mapping[str, str] = LABEL) -> list[list[str]]:
     """Header and one line an arm: mean and 95 % interval of each kind of problem."""
     rows = [r for r in rows if r.metric == metric]
     kinds = list(dict.fromkeys(r.kind for r in rows))
     lines = [[metric, *kinds]]
     for arm in dict.fromkeys(r.arm for r in rows):
         mine = {r.kind: r for r in rows if r.arm == arm}
-        lines.append([LABEL.get(arm, arm), *(f"{mine[k].mean:.2f} [{mine[k].low:.2f}, {mine[k].high:.2f}]" for k in kinds)])
+        lines.append([label.get(arm, arm), *(f"{mine[k].mean:.2f} [{mine[k].low:.2f}, {mine[k].high:.2f}]" for k in kinds)])
     return lines
 
 

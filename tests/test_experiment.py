@@ -156,3 +156,14 @@ def test_the_record_is_complete(record):
     for seed in seeds:
         assert runs["rft_matched", seed]["generated"] >= runs["heal", seed]["generated"] + runs["heal", seed]["scored"]
     assert "dirty" not in record["provenance"]["commit"]
+
+
+def test_the_floors_that_the_readme_speaks_of(record):
+    """Lower ends of paired 95 % intervals on held-out problems."""
+    results = X.Results(record)
+    assert results.difference("heal", "rft", "frontier").low >= 0.25
+    assert results.difference("heal", "rft_matched", "frontier").low >= 0.15
+    for kind in ("shaky", "frontier", "double"):
+        assert results.difference("heal", "teacher", kind).low > 0
+    assert results.difference("heal", "rft", "mastered").mean >= -0.01
+    assert results.difference("heal", "heal_oracle_filter", "frontier").mean >= -0.10

@@ -1,10 +1,12 @@
 """What the README shows works as it stands."""
 
+import json
 import re
 import subprocess
 import sys
 
 from heal_ref.evaluate import Row
+from heal_ref.plots_arms import ARM_LABEL
 from tests.conftest import ROOT
 
 README = (ROOT / "README.md").read_text()
@@ -39,3 +41,15 @@ def test_paper_table_names_real_code_and_tests():
     assert len(tests) >= 6
     for file, name in tests:
         assert f"def {name}(" in (ROOT / "tests" / file).read_text(), name
+
+
+def test_result_table_is_the_record():
+    record = json.loads((ROOT / "data" / "results" / "experiment.json").read_text())
+    of = {(ARM_LABEL[r["arm"]], r["kind"]): f"{r['mean']:.2f} [{r['low']:.2f}, {r['high']:.2f}]" for r in record["rows"]
+          if r["pair"] == "all" and r["metric"] == "pass@1"}
+    lines = [[c.strip() for c in line.strip("|").split("|")] for line in README.splitlines() if line.startswith("|")]
+    head = next(line for line in lines if line[0] == "sampled pass@1")
+    shown = [line for line in lines if (line[0], "frontier") in of]
+    assert len(shown) >= 10
+    for line in shown:
+        assert line[1:] == [of[line[0], kind] for kind in head[1:]], line[0]
