@@ -31,7 +31,9 @@ def plot_differences(rows: Sequence[Row], title: str, xlabel: str = "difference 
         points, colour = container[0], container[0].get_color()
         x, y = points.get_data()
         open_ = np.array([verdict(r) == "no difference shown" for r in rows if r.kind == kind])
-        axes.plot(np.array(x)[open_], np.array(y)[open_], points.get_marker(), ms=5, mfc="white", mec=colour, ls="")
+        axes.plot(np.array(x)[open_], np.array(y)[open_], points.get_marker(), ms=5, mfc="white", mec=colour, ls="", zorder=3)
+    axes.set_title("")
+    figure.suptitle(title, fontsize=11, x=0.01, ha="left")  # the labels take a third of the width
     return figure
 
 
