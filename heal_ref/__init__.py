@@ -16,7 +16,7 @@ Every formula is a *reading* of the paper's abstract: the docstrings say which w
 """
 
 from heal_ref.config import GearConfig, HealConfig, PaceConfig, PureConfig, SampleConfig
-from heal_ref.entropy import entropy_and_logprob, step_values, surges, token_scores
+from heal_ref.entropy import entropy_and_logprob, step_values, surges
 from heal_ref.evaluate import Row, evaluate, pass_at_k
 from heal_ref.explore import explore_entropy, explore_pure
 from heal_ref.gear import breakpoint_of, find_breakpoint, repair
@@ -24,6 +24,7 @@ from heal_ref.lm import LM, generate, load_lm, quiet, sample, score
 from heal_ref.pace import build_stages, distill
 from heal_ref.pure import pure_filter, pure_scores, pure_threshold
 from heal_ref.records import DATA, InputError, Problem, Scored, Trajectory, load_problems
+from heal_ref.scoring import token_scores
 from heal_ref.sources import import_problems
 from heal_ref.tasks import ChatMathTask, ClockTask, Task
 

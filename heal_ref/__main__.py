@@ -69,17 +69,18 @@ def _parser() -> argparse.ArgumentParser:
     evidence.add_argument("--seed", type=int, default=0, help="seed of sampling")
     evidence.add_argument("--out", default="runs/evidence", help="folder for the record")
     bench = add("bench", "time this package against what people use today; prints ratios")
-    bench.add_argument("what", choices=("sample",), help="sample: recording entropy, sharing a prefix")
+    bench.add_argument("what", choices=("sample", "score"),
+                       help="sample: recording entropy, sharing a prefix; score: entropy and log-prob without full logits")
     bench.add_argument("--rounds", type=int, default=7, help="timed rounds of each side")
     return parser
 
 
 def _bench(args: argparse.Namespace) -> None:
-    from heal_ref.bench import bench_sample
+    from heal_ref.bench import bench_sample, bench_score
 
     if args.rounds < 1:
         raise InputError(f"--rounds {args.rounds}: a median needs at least one round; the default is 7")
-    for comparison in bench_sample(args.rounds):
+    for comparison in {"sample": bench_sample, "score": bench_score}[args.what](args.rounds):
         print(comparison)
 
 

@@ -1,14 +1,20 @@
 """Speed against what people use today: both sides in one process, taken in turns, medians, a ratio.
 
-`python -m heal_ref bench sample`. The model has random weights: how long a token takes does not depend on what it says.
+`python -m heal_ref bench sample | score`. The weights are random: how long a token takes does not depend on what it says.
 """
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import gc
+import math
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import torch
@@ -18,6 +24,7 @@ from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM
 
 from heal_ref.config import SampleConfig
 from heal_ref.lm import LM, generate, repeats
+from heal_ref.scoring import Head, head_scores
 
 ROUNDS = 7
 
@@ -101,3 +108,97 @@ def bench_sample(rounds: int = ROUNDS, prefix: int = 1024, new_tokens: int = 64,
         lambda: generate(lm, [context], [tails], config=config, seed=0),
         lambda: _plain(lm, long, new_tokens, num_return_sequences=n, **sampling), rounds, note="   greedy texts equal")
     return [recording, sharing]
+
+
+# --------------------------------------------------------------------------------------------- scoring
+
+
+def extra_memory(side: Side) -> tuple[object, float]:
+    """What `side()` returns, and by how many MiB the memory in use rose at most on the way.
+
+    On a GPU torch counts its own allocations. On a CPU it is the kernel's own high-water mark of the process's resident
+    memory, set back first: it misses no short peak, as sampling would, and counts what libraries allocate for themselves.
+    NaN where there is no such mark (it is Linux's).
+    """
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        result = side()
+        return result, (torch.cuda.max_memory_allocated() - before) / 2**20
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)  # what was freed earlier goes back first, or it would be used again unseen
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+        before = _high_water()
+    except OSError:
+        return side(), math.nan
+    result = side()
+    return result, _high_water() - before
+
+
+def _high_water() -> float:
+    """The largest resident memory so far, in MiB."""
+    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM"))
+    return int(line.split()[1]) / 1024
+
+
+Scores = tuple[torch.Tensor, torch.Tensor]  # entropy and log-prob, (N) each
+
+
+def full_logits_scores(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> Scores:
+    """The textbook way: all logits, their log-softmax, and Σ p log p over it."""
+    logprobs = torch.log_softmax((hidden @ weight.T).float(), -1)
+    return -(logprobs.exp() * logprobs).sum(-1), logprobs.gather(-1, targets[:, None])[:, 0]
+
+
+def trl_scores(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> Scores:
+    """TRL's chunked log-prob with the entropy it offers, at the vocabulary chunk that TRL itself asks for."""
+    from trl.kernels import ChunkedLogProbFunction
+
+    logprob, entropy, *_ = ChunkedLogProbFunction.apply(hidden, weight, None, targets, 1.0, 32_768, None, 1.0, ("entropy",))
+    return entropy, logprob
+
+
+def _exact_scores(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, rows: int = 64) -> Scores:
+    """`full_logits_scores` in float64, a few positions at a time."""
+    wide, parts = weight.double(), []
+    for h, t in zip(hidden.double().split(rows), targets.split(rows), strict=True):
+        logprobs = torch.log_softmax(h @ wide.T, -1)
+        parts.append((-(logprobs.exp() * logprobs).sum(-1), logprobs.gather(-1, t[:, None])[:, 0]))
+    return tuple(torch.cat(values) for values in zip(*parts, strict=True))
+
+
+def _off(scores: Scores, exact: Scores) -> float:
+    """The largest absolute difference of two pairs of scores."""
+    return max((a - b).abs().max().item() for a, b in zip(scores, exact, strict=True))
+
+
+@torch.no_grad()
+def bench_score(rounds: int = ROUNDS, positions: int = 4096, vocabulary: int = 151_936, hidden: int = 1024) -> list[Comparison]:
+    """Entropy and log-prob of `positions` tokens, from their hidden states on, against full logits and, where it is
+    installed, TRL's chunked log-prob. Each side computes both numbers for each token, in float32. What comes before,
+    the model's body, is the same for all and left out. The distributions go from nearly flat to peaked.
+    """
+    torch.manual_seed(0)
+    device = PartialState().device
+    states = torch.randn(positions, hidden, device=device) * torch.linspace(0.5, 6, positions, device=device)[:, None]
+    weight = torch.randn(vocabulary, hidden, device=device).mul_(hidden**-0.5)
+    targets = torch.randint(vocabulary, (positions,), device=device)
+    sides = {"full logits": full_logits_scores}
+    with contextlib.suppress(ImportError):
+        import trl.kernels  # noqa: F401
+
+        sides["TRL's chunked log-prob"] = trl_scores
+    exact, ours = _exact_scores(states, weight, targets), partial(head_scores, states, Head(weight), targets)
+    scores, memory = extra_memory(ours)
+    found, out = _off(scores, exact), []
+    for name, function in sides.items():
+        theirs = partial(function, states, weight, targets)
+        scores, more = extra_memory(theirs)
+        out.append(compare(
+            f"entropy and log-prob, both on both sides, of {positions:,} tokens, vocabulary {vocabulary:,}, hidden {hidden:,} "
+            f"(theirs: {name})",
+            ours, theirs, rounds, note=f"\n  extra memory: ours {memory:,.0f} MiB, theirs {more:,.0f} MiB"
+            f"   off float64 by at most: ours {found:.1e}, theirs {_off(scores, exact):.1e} nats"))
+    return out

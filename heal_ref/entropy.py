@@ -3,19 +3,18 @@
 Paper: GEAR "detects critical reasoning breakpoints via entropy dynamics". What exactly is measured is our
 reading: full-vocabulary entropy in nats of the raw next-token distribution, averaged over a step.
 
-- `entropy_and_log_total` is the formula; it is used while sampling and while scoring, so both agree.
-- `token_scores` never holds (T, V) logits: hidden states go through the output head in chunks.
+- `entropy_and_log_total` is the formula, used while sampling; `scoring.token_scores` is the same sum, tile by tile.
+- `split_steps`, `step_values` and `surges` go from tokens to steps and from one step to the next.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
-CHUNK = 1024  # positions that go through the output head at once
+NAN = "the model's logits are NaN: check its weights and dtype (try float32)"
 
 
 def entropy_and_log_total(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -39,7 +38,7 @@ def entropy_and_log_total(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Ten
     total = weight.sum(-1)
     entropy = total.log() - weight.mul_(below).sum(-1) / total
     if torch.isnan(entropy).any():
-        raise FloatingPointError("the model's logits are NaN: check its weights and dtype (try float32)")
+        raise FloatingPointError(NAN)
     return entropy, total.log() + top.squeeze(-1)
 
 
@@ -58,39 +57,6 @@ def entropy_and_logprob(logits: torch.Tensor, tokens: torch.Tensor) -> tuple[tor
     """
     entropy, log_total = entropy_and_log_total(logits)
     return entropy, logits.gather(-1, tokens.unsqueeze(-1)).squeeze(-1).float() - log_total
-
-
-@torch.no_grad()
-def token_scores(model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None
-                 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Entropy (nats) and log-probability of every token of a text, for any causal LM.
-
-    Args:
-        model: a transformers causal LM.
-        input_ids: (B, T).
-        attention_mask: (B, T), 1 for text; padding must stand on the right.
-
-    Returns:
-        (entropy, logprob), both (B, T) float32: entry t is about the distribution that predicted token t from
-        the tokens before it. Entry 0 has no such distribution and is NaN; entries under padding mean nothing.
-    """
-    head, config = model.get_output_embeddings(), model.config
-    plain_head = not any(getattr(config, name, None) for name in ("final_logit_softcapping", "logit_scale", "logits_scaling"))
-    if plain_head and model.base_model is not model:
-        hidden = model.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
-    else:  # a head that does more than one product: let the model apply it
-        hidden = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
-        head = torch.nn.Identity()
-    rows, length = input_ids.shape
-    before, after = hidden[:, :-1].flatten(0, 1), input_ids[:, 1:].flatten()
-    parts = [entropy_and_logprob(head(h), t) for h, t in zip(before.split(CHUNK), after.split(CHUNK), strict=True)]
-    nothing = torch.full((rows, 1), math.nan, device=input_ids.device)
-
-    def join(which: int) -> torch.Tensor:
-        values = [p[which] for p in parts] or [nothing.new_empty(0)]
-        return torch.cat([nothing, torch.cat(values).view(rows, length - 1)], dim=1)
-
-    return join(0), join(1)
 
 
 def split_steps(pieces: Sequence[str], separator: str) -> list[tuple[int, int]]:

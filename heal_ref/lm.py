@@ -28,8 +28,9 @@ from transformers import (
 from transformers.utils import logging
 
 from heal_ref.config import SampleConfig
-from heal_ref.entropy import entropy_and_log_total, split_steps, token_scores
+from heal_ref.entropy import entropy_and_log_total, split_steps
 from heal_ref.records import InputError, Problem, Trajectory
+from heal_ref.scoring import token_scores
 from heal_ref.tasks import Task
 
 

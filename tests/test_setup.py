@@ -43,7 +43,7 @@ def test_modules_import_only_leftwards():
 
 
 def test_the_method_never_asks_the_checker():
-    for name in ("gear", "pure", "train", "pace", "lm", "entropy"):
+    for name in ("gear", "pure", "train", "pace", "lm", "entropy", "scoring"):
         text = (ROOT / "heal_ref" / f"{name}.py").read_text()
         assert not re.search(r"check_steps|is_genuine|first_wrong", text), name
 
