@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,14 +24,17 @@ LONGEST_TRAINED = 6
 METRICS = ("pass@1", "pass@1_greedy", "pass@4", "pass@8", "genuine")
 
 
+@functools.lru_cache(maxsize=8)
+def _resamples(seeds: int, problems: int) -> tuple[np.ndarray, np.ndarray]:
+    """How often each line (B, S) and each column (B, P) is drawn in each of B resamples, as shares."""
+    rng = np.random.default_rng(0)
+    return tuple(rng.multinomial(n, np.full(n, 1 / n), size=BOOTSTRAP) / n for n in (seeds, problems))
+
+
 def two_way_interval(matrix: np.ndarray) -> tuple[float, float, float]:
     """Mean of an (S, P) matrix with its 95 % interval over seeds and problems."""
-    seeds, problems = matrix.shape
-    rng = np.random.default_rng(0)
-    # A resample is a count for each line and each column: its mean is counts · matrix · counts.
-    lines = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=BOOTSTRAP) / seeds
-    columns = rng.multinomial(problems, np.full(problems, 1 / problems), size=BOOTSTRAP) / problems
-    means = np.einsum("bs,sp,bp->b", lines, matrix, columns, optimize=True)
+    lines, columns = _resamples(*matrix.shape)
+    means = ((lines @ matrix) * columns).sum(1)
     low, high = np.percentile(means, [2.5, 97.5])
     return float(matrix.mean()), float(low), float(high)
 
