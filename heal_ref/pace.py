@@ -135,6 +135,9 @@ def distill(student: LM, task: Task, stages: Mapping[str, Dataset], config: Pace
                              progress=progress and (lambda i, _, before=done: progress(before + i, total)),
                              measure=(lambda lm=lm: accuracy(lm, task, probe)) if probe else None,
                              measure_every=config.curve_every)
+                for row in log:  # a resumed log comes back with its keys sorted
+                    if "accuracy" in row:
+                        row["accuracy"] = {kind: row["accuracy"][kind] for kind in dict.fromkeys(p.kind for p in probe)}
                 _keep(lm, {"stage": name, "updates": updates, "examples": len(data), "log": log}, work, finished)
             done += updates
         return lm

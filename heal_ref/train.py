@@ -108,6 +108,8 @@ class _Watch(TrainerCallback):
             model.eval()
             state.log_history.append({"step": state.global_step, "accuracy": self.measure()})  # kept by checkpoints
             model.train()
+        if state.global_step == state.max_steps:
+            control.should_save = False  # the Trainer, resumed from a checkpoint at the very end, would add an update
 
 
 def last_complete_checkpoint(folder: Path) -> Path | None:

@@ -240,6 +240,7 @@ def test_distill_goes_on_in_the_middle_of_a_stage(random_lm, task, validation, t
     done, mended = run(tmp_path / "cut")
     assert done[0] == 23  # twelve of the first stage, ten of the second were kept: over three epochs
     assert all(torch.equal(a, b) for a, b in zip(whole.model.parameters(), mended.model.parameters(), strict=True))
+    assert not list(tmp_path.rglob("checkpoint-*"))
     curve = read_curve(tmp_path / "cut")
     assert curve == read_curve(tmp_path / "whole")
     assert [[row["step"] for row in stage["log"] if "accuracy" in row] for stage in curve] == [[0, 6, 12], [6, 12, 18, 24]]
