@@ -18,12 +18,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
-from accelerate import PartialState
 from tqdm.auto import tqdm
 from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM
 
 from heal_ref.config import SampleConfig
-from heal_ref.lm import LM, generate, repeats
+from heal_ref.lm import LM, generate, processes, repeats
 from heal_ref.scoring import Head, head_scores
 
 ROUNDS = 7
@@ -74,7 +73,7 @@ def random_lm(hidden: int = 768, layers: int = 8, vocabulary: int = 32_768) -> L
         vocab_size=vocabulary, hidden_size=hidden, intermediate_size=3 * hidden, num_hidden_layers=layers, head_dim=64,
         num_attention_heads=hidden // 64, num_key_value_heads=max(1, hidden // 256), tie_word_embeddings=False,
         initializer_range=1.4 * hidden**-0.5, bos_token_id=None, eos_token_id=None, pad_token_id=0))
-    return LM(model.to(PartialState().device).eval(), SimpleNamespace(pad_token_id=0, eos_token_id=None))
+    return LM(model.to(processes().device).eval(), SimpleNamespace(pad_token_id=0, eos_token_id=None))
 
 
 def _plain(lm: LM, ids: torch.Tensor, new_tokens: int, **more: object) -> torch.Tensor:
@@ -181,7 +180,7 @@ def bench_score(rounds: int = ROUNDS, positions: int = 4096, vocabulary: int = 1
     the model's body, is the same for all and left out. The distributions go from nearly flat to peaked.
     """
     torch.manual_seed(0)
-    device = PartialState().device
+    device = processes().device
     states = torch.randn(positions, hidden, device=device) * torch.linspace(0.5, 6, positions, device=device)[:, None]
     weight = torch.randn(vocabulary, hidden, device=device).mul_(hidden**-0.5)
     targets = torch.randint(vocabulary, (positions,), device=device)
