@@ -20,7 +20,8 @@ from heal_ref.entropy import entropy_and_logprob, step_values, surges
 from heal_ref.evaluate import Row, evaluate, pass_at_k
 from heal_ref.explore import explore_entropy, explore_pure
 from heal_ref.gear import breakpoint_of, find_breakpoint, repair
-from heal_ref.lm import LM, generate, load_lm, quiet, sample, score
+from heal_ref.generation import generate
+from heal_ref.lm import LM, load_lm, quiet, sample, score
 from heal_ref.pace import build_stages, distill
 from heal_ref.pure import pure_filter, pure_scores, pure_threshold
 from heal_ref.records import DATA, InputError, Problem, Scored, Trajectory, load_problems

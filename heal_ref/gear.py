@@ -22,7 +22,8 @@ from typing import NamedTuple
 
 from heal_ref.config import GearConfig, SampleConfig
 from heal_ref.entropy import step_values, surges
-from heal_ref.lm import LM, Rollout, generate, make_trajectory, repeats
+from heal_ref.generation import Rollout, generate, repeats
+from heal_ref.lm import LM, make_trajectory
 from heal_ref.records import Trajectory, by_problem
 from heal_ref.tasks import Task
 

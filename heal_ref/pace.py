@@ -131,16 +131,25 @@ def distill(student: LM, task: Task, stages: Mapping[str, Dataset], config: Pace
                 log = [{"step": 0, "accuracy": accuracy(lm, task, probe)}] if probe and not number else []
                 log += train(lm.model, lm.tokenizer, data, folder=work, updates=updates, batch=config.batch,
                              learning_rate=config.learning_rate, warmup=min(config.warmup, updates), seed=seed + number,
-                             accumulate=config.accumulate, save_every=config.save_every,
+                             accumulate=parts_of_a_batch(config, lm), save_every=config.save_every,
                              progress=progress and (lambda i, _, before=done: progress(before + i, total)),
                              measure=(lambda lm=lm: accuracy(lm, task, probe)) if probe else None,
-                             measure_every=config.curve_every)
+                             measure_every=config.curve_every, save_to=work / "done")
                 for row in log:  # a resumed log comes back with its keys sorted
                     if "accuracy" in row:
                         row["accuracy"] = {kind: row["accuracy"][kind] for kind in dict.fromkeys(p.kind for p in probe)}
                 _keep(lm, {"stage": name, "updates": updates, "examples": len(data), "log": log}, work, finished)
+                if processes().num_processes > 1:  # with FSDP, this process's model is only a part
+                    lm = load_lm(finished, max_batch=student.max_batch)
             done += updates
         return lm
+
+
+def parts_of_a_batch(config: PaceConfig, lm: LM) -> int:
+    """In how many parts a batch is computed: as configured, or more where the model takes fewer sequences at once."""
+    everyone = processes().num_processes
+    return next((n for n in range(config.accumulate, config.batch + 1)
+                 if config.batch % (n * everyone) == 0 and config.batch // (n * everyone) <= lm.max_batch), config.accumulate)
 
 
 def accuracy(lm: LM, task: Task, problems: Sequence[Problem]) -> dict[str, float]:
@@ -157,15 +166,13 @@ def read_curve(folder: str | Path) -> list[dict[str, Any]]:
 
 
 def _keep(lm: LM, curve: Mapping[str, Any], work: Path, finished: Path) -> None:
-    """Save a stage's student and its log; the folder appears complete or not at all. One process writes."""
+    """Add tokenizer and log to a stage's saved student; the folder appears complete or not at all. One process writes."""
+    if processes().is_main_process:
+        lm.tokenizer.save_pretrained(work / "done")
+        write_text(work / "done" / "curve.json", json.dumps(curve) + "\n")
+        os.replace(work / "done", finished)
+        shutil.rmtree(work)
     processes().wait_for_everyone()
-    if not processes().is_main_process:
-        return
-    lm.model.save_pretrained(work / "done")
-    lm.tokenizer.save_pretrained(work / "done")
-    write_text(work / "done" / "curve.json", json.dumps(curve) + "\n")
-    os.replace(work / "done", finished)
-    shutil.rmtree(work)
 
 
 def check_tokenizers(teacher: LM, student: LM) -> None:

@@ -11,13 +11,14 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
+import psutil
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from heal_ref.config import HealConfig
-from heal_ref.lm import LM, MAX_BATCH, generate, score
+from heal_ref.generation import generate, repeats
+from heal_ref.lm import LM, score
 from heal_ref.records import Problem
 from heal_ref.tasks import Task
 
@@ -68,19 +69,21 @@ def measure(teacher: LM, student: LM, task: Task, problems: Sequence[Problem], c
             ) -> Speed:
     """Sample the first shard for at most `seconds` (the first token of a batch always comes), score it, throw it away."""
     prompts = [teacher.encode(task.prompt(p)) for p in problems[: config.sample.batch]]
-    contexts = [ids for ids in prompts for _ in range(config.sample.n)][: teacher.max_batch]
+    prompts = prompts[: max(1, teacher.max_batch // config.sample.n)]
+    each = min(config.sample.n, teacher.max_batch)
     began = time.monotonic()
-    rollouts = generate(teacher, contexts, config=config.sample, seed=0, seconds=seconds)
+    shared = [repeats(ids, each) for ids in prompts]  # a prompt is computed once, as in the run
+    rollouts = generate(teacher, *zip(*shared, strict=True), config=config.sample, seed=0, seconds=seconds)
     spent, tokens = time.monotonic() - began, sum(r.tokens_spent for r in rollouts)
     ended = [r.tokens_spent for r in rollouts if r.finished]
-    pairs = [(c, r.ids) for c, r in zip(contexts, rollouts, strict=True)]
+    pairs = [(prompts[i // each], r.ids) for i, r in enumerate(rollouts)]
     rates = []
     for lm in (teacher, student):
         began = time.monotonic()
         score(lm, pairs)
         rates.append(sum(len(c) + len(ids) for c, ids in pairs) / (time.monotonic() - began))
     mostly = 2 * len(ended) > len(rollouts)
-    return Speed(tokens / spent, rates[0], rates[1] / 3, sum(map(len, contexts)) / len(contexts),
+    return Speed(tokens / spent, rates[0], rates[1] / 3, sum(map(len, prompts)) / len(prompts),
                  sum(ended) / len(ended) if mostly else float(config.sample.max_new_tokens))
 
 
@@ -112,20 +115,26 @@ def plan(config: HealConfig, problems: int, heldout: int, speed: Speed, processe
             for name, count, length, rate in work]
 
 
-def plan_text(stages: Sequence[Stage], teacher: Any, student: Any, config: HealConfig, speed: Speed) -> str:
-    """The plan for people: a table, memory of both models, what was measured.
+def free_bytes(device: torch.device) -> int:
+    """Memory that a device has left, in bytes."""
+    return psutil.virtual_memory().available if device.type == "cpu" else torch.accelerator.get_memory_info(device)[0]
 
-    Args:
-        teacher, student: the models' configurations.
-    """
+
+def plan_text(stages: Sequence[Stage], teacher: LM, student: LM, config: HealConfig, speed: Speed) -> str:
+    """The plan for people: a table, memory of both models, what was measured, and a warning if the memory is not there."""
     lines = [f"{'at most':<22}{'sequences':>12}{'tokens':>16}{'hours':>9}"]
     lines += [f"{s.name:<22}{s.sequences:>12,}{s.tokens:>16,}{s.hours:>9.2f}" for s in stages]
     lines.append(f"{'together':<22}{'':>12}{sum(s.tokens for s in stages):>16,}{sum(s.hours for s in stages):>9.2f}")
-    length = math.ceil(speed.prompt + speed.solution)
-    width = 4 if str(getattr(teacher, "dtype", "")).endswith("float32") else 2
-    at_once, learnt_at_once = min(MAX_BATCH, config.sample.batch * config.sample.n), config.pace.batch // config.pace.accumulate
-    for name, need in (("teacher, sampling", sampling_bytes(teacher, at_once, length, width)),
-                       ("student, training", training_bytes(student, learnt_at_once, length, width))):
+    length, width = math.ceil(speed.prompt + speed.solution), teacher.model.dtype.itemsize
+    at_once = min(teacher.max_batch, config.sample.batch * config.sample.n)
+    learnt = min(student.max_batch, config.pace.batch // config.pace.accumulate)
+    needs = {"teacher, sampling": sampling_bytes(teacher.model.config, at_once, length, width),
+             "student, training": training_bytes(student.model.config, learnt, length, student.model.dtype.itemsize)}
+    for name, need in needs.items():
         lines.append(f"memory, {name}: " + ", ".join(f"{k} {v / GIB:.2f} GiB" for k, v in need.items()))
-    return "\n".join([*lines, f"measured: {speed.sampled:,.0f} tokens sampled, {speed.scored:,.0f} scored, {speed.learnt:,.0f} "
-                      f"learnt a second; prompts {speed.prompt:.0f}, solutions {speed.solution:.0f} tokens"])
+    free, devices = free_bytes(teacher.device), len(set(getattr(teacher.model, "hf_device_map", {"": 0}).values()))
+    loaded = sum(needs["teacher, sampling"].values()) - needs["teacher, sampling"]["weights"]  # the weights are there already
+    short = [] if max(loaded, sum(needs["student, training"].values())) <= free * devices else [
+        f"MORE THAN THERE IS: {free * devices / GIB:.2f} GiB are free; lower --max-batch or --max-new-tokens"]
+    return "\n".join([*lines, *short, f"measured: {speed.sampled:,.0f} tokens sampled, {speed.scored:,.0f} scored, "
+                      f"{speed.learnt:,.0f} learnt a second; prompts {speed.prompt:.0f}, solutions {speed.solution:.0f} tokens"])

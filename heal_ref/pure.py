@@ -22,7 +22,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from heal_ref.config import PureConfig, SampleConfig
-from heal_ref.lm import LM, generate, score
+from heal_ref.generation import generate
+from heal_ref.lm import LM, score
 from heal_ref.records import Scored, Trajectory, by_problem
 from heal_ref.tasks import Task
 

@@ -126,7 +126,7 @@ def last_complete_checkpoint(folder: Path) -> Path | None:
 
 def train(model: Any, tokenizer: Any, data: Any, *, folder: Path, updates: int, batch: int, learning_rate: float,
           warmup: int = 0, seed: int = 0, accumulate: int = 1, save_every: int = 0, progress: Any = None,
-          measure: Measure | None = None, measure_every: int = 0) -> list[dict[str, Any]]:
+          measure: Measure | None = None, measure_every: int = 0, save_to: Path | None = None) -> list[dict[str, Any]]:
     """Fine-tune `model` in place for a number of updates; returns the log.
 
     Args:
@@ -137,7 +137,8 @@ def train(model: Any, tokenizer: Any, data: Any, *, folder: Path, updates: int, 
         save_every: updates between checkpoints, 0 for none; a multiple of 10, or the first loss logged after a resume is a
             mean over fewer updates.
         progress: called as `progress(done, total)` after each update.
-        measure: called after every `measure_every` updates (0: none between) and after the last one.
+        measure: called after every `measure_every` updates (0: none between) and after the last one; by all processes.
+        save_to: folder for the trained model, whole: with FSDP each process holds only a part of it, also in `model`.
 
     Returns:
         Lines `{"step": 10, "loss": ...}` (every 10 updates) and `{"step": 60, "accuracy": what measure returned}`.
@@ -168,5 +169,9 @@ def train(model: Any, tokenizer: Any, data: Any, *, folder: Path, updates: int, 
     checkpoint = last_complete_checkpoint(Path(folder)) if save_every else None
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     model.eval()
+    if save_to is not None:
+        weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # all processes help to put it together
+        if processes().is_main_process:
+            model.save_pretrained(save_to, state_dict=weights)
     return [{name: row[name] for name in ("step", "loss", "accuracy") if name in row}
             for row in trainer.state.log_history if "loss" in row or "accuracy" in row]

@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerFast
 import heal_ref as heal
 from heal_ref.entropy import split_steps
 from heal_ref.gear import write_hints
-from heal_ref.pair import Recipe, new_model
+from heal_ref.lab.pair import Recipe, new_model
 from heal_ref.records import InputError, Problem, load_problems
 from heal_ref.tasks import Task, answers
 from heal_ref.tasks.answers import Verifier, as_integer, last_boxed, same_answer, spelling

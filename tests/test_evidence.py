@@ -4,11 +4,11 @@ import json
 
 import pytest
 
-from heal_ref import evidence as E
-from heal_ref.bench import bench_sample, random_lm
 from heal_ref.config import GearConfig
 from heal_ref.evaluate import first_wrong_step
 from heal_ref.explore import explore_entropy
+from heal_ref.lab import evidence as E
+from heal_ref.lab.bench import bench_sample, random_lm
 from heal_ref.lm import sample
 from heal_ref.pipeline import batches
 from heal_ref.plots import plot_intervals, plot_reading, png
@@ -148,7 +148,7 @@ def test_bench_runs_and_its_check_can_fail(monkeypatch):
     recording, sharing = bench_sample(**small)
     assert recording.ratio > 0
     assert "greedy texts equal" in str(sharing)
-    from heal_ref import bench
+    from heal_ref.lab import bench
 
     def broken_generate(lm, contexts, tails=None, **more):
         return bench_generate(lm, [c[:-1] for c in contexts], tails, **more)

@@ -5,11 +5,11 @@ import math
 
 import pytest
 
-from heal_ref import evidence_pure as E
 from heal_ref.config import PureConfig
 from heal_ref.evaluate import auroc, cluster_interval, detected
-from heal_ref.evidence import interleaved
 from heal_ref.explore import explore_pure
+from heal_ref.lab import evidence_pure as E
+from heal_ref.lab.evidence import interleaved
 from heal_ref.lm import sample, score
 from heal_ref.pipeline import batches
 from heal_ref.pure import pure_scores

@@ -5,10 +5,10 @@ from dataclasses import replace
 
 import pytest
 
-from heal_ref import experiment as X
 from heal_ref.__main__ import main
 from heal_ref.config import HealConfig, PaceConfig
 from heal_ref.evaluate import is_genuine
+from heal_ref.lab import experiment as X
 from heal_ref.pipeline import Method, RunFolder
 from heal_ref.records import limit_by_kind, load_problems
 from tests.conftest import DATA

@@ -20,7 +20,8 @@ from transformers import (
 )
 
 from heal_ref.config import SampleConfig
-from heal_ref.lm import LM, generate, load_lm, repeats, sample, score
+from heal_ref.generation import generate, repeats
+from heal_ref.lm import LM, load_lm, sample, score
 from heal_ref.records import InputError
 from tests.conftest import DATA
 

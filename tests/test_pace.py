@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from heal_ref.config import PaceConfig, SampleConfig
-from heal_ref.lm import LM, generate
+from heal_ref.generation import generate
+from heal_ref.lab.clock_corpus import Dials, example
+from heal_ref.lm import LM
 from heal_ref.pace import build_stages, check_tokenizers, distill, read_curve, shuffled, updates_of
 from heal_ref.records import InputError
-from heal_ref.tasks.clock_corpus import Dials, example
 from heal_ref.train import IGNORE, TrainingError, collate, encode_example, last_complete_checkpoint, train
 
 

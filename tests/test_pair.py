@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from heal_ref.evaluate import Row
+from heal_ref.lab.clock_corpus import OPENINGS, VERBS
+from heal_ref.lab.pair import measure_pair
 from heal_ref.lm import score
-from heal_ref.pair import measure_pair
 from heal_ref.records import Problem
 from heal_ref.tasks.clock import HOURS, MAX_OPERAND, apply_op
-from heal_ref.tasks.clock_corpus import OPENINGS, VERBS
 from tests.conftest import DATA, ROOT
 
 RNG = random.Random(0)

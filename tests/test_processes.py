@@ -1,6 +1,8 @@
-"""Two CPU processes make the same trajectories as one, train the same student, and survive being killed together."""
+"""Two CPU processes make the same trajectories as one, train the same student (with DDP and with FSDP), and survive being
+killed together."""
 
 import contextlib
+import json
 import os
 import random
 import subprocess
@@ -12,6 +14,7 @@ import psutil
 import pytest
 from safetensors.torch import load_file
 
+import heal_ref as heal
 from heal_ref.config import HealConfig
 from tests.conftest import ROOT
 
@@ -60,3 +63,20 @@ def test_killed_together_two_processes_still_make_what_one_makes(one, tmp_path):
         a, b = (weights(folder, "heal", stage) for folder in (one, out))
         moved = max((a[k] - b[k]).abs().max().item() for k in a)
         assert moved < 0.1 * HealConfig.smoke().pace.learning_rate, stage  # sums in another order, no more
+
+
+def test_fsdp_trains_the_student_that_one_process_trains(tmp_path):
+    """Two processes hold half of each weight; what is saved is whole, and a kill in the second stage changes nothing."""
+    driver, env = str(Path(__file__).parent / "fsdp_driver.py"), {**os.environ, "OMP_NUM_THREADS": "1"}
+    two = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", driver, str(tmp_path / "two"), "fsdp"]
+    subprocess.run([sys.executable, driver, str(tmp_path / "one")], env=env, check=True, capture_output=True, timeout=300)
+    assert subprocess.run([*two, "die"], env=env, capture_output=True, timeout=300).returncode != 0
+    assert [p.name for p in (tmp_path / "two").iterdir() if p.name[0] == "2"] == ["2-guided.training"]
+    subprocess.run(two, env=env, check=True, capture_output=True, timeout=300)
+    assert "DTensor" in (tmp_path / "two" / "seen.txt").read_text()
+    for stage in ("1-foundation", "2-guided"):
+        one, both = (load_file(tmp_path / name / stage / "model.safetensors") for name in ("one", "two"))
+        assert max((one[k] - both[k]).abs().max().item() for k in one) < 1e-4, stage  # sums in another order
+        heal.load_lm(tmp_path / "two" / stage)
+        logs = [json.loads((tmp_path / name / stage / "curve.json").read_text())["log"] for name in ("one", "two")]
+        assert [row for row in logs[0] if "accuracy" in row] == [row for row in logs[1] if "accuracy" in row]

@@ -114,7 +114,7 @@ def test_hint_in_the_past_does_not_matter(candidates, teacher, task):
 def test_rollout_uncertainty_counts_answers(make, random_lm, task, monkeypatch):
     """Entropy of the empirical distribution of answers, unfinished texts counted as an answer of their own."""
     from heal_ref import pure
-    from heal_ref.lm import Rollout
+    from heal_ref.generation import Rollout
 
     ids = {w: random_lm.encode(f"So the answer is \\boxed{{{w}}}.") for w in (3, 4)}
     ends = [Rollout(ids[3], [], [], True)] * 2 + [Rollout(ids[4], [], [], True), Rollout([], [], [], False)]

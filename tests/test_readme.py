@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 from heal_ref.evaluate import Row
-from heal_ref.plots_arms import ARM_LABEL
+from heal_ref.lab.plots_arms import ARM_LABEL
 from tests.conftest import ROOT
 
 README = (ROOT / "README.md").read_text()

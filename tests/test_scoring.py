@@ -10,8 +10,9 @@ import torch
 import transformers as T
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from heal_ref import bench, scoring
+from heal_ref import scoring
 from heal_ref.entropy import entropy_and_logprob
+from heal_ref.lab import bench
 from heal_ref.records import InputError
 from heal_ref.scoring import Head, head_scores, token_scores
 

@@ -13,7 +13,12 @@ from heal_ref.records import Problem
 
 @runtime_checkable
 class Task(Protocol):
-    """Prompts, hints, steps and answers of one kind of problem. A task of your own is a class with these."""
+    """Prompts, hints, steps and answers of one kind of problem. A task of your own is a class with these.
+
+    It may have more: `reveals_help(text)`, whether a solution speaks of the help that it got (then it counts as wrong: nobody
+    will help the student); and, where the truth is known, `check_steps(problem, steps)` and `is_genuine(problem, steps)`,
+    which only measuring calls.
+    """
 
     separator: str  # what ends a step, e.g. "\n\n"
     elicit: str  # text after a kept prefix that makes the model state its answer at once

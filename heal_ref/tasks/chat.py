@@ -34,6 +34,9 @@ UNAIDED = "Write the solution as if you had found it yourself: derive every step
 
 _LABEL = re.compile(r"\W*hint\W*:[\s*_]*", re.IGNORECASE)
 _SAYS_ANSWER = re.compile(r"\banswer\b\W*(?:(?:is|equals|(?:must|should|will|has to) be)\b|[:=])", re.IGNORECASE)
+_TELLS = re.compile(r"\bhint(?:s|ed)?\b|\b(?:given|provided|supplied|known|shown)\s+(?:\w+\s+){0,2}answer\b|"
+                    r"\banswer\b(?:\s+(?:that|which))?\s+(?:(?:is|was|were|has been|I was|we were|you)\s+)+"
+                    r"(?:already\s+)?(?:given|provided|supplied|known|told|shown|gave)\b|\bguidance\b", re.IGNORECASE)
 _CONCLUDES = r"(?:=|\b(?:is|be|becomes?|equals?|gets?|gives?|yields?|obtain))\s*"
 _NUMBER = re.compile(r"(?<![\w.])\d+(?:,\d{3})*(?!\w|\.\d)")
 
@@ -155,6 +158,10 @@ class ChatMathTask:
 
     def inject(self, hint: str) -> str:
         return f"Hint: {hint}\n\n"
+
+    def reveals_help(self, text: str) -> bool:
+        """Whether a solution speaks of a hint or of an answer that it was given: nobody will give the student one."""
+        return _TELLS.search(text) is not None
 
     def extract_answer(self, text: str) -> str | None:
         return last_boxed(behind_thinking(text, self.opened) or "")

@@ -22,9 +22,9 @@ from typing import Any
 from datasets import Dataset
 
 from heal_ref import pace, pure
-from heal_ref.compare import Results
 from heal_ref.config import HealConfig, SampleConfig
 from heal_ref.evaluate import is_genuine
+from heal_ref.lab.compare import Results
 from heal_ref.lm import LM, load_lm, processes, sample
 from heal_ref.pipeline import Method, RunFolder, RunSpec, batches, file_hash, provenance, shard_seed
 from heal_ref.records import InputError, Problem, Scored, Trajectory, limit_by_kind, load_problems, write_text

@@ -22,7 +22,8 @@ from tqdm.auto import tqdm
 from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM
 
 from heal_ref.config import SampleConfig
-from heal_ref.lm import LM, generate, processes, repeats
+from heal_ref.generation import generate, repeats
+from heal_ref.lm import LM, processes
 from heal_ref.scoring import Head, head_scores
 
 ROUNDS = 7
