@@ -172,8 +172,8 @@ def main(argv: list[str] | None = None) -> int:
         print(e, file=sys.stderr)
         return 2
     except OutOfMemory as e:
-        print(f"the device's memory is full ({str(e).splitlines()[0]}); lower --max-batch or --max-new-tokens, or take a smaller "
-              "model, then start the same command again: what was finished is kept", file=sys.stderr)
+        print(f"the device's memory is full ({str(e).splitlines()[0]}); lower --max-batch, or take a smaller model, then start "
+              "the same command again: what was finished is kept", file=sys.stderr)
         return 2
     except OSError as e:
         print(f"{e.filename or 'a file'}: {e.strerror or e}; mend that, then start the same command again: what was finished "

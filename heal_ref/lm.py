@@ -128,7 +128,8 @@ def _check_folder(source: str) -> None:
 
 def _unloadable(source: str | Path, what: str, error: Exception) -> InputError:
     why = (str(error) or type(error).__name__).splitlines()[0]
-    return InputError(f"{source}: the {what} cannot be loaded ({why}); check the path or name, and that all its files are whole")
+    return InputError(f"{source}: the {what} cannot be loaded ({why}); check the path or name, and that all its files are "
+                      "whole")
 
 
 # -------------------------------------------------------------------------------------------- sampling
