@@ -82,13 +82,14 @@ def _plan(config: HealConfig, files: Sequence[str], task: Any, lms: Sequence[LM]
     from heal_ref.plan import measure, plan, plan_text
     from heal_ref.records import limit_by_kind, load_problems
 
-    check_tokenizers(*lms)
+    teacher, student = lms
+    check_tokenizers(teacher, student)
     problems, heldout = (limit_by_kind(load_problems(f, task), limit)
                          for f, limit in zip(files, (config.train_limit, config.eval_limit), strict=True))
     print("Measuring for at most a minute ...", file=sys.stderr)
-    speed = measure(*lms, task, problems, config)
+    speed = measure(teacher, student, task, problems, config)
     stages = plan(config, len(problems), len(heldout), speed, processes().num_processes)
-    return plan_text(stages, *lms, config, speed)
+    return plan_text(stages, teacher, student, config, speed)
 
 
 def _planned(out: Path, config: HealConfig, files: Sequence[str], task: Any, lms: Sequence[LM]) -> None:
@@ -132,10 +133,11 @@ def _run(args: argparse.Namespace, command: str) -> None:
         with tempfile.TemporaryDirectory() as scratch:
             print(_plan(config, _problem_files(args, Path(scratch), task), task, lms))
         return
-    files = _problem_files(args, out, task)
+    train, heldout = files = _problem_files(args, out, task)
     if args.command == "run":
         _planned(out, config, files, task, lms)
-    report = run(RunSpec(args.teacher, args.student, *files, config), out, task, lms=lms, quiet=args.quiet, command=command)
+    spec = RunSpec(args.teacher, args.student, train, heldout, config)
+    report = run(spec, out, task, lms=lms, quiet=args.quiet, command=command)
     if not processes().is_main_process:
         return
     page = write_page(out, report, draw_figures(out, report, lms[0], task, config.pure))

@@ -10,7 +10,7 @@ reading: full-vocabulary entropy in nats of the raw next-token distribution, ave
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -89,8 +89,9 @@ def step_values(entropy: Sequence[float], steps: Sequence[tuple[int, int]], aggr
     Args:
         aggregate: "mean" over the step's tokens (the default everywhere), their "max", or its "first" token.
     """
-    pick = {"mean": lambda h: sum(h) / len(h), "max": max, "first": lambda h: h[0]}[aggregate]
-    return [pick(entropy[a:b]) for a, b in steps]
+    pick: dict[str, Callable[[Sequence[float]], float]] = {
+        "mean": lambda h: sum(h) / len(h), "max": max, "first": lambda h: h[0]}
+    return [pick[aggregate](entropy[a:b]) for a, b in steps]
 
 
 def surges(step_entropy: Sequence[float], relative: bool = False) -> list[float]:

@@ -120,7 +120,7 @@ def evaluate(lm: LM, task: Task, problems: Sequence[Problem], n: int = 8, seed: 
     return rows_of(arm, lm, task, sampled, greedy)
 
 
-def auroc(scores: Sequence[float], positive: Sequence[bool]) -> float:
+def auroc(scores: Numbers, positive: Numbers) -> float:
     """Probability that a positive scores above a negative (ties count half); NaN if either is missing."""
     s, p = np.asarray(scores, dtype=float), np.asarray(positive, dtype=bool)
     if p.all() or not p.any():
@@ -130,7 +130,7 @@ def auroc(scores: Sequence[float], positive: Sequence[bool]) -> float:
     return float(below.mean() / 2 / len(negative))
 
 
-def detected(scores: Sequence[float], positive: Sequence[bool], false_alarms: float = 0.05) -> float:
+def detected(scores: Numbers, positive: Numbers, false_alarms: float = 0.05) -> float:
     """Share of positives above the threshold that at most a share `false_alarms` of the negatives exceeds (true-positive
     rate at a false-positive rate); NaN if either class is missing."""
     s, p = np.asarray(scores, dtype=float), np.asarray(positive, dtype=bool)
@@ -149,7 +149,8 @@ def _resamples(clusters: tuple[str, ...]) -> list[np.ndarray]:
     return [np.concatenate([members[j] for j in rng.integers(len(members), size=len(members))]) for _ in range(BOOTSTRAP // 4)]
 
 
-Statistic = Callable[[Sequence[float], Sequence[bool]], float]
+Numbers = Sequence[float] | np.ndarray
+Statistic = Callable[[Numbers, Numbers], float]
 
 
 def cluster_interval(scored: Sequence[tuple[str, float, bool]], statistic: Statistic = auroc) -> tuple[float, float, float]:

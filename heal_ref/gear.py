@@ -107,7 +107,7 @@ def write_hints(lm: LM, task: Task, paths: Sequence[tuple[Trajectory, int]], con
     """
     if config.hint != "bridge":
         right = config.hint == "answer"
-        return [[Hint(task.answer_hint(t.problem.answer if right else t.answer))] * config.hints for t, _ in paths]
+        return [[Hint(task.answer_hint(t.problem.answer if right else t.answer or ""))] * config.hints for t, _ in paths]
     contexts, tails = [], []
     for t, k in paths:
         prefix = lm.decode(t.token_ids[: t.steps[k][0]])
@@ -145,7 +145,10 @@ def repair(lm: LM, task: Task, base: Sequence[Trajectory], config: GearConfig | 
     """
     config, sampling = config or GearConfig(), sampling or SampleConfig()
     paths, passed = choose_paths(base, config, cut or (lambda t: breakpoint_of(t, config, seed)))
-    jobs, contexts, tails, cost = [], [], [], 0
+    jobs: list[tuple[Trajectory, int, str, int]] = []
+    contexts: list[list[int]] = []
+    tails: list[list[list[int]]] = []
+    cost = 0
     for (t, k), hints in zip(paths, write_hints(lm, task, paths, config, sampling, seed), strict=True):
         contexts.append(lm.encode(t.prompt) + t.token_ids[: t.steps[k][0]])
         tails.append([])

@@ -45,6 +45,7 @@ class _Recorder(LogitsProcessor):
 
     def settle(self, tokens: torch.Tensor) -> None:
         """The token that was drawn from the last scores is known only one call later."""
+        assert self.last is not None, "a token was drawn before any scores were seen"
         scores, log_total = self.last
         self.logprob.append(scores.gather(-1, tokens[:, None]).squeeze(-1) - log_total)
 
@@ -103,10 +104,10 @@ def generate(lm: LM, contexts: Sequence[Sequence[int]], tails: Sequence[Sequence
     Raises:
         FloatingPointError: the model's logits became NaN.
     """
-    contexts = [tuple(c) for c in contexts]
-    tails = tails or [[[]]] * len(contexts)
-    visible = visible or [[len(c)] * len(mine) for c, mine in zip(contexts, tails, strict=True)]
-    jobs = [Job(c, list(t), v) for c, mine, seen in zip(contexts, tails, visible, strict=True)
+    texts = [tuple(c) for c in contexts]
+    tails = tails or [[[]]] * len(texts)
+    visible = visible or [[len(c)] * len(mine) for c, mine in zip(texts, tails, strict=True)]
+    jobs = [Job(c, list(t), v) for c, mine, seen in zip(texts, tails, visible, strict=True)
             for t, v in zip(mine, seen, strict=True)]
     out: list[Rollout] = []
     with torch.random.fork_rng(devices=[lm.device] if lm.device.type == "cuda" else []):
@@ -125,9 +126,11 @@ def _generate_batch(lm: LM, jobs: Sequence[Job], config: SampleConfig, ends: boo
     shared = share_contexts(lm, jobs)
     ids, mask = shared.pop("rows") if shared else left_pad([job.text for job in jobs], pad, lm.device)
     recorder = _Recorder()
-    processors = [recorder] if ends else [recorder, SuppressTokensLogitsProcessor([eos], lm.device)]
-    full = lm.model.generate(input_ids=ids, attention_mask=mask, generation_config=settings,
-                             logits_processor=LogitsProcessorList(processors), **shared)
+    processors = LogitsProcessorList([recorder])
+    if not ends:
+        processors.append(SuppressTokensLogitsProcessor([eos], str(lm.device)))
+    full = lm.model.generate(input_ids=ids, attention_mask=mask, generation_config=settings, logits_processor=processors,
+                             **shared)
     new = full[:, ids.shape[1] :]
     recorder.settle(new[:, -1])
     return _cut_rollouts(new, torch.stack(recorder.entropy, 1), torch.stack(recorder.logprob, 1), eos)

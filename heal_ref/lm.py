@@ -107,9 +107,10 @@ def load_lm(source: str | Path, *, dtype: str = "auto", max_batch: int = MAX_BAT
     tokenizer, state = load_tokenizer(source), processes()
     spread = {"device_map": "auto"} if state.num_processes == 1 and torch.accelerator.device_count() > 1 else {}
     try:
-        model, found = AutoModelForCausalLM.from_pretrained(str(source), dtype=dtype, output_loading_info=True, **spread)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(str(source), dtype=dtype, output_loading_info=True, **spread)
     except LOADING as e:
         raise _unloadable(source, "model", e) from e
+    model, found = loaded
     if found["missing_keys"]:
         raise InputError(f"{source}: the model cannot be loaded, {len(found['missing_keys'])} of its weights are missing "
                          f"(such as {min(found['missing_keys'])}) and would be random; save the whole model")

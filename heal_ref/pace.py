@@ -18,6 +18,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ def build_stages(base: Sequence[Trajectory], hinted: Sequence[Trajectory], repai
     config = config or PaceConfig()
     solved = solved_share(base)
     sources = (base, [t for t in hinted if solved.get(t.problem.id, 0.0) < config.guided_below], repaired)
-    stages, rows = {}, []
+    stages, rows = {}, list[dict[str, str]]()
     for name, source in zip(STAGES, sources, strict=True):
         new = [{"prompt": t.prompt, "completion": t.text, "id": t.problem.id, "source": t.kind}
                for t in _capped(source, config.per_problem)]
@@ -125,24 +126,36 @@ def distill(student: LM, task: Task, stages: Mapping[str, Dataset], config: Pace
                 shutil.rmtree(f"{finished}.training", ignore_errors=True)  # what a kill just after the rename left
                 lm = load_lm(finished, max_batch=student.max_batch)
             else:
-                data = _writable(lm.tokenizer, [{**encode_example(lm.tokenizer, row["prompt"], row["completion"]),
-                                                 "name": row["id"]} for row in stages[name]])
-                work = home / f"{finished.name}.training"
-                log = [{"step": 0, "accuracy": accuracy(lm, task, probe)}] if probe and not number else []
-                log += train(lm.model, lm.tokenizer, data, folder=work, updates=updates, batch=config.batch,
-                             learning_rate=config.learning_rate, warmup=min(config.warmup, updates), seed=seed + number,
-                             accumulate=parts_of_a_batch(config, lm), save_every=config.save_every,
-                             progress=progress and (lambda i, _, before=done: progress(before + i, total)),
-                             measure=(lambda lm=lm: accuracy(lm, task, probe)) if probe else None,
-                             measure_every=config.curve_every, save_to=work / "done")
-                for row in log:  # a resumed log comes back with its keys sorted
-                    if "accuracy" in row:
-                        row["accuracy"] = {kind: row["accuracy"][kind] for kind in dict.fromkeys(p.kind for p in probe)}
-                _keep(lm, {"stage": name, "updates": updates, "examples": len(data), "log": log}, work, finished)
-                if processes().num_processes > 1:  # with FSDP, this process's model is only a part
-                    lm = load_lm(finished, max_batch=student.max_batch)
+                report = progress and partial(_report, progress, done, total)
+                lm = _train_stage(lm, task, stages[name], config, updates, seed + number, finished, probe, report)
             done += updates
         return lm
+
+
+def _report(progress: Any, before: int, total: int, done: int, _: int) -> None:
+    """Progress within a stage as progress over all stages."""
+    progress(before + done, total)
+
+
+def _train_stage(lm: LM, task: Task, stage: Dataset, config: PaceConfig, updates: int, seed: int, finished: Path,
+                 probe: Sequence[Problem], progress: Any) -> LM:
+    """Train `lm` on one stage; the student that it leaves is in folder `finished`, with its log."""
+    data = _writable(lm.tokenizer, [{**encode_example(lm.tokenizer, row["prompt"], row["completion"]), "name": row["id"]}
+                                    for row in stage])
+    work, (number, name) = finished.with_name(f"{finished.name}.training"), finished.name.split("-", 1)
+    measure = partial(accuracy, lm, task, probe) if probe else None
+    log: list[dict[str, Any]] = [{"step": 0, "accuracy": measure()}] if measure and number == "1" else []
+    log += train(lm.model, lm.tokenizer, data, folder=work, updates=updates, batch=config.batch, seed=seed,
+                 learning_rate=config.learning_rate, warmup=min(config.warmup, updates),
+                 accumulate=parts_of_a_batch(config, lm), save_every=config.save_every, progress=progress,
+                 measure=measure, measure_every=config.curve_every, save_to=work / "done")
+    for row in log:  # a resumed log comes back with its keys sorted
+        if "accuracy" in row:
+            row["accuracy"] = {kind: row["accuracy"][kind] for kind in dict.fromkeys(p.kind for p in probe)}
+    curve = {"stage": name, "updates": updates, "examples": len(data), "log": log}
+    _keep(lm, curve, work, finished)
+    # With FSDP, this process's model is only a part of the student.
+    return load_lm(finished, max_batch=lm.max_batch) if processes().num_processes > 1 else lm
 
 
 def parts_of_a_batch(config: PaceConfig, lm: LM) -> int:

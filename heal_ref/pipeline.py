@@ -61,7 +61,7 @@ class RunSpec:
 
     def fingerprint(self) -> dict[str, Any]:
         """Everything that decides the result, flat: dotted name → value. Problem files count by content."""
-        flat = {"teacher": self.teacher, "student": self.student}
+        flat: dict[str, Any] = {"teacher": self.teacher, "student": self.student}
         for name in ("train", "heldout"):
             flat[name] = file_hash(getattr(self, name))
         for key, value in self.config.to_dict().items():

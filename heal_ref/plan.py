@@ -136,5 +136,6 @@ def plan_text(stages: Sequence[Stage], teacher: LM, student: LM, config: HealCon
     loaded = sum(needs["teacher, sampling"].values()) - needs["teacher, sampling"]["weights"]  # the weights are there already
     short = [] if max(loaded, sum(needs["student, training"].values())) <= free * devices else [
         f"MORE THAN THERE IS: {free * devices / GIB:.2f} GiB are free; lower --max-batch"]
-    return "\n".join([*lines, *short, f"measured: {speed.sampled:,.0f} tokens sampled, {speed.scored:,.0f} scored, {speed.learnt:,.0f} "
-                      f"learnt a second; prompts {speed.prompt:.0f}, solutions {speed.solution:.0f} tokens"])
+    measured = (f"measured: {speed.sampled:,.0f} tokens sampled, {speed.scored:,.0f} scored, {speed.learnt:,.0f} learnt "
+                f"a second; prompts {speed.prompt:.0f}, solutions {speed.solution:.0f} tokens")
+    return "\n".join([*lines, *short, measured])

@@ -30,7 +30,7 @@ UNCERTAINTY = {"typicality": "mean entropy of the step (nats)", "forced": "answe
                "rollout": "entropy of the answers of continuations (nats)"}
 KIND_COLOURS = ("#009E73", "#E69F00", "#0072B2", "#56B4E9", "#D55E00")
 
-STYLE = {"figure.figsize": (7.2, 3.8), "figure.dpi": 110, "axes.spines.top": False, "axes.spines.right": False,
+STYLE: Any = {"figure.figsize": (7.2, 3.8), "figure.dpi": 110, "axes.spines.top": False, "axes.spines.right": False,
          "axes.titlesize": 11, "axes.titlelocation": "left", "figure.constrained_layout.use": True, "font.size": 10}
 
 
@@ -61,7 +61,7 @@ def show(figure: Figure) -> Any:
     return Image(png(figure))
 
 
-def percent(x: float) -> str:
+def percent(x: float | np.floating) -> str:
     """A share as whole percent, for titles."""
     return f"{100 * x:.0f} %"
 
@@ -190,12 +190,13 @@ def plot_filter(scored: Sequence[Scored], genuine: Sequence[bool], threshold: fl
     for value, colour, marker, name in ((True, GOOD, "o", "genuine"), (False, BAD, "x", "spurious")):
         points = [(s.uncertainty[k], s.perplexity[k]) for s, k, g in zip(scored, worst, genuine, strict=True) if g == value]
         if points:
-            axes.scatter(*zip(*points, strict=True), s=14, c=colour, marker=marker, alpha=0.5, lw=0.8,
+            u, ppl = zip(*points, strict=True)
+            axes.scatter(u, ppl, s=14, c=colour, marker=marker, alpha=0.5, lw=0.8,
                          label=f"{name} ({len(points)})")
     if pure.aggregate == "worst":
-        u = np.linspace(0, max(s.uncertainty[k] for s, k in zip(scored, worst, strict=True)), 50)
-        limit = np.exp(u + threshold) if pure.uncertainty == "typicality" else threshold * (u + pure.epsilon)
-        axes.plot(u, limit, "k--", lw=1, label="PURE's boundary")
+        line = np.linspace(0, max(s.uncertainty[k] for s, k in zip(scored, worst, strict=True)), 50)
+        limit = np.exp(line + threshold) if pure.uncertainty == "typicality" else threshold * (line + pure.epsilon)
+        axes.plot(line, limit, "k--", lw=1, label="PURE's boundary")
     axes.set_xlabel(UNCERTAINTY[pure.uncertainty])
     axes.set_ylabel("step perplexity")
     axes.set_yscale("log")
@@ -203,8 +204,8 @@ def plot_filter(scored: Sequence[Scored], genuine: Sequence[bool], threshold: fl
     dropped = [s.score > threshold for s in scored]
     bad = [d for d, g in zip(dropped, genuine, strict=True) if not g]
     good = [not d for d, g in zip(dropped, genuine, strict=True) if g]
-    axes.set_title(f"PURE drops {percent(np.mean(bad) if bad else math.nan)} of the spurious candidates and keeps "
-                   f"{percent(np.mean(good) if good else math.nan)} of the genuine")
+    axes.set_title(f"PURE drops {percent(np.mean(bad or math.nan))} of the spurious candidates and keeps "
+                   f"{percent(np.mean(good or math.nan))} of the genuine")
     return figure
 
 

@@ -109,8 +109,8 @@ def pure_scores(lm: LM, task: Task, trajectories: Sequence[Trajectory], config: 
     out = []
     for t, s, u in zip(good, surprise, uncertainty, strict=True):
         ratio = step_ratios(s, u, config)
-        out.append(Scored(t, *([round(x, 6) for x in row] for row in (map(math.exp, s), u, ratio)),
-                          score=round(aggregate(ratio, config), 6)))
+        ppl, unsure, r = ([round(x, 6) for x in row] for row in (map(math.exp, s), u, ratio))
+        out.append(Scored(t, ppl, unsure, r, score=round(aggregate(ratio, config), 6)))
     return out
 
 

@@ -157,7 +157,8 @@ def find_head(model: Any, ids: torch.Tensor) -> Head | None:
             warnings.warn(f"the logits of {type(model).__name__} are not just a linear layer, a scale and a soft cap behind "
                           "its hidden states: it is scored through its own forward, text by text, which gives the same "
                           "numbers and needs memory for all logits of a text", RuntimeWarning, stacklevel=5)
-    return Head(linear.weight, linear.bias, *_found[model]) if fusable and _found[model] else None
+    way = _found[model]
+    return Head(linear.weight, linear.bias, *way) if fusable and way else None
 
 
 def _try_candidates(model: Any, linear: torch.nn.Linear, ids: torch.Tensor) -> tuple[float, float | None] | None:

@@ -60,8 +60,8 @@ class _ByLength(Sampler):
     """Examples of similar length together, so that little is padded; another order each epoch. The order follows from seed
     and epoch alone: transformers' own sampler draws it from the global random state, which a resumed run does not have."""
 
-    def __init__(self, trainer: Trainer):
-        self.trainer, self.lengths = trainer, [len(row["input_ids"]) for row in trainer.train_dataset]
+    def __init__(self, trainer: Trainer, data: Any):
+        self.trainer, self.lengths = trainer, [len(row["input_ids"]) for row in data]
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -77,7 +77,7 @@ class _Trainer(Trainer):
     """Batches by length, and a stop at the first loss that is not a finite number, before it reaches the weights."""
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler:
-        return _ByLength(self)
+        return _ByLength(self, self.train_dataset)
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **more: Any) -> Any:
         names = inputs.pop("names", [])

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import TypeVar
 
 import torch
 from tqdm.auto import tqdm
@@ -113,7 +114,10 @@ def bench_sample(rounds: int = ROUNDS, prefix: int = 1024, new_tokens: int = 64,
 # --------------------------------------------------------------------------------------------- scoring
 
 
-def extra_memory(side: Side) -> tuple[object, float]:
+Result = TypeVar("Result")
+
+
+def extra_memory(side: Callable[[], Result]) -> tuple[Result, float]:
     """What `side()` returns, and by how many MiB the memory in use rose at most on the way.
 
     On a GPU torch counts its own allocations. On a CPU it is the kernel's own high-water mark of the process's resident
@@ -123,9 +127,9 @@ def extra_memory(side: Side) -> tuple[object, float]:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
+        held = torch.cuda.memory_allocated()
         result = side()
-        return result, (torch.cuda.max_memory_allocated() - before) / 2**20
+        return result, (torch.cuda.max_memory_allocated() - held) / 2**20
     with contextlib.suppress(AttributeError, OSError):
         ctypes.CDLL(None).malloc_trim(0)  # what was freed earlier goes back first, or it would be used again unseen
     try:
@@ -166,7 +170,8 @@ def _exact_scores(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Ten
     for h, t in zip(hidden.double().split(rows), targets.split(rows), strict=True):
         logprobs = torch.log_softmax(h @ wide.T, -1)
         parts.append((-(logprobs.exp() * logprobs).sum(-1), logprobs.gather(-1, t[:, None])[:, 0]))
-    return tuple(torch.cat(values) for values in zip(*parts, strict=True))
+    entropy, logprob = (torch.cat(values) for values in zip(*parts, strict=True))
+    return entropy, logprob
 
 
 def _off(scores: Scores, exact: Scores) -> float:

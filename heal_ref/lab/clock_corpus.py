@@ -11,8 +11,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -80,7 +81,10 @@ HESITANT = ("Hmm, ", "Well, ")
 STARTS = {"We start at ": 0.5, "The clock shows ": 0.25, "It is now ": 0.15, "We begin with ": 0.1}
 
 
-def _pick(rng: random.Random, weights: dict) -> object:
+Choice = TypeVar("Choice")
+
+
+def _pick(rng: random.Random, weights: Mapping[Choice, float]) -> Choice:
     return rng.choices(list(weights), weights=list(weights.values()))[0]
 
 
@@ -214,9 +218,9 @@ LONG_LENGTHS = {7: 0.5, 8: 0.5}  # longer than anything that teacher or student 
 
 def make_problems(seed: int = 0) -> Iterator[tuple[str, list[Problem]]]:
     """The shipped problem files, (name, problems) one after another; no question appears twice anywhere."""
-    rng, seen = random.Random(f"problems-{seed}"), set()
+    rng, seen = random.Random(f"problems-{seed}"), set[str]()
     for name, counts in FILES.items():
-        problems = []
+        problems: list[Problem] = []
         for kind, count in counts.items():
             while count:
                 chain = random_chain(rng, kind, _pick(rng, LONG_LENGTHS if name == "long" else PROBLEM_LENGTHS))

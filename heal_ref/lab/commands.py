@@ -48,7 +48,7 @@ def bench(args: argparse.Namespace, command: str) -> None:
 
     if args.rounds < 1:
         raise InputError(f"--rounds {args.rounds}: a median needs at least one round; the default is 7")
-    for comparison in {"sample": bench_sample, "score": bench_score}[args.what](args.rounds):
+    for comparison in bench_sample(args.rounds) if args.what == "sample" else bench_score(args.rounds):
         print(comparison)
 
 

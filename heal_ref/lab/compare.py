@@ -28,7 +28,8 @@ METRICS = ("pass@1", "pass@1_greedy", "pass@4", "pass@8", "genuine")
 def _resamples(seeds: int, problems: int) -> tuple[np.ndarray, np.ndarray]:
     """How often each line (B, S) and each column (B, P) is drawn in each of B resamples, as shares."""
     rng = np.random.default_rng(0)
-    return tuple(rng.multinomial(n, np.full(n, 1 / n), size=BOOTSTRAP) / n for n in (seeds, problems))
+    lines, columns = (rng.multinomial(n, np.full(n, 1 / n), size=BOOTSTRAP) / n for n in (seeds, problems))
+    return lines, columns
 
 
 def two_way_interval(matrix: np.ndarray) -> tuple[float, float, float]:

@@ -52,7 +52,7 @@ def localisation_counts(lm: LM, task: Any, base: Sequence[Trajectory],
     for samples in by_problem(base).values():
         failed = [(t, w) for t in samples if not t.correct and (w := first_wrong_step(lm, task, t)) is not None]
         if failed:
-            hits = {name: sum(breakpoint_of(t, c) == w for t, w in failed) for name, c in readings.items()}
+            hits: dict[str, float] = {name: sum(breakpoint_of(t, c) == w for t, w in failed) for name, c in readings.items()}
             hits[RANDOM] = round(sum((w > 0) / max(len(t.steps) - 1, 1) for t, w in failed), 6)
             out.append({"id": samples[0].problem.id, "kind": samples[0].problem.kind, "failed": len(failed), **hits})
     return out
@@ -162,7 +162,8 @@ def origin(lm: LM, problems: Sequence[Problem], command: str, seed: int, batch: 
 def gear_evidence(lm: LM, task: Any, problems: Sequence[Problem], *, n: int = 8, seed: int = 0, batch: int = 100,
                   command: str = "") -> dict[str, Any]:
     """Every reading and arm on these problems: rows, the counts they are made of, provenance."""
-    began, localised, repaired = time.monotonic(), [], []
+    began = time.monotonic()
+    localised, repaired = list[Counts](), list[Counts]()
     for number, part in enumerate(tqdm(batches(interleaved(problems), batch), "evidence", unit="batch")):
         a, b = gear_batch(lm, task, part, number, n, seed)
         localised, repaired = localised + a, repaired + b

@@ -11,13 +11,14 @@ import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 from tqdm.auto import tqdm
 
 from heal_ref.config import PureConfig
-from heal_ref.evaluate import Row, auroc, cluster_interval, detected, interval, is_genuine
+from heal_ref.evaluate import Row, Statistic, auroc, cluster_interval, detected, interval, is_genuine
 from heal_ref.gear import repair
 from heal_ref.lab.evidence import interleaved, origin
 from heal_ref.lm import LM, sample
@@ -75,7 +76,7 @@ SWEEPS: dict[str, PureConfig] = {
 
 def functions(configs: Mapping[str, PureConfig]) -> dict[str, Callable[[Raw], float]]:
     """The score that each configuration gives, by name."""
-    return {name: (lambda r, c=c: reading(r, c)) for name, c in configs.items()}
+    return {name: partial(reading, config=c) for name, c in configs.items()}
 
 
 GROUPS = {"all": None, "shaky and frontier": ("shaky", "frontier")}  # on top of the kinds themselves
@@ -90,7 +91,7 @@ def groups_of(raws: Sequence[Raw]) -> dict[str, list[Raw]]:
 def detection_rows(raws: Sequence[Raw]) -> list[Row]:
     """AUROC and detection at 5 % false alarms of every reading and baseline, by source and kind, and AUROC of the
     sweeps over the groups; intervals over problems."""
-    both = {"AUROC": auroc, "detected at 5 % false alarms": detected}
+    both: dict[str, Statistic] = {"AUROC": auroc, "detected at 5 % false alarms": detected}
     rows = []
     for source in HINTED:
         for kind, mine in groups_of([r for r in raws if r["source"] == source]).items():

@@ -82,9 +82,9 @@ class Teaching:
               **settings: Any) -> Data:
         """Three stages; `keep` chooses among PURE's scores of hinted solutions, without it nothing is filtered."""
         scores = [self.guided_scores, self.method.scored(f"4-scores/repaired{name}", repaired)] if keep else []
-        hinted = [keep(s) for s in scores] if keep else [self.guided, repaired]
+        guided, mended = [keep(s) for s in scores] if keep else [self.guided, repaired]
         seen = [*self.reference, *(s for mine in scores for s in mine)] if keep else []
-        return Data(pace.build_stages(self.base, *hinted, replace(self.config.pace, **settings)),
+        return Data(pace.build_stages(self.base, guided, mended, replace(self.config.pace, **settings)),
                     _tokens(self.base, self.guided, repaired), sum(len(s.trajectory.token_ids) for s in seen))
 
     def repaired(self, name: str = "", **gear: Any) -> list[Trajectory]:

@@ -13,6 +13,7 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -166,9 +167,11 @@ def _localisation_rows(kind: str, lm: LM, task: ClockTask, base: list[Trajectory
     """How often the breakpoint is the first wrong step, for each signal and for a random step."""
     wrong = {id(t): first_wrong_step(lm, task, t) for t in base if not t.correct}
     failed = [t for t in base if wrong.get(id(t)) is not None]
-    rows = [_share_row(kind, f"{signal} = first wrong step", failed,
-                       lambda t, s=signal: find_breakpoint(t.step_entropy, signal=s) == wrong[id(t)])
-            for signal in ("surge", "level")]
+
+    def hits(signal: str, t: Trajectory) -> bool:
+        return find_breakpoint(t.step_entropy, signal=signal) == wrong[id(t)]
+
+    rows = [_share_row(kind, f"{signal} = first wrong step", failed, partial(hits, signal)) for signal in ("surge", "level")]
     guess = [1 / (len(t.steps) - 1) for t in failed if len(t.steps) > 1]
     return [*rows, Row("teacher", kind, "random step = first wrong step", *interval(guess), n=len(by_problem(failed)))]
 

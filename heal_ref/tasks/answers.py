@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
+import mmap
 import re
 import signal
 import subprocess
@@ -21,11 +22,6 @@ import threading
 import time
 import warnings
 import weakref
-
-try:
-    import resource
-except ImportError:  # Windows
-    resource = None
 
 MAX_ANSWER = 500  # characters; whatever is longer is no final answer
 MEMORY = 2**30  # bytes that the comparing process may map; it starts with 60 MB
@@ -75,7 +71,7 @@ def undressed(answer: str) -> str:
     r"""Without what changes nothing: white space and dollars around it, \( \), \text{}, a full stop at its end."""
     text = answer.strip().removesuffix(".")
     while match := _DRESS.fullmatch(text):
-        text = match[match.lastindex].strip().removesuffix(".")
+        text = match[match.lastindex or 0].strip().removesuffix(".")
     return text
 
 
@@ -125,7 +121,7 @@ def math_verify_installed() -> bool:
 def _end(process: subprocess.Popen) -> None:
     process.kill()
     process.wait()
-    for pipe in (process.stdin, process.stdout):
+    for pipe in filter(None, (process.stdin, process.stdout)):
         with contextlib.suppress(OSError):
             pipe.close()
 
@@ -184,6 +180,8 @@ class Verifier:
     def _exchange(self, line: str, seconds: float) -> str:
         """Write a line, read the reply; "" if the process died or had to be killed."""
         process, reply = self._process, ""
+        if not (process and process.stdin and process.stdout):  # nobody has started it
+            return reply
         timer = threading.Timer(seconds, process.kill)
         timer.daemon = True
         timer.start()
@@ -204,7 +202,7 @@ def _mapped_bytes() -> int:
     """Memory that this process maps, which is what its limit counts; 0 where the system does not say."""
     try:
         with open("/proc/self/statm", encoding="ascii") as f:
-            return int(f.read().split()[0]) * resource.getpagesize()
+            return int(f.read().split()[0]) * mmap.PAGESIZE
     except OSError:
         return 0
 
@@ -212,9 +210,10 @@ def _mapped_bytes() -> int:
 def _serve(seconds: float, memory: int) -> None:
     """What the process does: for each line [gold, answer] a line true or false, until there are no more."""
     replies, sys.stdout = sys.stdout, sys.stderr  # what a library prints must not look like a reply
-    if resource:
-        with contextlib.suppress(ValueError, OSError):  # not every system lets itself be limited
-            resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+    with contextlib.suppress(ImportError, ValueError, OSError):  # Windows has no such limit, and not every system grants it
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     from math_verify import parse, verify
     alarm = getattr(signal, "alarm", int)  # ends this process in case the one that should kill it is gone
     print("ready", file=replies, flush=True)
