@@ -191,7 +191,7 @@ def run(spec: RunSpec, out: str | Path, task: Task, *, lms: Sequence[LM] = (), q
     teacher, student = lms or (load_lm(spec.teacher), load_lm(spec.student))
     pace.check_tokenizers(teacher, student)
     folder = RunFolder(out, spec.fingerprint(), quiet)
-    folder.log("started", **provenance(teacher, command, c.seed, began))
+    folder.log("started", processes=folder.state.num_processes, **provenance(teacher, command, c.seed, began))
     method = Method(folder, teacher, task, c)
 
     base = method.base(train_set)

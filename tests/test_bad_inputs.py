@@ -169,6 +169,8 @@ COMMANDS = {
     "chat task for a model without a template": (["--task", "chat"], "chat template"),
     "unknown preset": (["--preset", "large"], "invalid choice"),
     "seed is a word": (["--seed", "one"], "invalid int value"),
+    "nothing at once": (["--max-batch", "0"], "at least one sequence"),
+    "no new tokens": (["--max-new-tokens", "0"], "it must lie between"),
 }
 
 
@@ -198,8 +200,18 @@ def test_configs(make):
         make()
 
 
+def test_full_memory_is_an_error_with_a_remedy(tmp_path, capsys, monkeypatch):
+    def full(*args, **more):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nmore text")
+
+    monkeypatch.setattr("heal_ref.pipeline.sample", full)
+    refused(capsys, ["run", "--preset", "smoke", "--out", str(tmp_path / "run"), "--quiet"], "lower --max-batch")
+
+
 def test_the_good_one_is_good(tmp_path, capsys):
     path = tmp_path / "problems.jsonl"
     path.write_bytes(lines(GOOD))
     assert main(["check", str(path)]) == 0
-    assert torch.isfinite(torch.tensor(1.0))
+    refused(capsys, ["check", str(path), "--teacher", model(tmp_path, no_end)], "no end-of-text token")
+    assert main(["check", str(path), "--teacher", str(DATA / "heal_student")]) == 0
+    assert "1 problems, no mistakes found" in capsys.readouterr().out

@@ -21,7 +21,9 @@ from transformers import PreTrainedTokenizerFast
 import heal_ref as heal
 from heal_ref.entropy import split_steps
 from heal_ref.gear import write_hints
+from heal_ref.generation import Rollout
 from heal_ref.lab.pair import Recipe, new_model
+from heal_ref.lm import make_trajectory
 from heal_ref.records import InputError, Problem, load_problems
 from heal_ref.tasks import Task, answers
 from heal_ref.tasks.answers import Verifier, as_integer, last_boxed, same_answer, spelling
@@ -378,6 +380,25 @@ def test_without_math_verify_the_spelling_decides(tokenizer, monkeypatch):
     assert not task.is_correct(half, "0.5")
     assert not task.is_correct(half, None)
     assert task.is_correct(Problem("p", "Q", "1000"), "1,000")
+
+
+@pytest.mark.parametrize(("text", "tells"), [
+    ("Following the hint, we add first.", True), ("As the given answer is 12, x = 12.", True),
+    ("We know that the answer is given as 7.", True), ("Since the correct answer was provided, stop.", True),
+    ("For guidance only.", True), ("The answer you gave is 4.", True), ("We are given that x = 2.", False),
+    ("So the correct answer is \\boxed{12}.", False), ("The answer is 12.", False), ("Given three numbers, add them.", False),
+    ("It is known that 7 is prime. The final answer follows.", False)])
+def test_a_helped_solution_must_not_speak_of_its_help(chat, text, tells):
+    assert chat.reveals_help(text) is tells
+
+
+def test_a_solution_that_speaks_of_its_help_is_no_target(tokenizer, chat, random_chat_lm):
+    text = "The hint says to add.\n\nSo \\boxed{12}."
+    rollout = Rollout(tokenizer(text)["input_ids"], *[[0.0] * len(tokenizer(text)["input_ids"])] * 2, finished=True)
+    made = {kind: make_trajectory(random_chat_lm, chat, Problem("p", "7 + 5?", "12"), kind, rollout)
+            for kind in ("base", "hint", "repair")}
+    assert [t.correct for t in made.values()] == [True, False, False]
+    assert made["repair"].answer is None
 
 
 # ----------------------------------------------------------------------------------------- the whole road

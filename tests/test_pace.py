@@ -10,7 +10,7 @@ from heal_ref.config import PaceConfig, SampleConfig
 from heal_ref.generation import generate
 from heal_ref.lab.clock_corpus import Dials, example
 from heal_ref.lm import LM
-from heal_ref.pace import build_stages, check_tokenizers, distill, read_curve, shuffled, updates_of
+from heal_ref.pace import build_stages, check_tokenizers, distill, parts_of_a_batch, read_curve, shuffled, updates_of
 from heal_ref.records import InputError
 from heal_ref.train import IGNORE, TrainingError, collate, encode_example, last_complete_checkpoint, train
 
@@ -255,3 +255,12 @@ def test_different_tokenizers_are_refused_at_once(random_lm, teacher):
     size = len(teacher.tokenizer)
     with pytest.raises(InputError, match=rf"different tokenizers \({size} and {size + 2} tokens.*two models of one family"):
         check_tokenizers(teacher, other)
+
+
+def test_a_batch_is_cut_to_what_goes_through_at_once(random_lm):
+    config = PaceConfig(batch=12)
+    random_lm.max_batch = 512
+    assert parts_of_a_batch(config, random_lm) == 1
+    random_lm.max_batch = 5
+    assert parts_of_a_batch(config, random_lm) == 3  # 4 at once: the largest part of at most 5
+    assert parts_of_a_batch(PaceConfig(batch=12, accumulate=6), random_lm) == 6

@@ -1,6 +1,7 @@
 """The plan: counts by hand, memory against real models and real caches, and a dry run that writes nothing."""
 
 import dataclasses
+import importlib
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from heal_ref.__main__ import main
 from heal_ref.config import HealConfig
-from heal_ref.plan import Speed, cache_bytes, measure, parameters, plan, sampling_bytes, training_bytes
+from heal_ref.plan import Speed, cache_bytes, measure, parameters, plan, plan_text, sampling_bytes, training_bytes
 
 SPEED = Speed(sampled=100.0, scored=1000.0, learnt=500.0, prompt=20.0, solution=50.0)
 
@@ -64,6 +65,31 @@ def test_measured_on_the_runs_own_problems(teacher, task, validation):
     assert min(speed.sampled, speed.scored, speed.learnt) > 0
     cut_off = measure(teacher, teacher, task, validation[:8], config, seconds=0.0)
     assert cut_off.solution == config.sample.max_new_tokens  # nothing ended: the limit is the bound
+
+
+def test_the_plan_says_when_the_memory_is_not_there(teacher, monkeypatch):
+    config, module = HealConfig.tiny(), importlib.import_module("heal_ref.plan")
+    stages = plan(config, 10, 10, SPEED)
+    assert "MORE THAN THERE IS" not in plan_text(stages, teacher, teacher, config, SPEED)
+    monkeypatch.setattr(module, "free_bytes", lambda device: 2**20)
+    assert "MORE THAN THERE IS: 0.00 GiB are free; lower --max-batch" in plan_text(stages, teacher, teacher, config, SPEED)
+    few = dataclasses.replace(teacher, max_batch=1)
+    lines = [next(x for x in plan_text(stages, lm, lm, config, SPEED).splitlines() if "sampling: weights" in x)
+             for lm in (teacher, few)]
+    assert lines[0] != lines[1]
+
+
+def test_measuring_keeps_to_max_batch(teacher, task, validation, monkeypatch):
+    sizes = []
+    forward = type(teacher.model).forward
+
+    def watch(self, input_ids=None, **more):
+        sizes.append(len(input_ids))
+        return forward(self, input_ids=input_ids, **more)
+
+    monkeypatch.setattr(type(teacher.model), "forward", watch)
+    measure(dataclasses.replace(teacher, max_batch=3), teacher, task, validation[:8], HealConfig.smoke(), seconds=0.1)
+    assert max(sizes) <= 3
 
 
 def test_a_dry_run_prints_the_plan_and_writes_nothing(tmp_path, capsys):

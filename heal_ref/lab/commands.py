@@ -25,7 +25,8 @@ def add_parsers(add: Add) -> None:
     trial.add_argument("--out", default="runs/experiment", help="folder for the runs and experiment.json")
     trial.add_argument("--quiet", action="store_true", help="no progress bars")
     pair = add("build-pair", "train the tiny teacher and the base student from nothing")
-    pair.add_argument("--out", default="runs/pair", help="folder for teacher/, student/ and clock/")
+    pair.add_argument("--world", default="clock", choices=("clock", "chat"), help="chat: the small chat model of notebook 06")
+    pair.add_argument("--out", default="runs/pair", help="folder for the models and the problem files")
     pair.add_argument("--seed", type=int, default=0, help="seed of weights, corpus and data order")
     pair.add_argument("--scale", type=float, default=1.0, help="share of the recipe's updates")
     pair.add_argument("--limit", type=int, default=0, help="problems of each kind to measure the pair on, 0 for all")
@@ -113,6 +114,7 @@ def build_pair(args: argparse.Namespace, command: str) -> None:
     """`build-pair`: trains teacher and student, draws the problem files, measures what the pair can do."""
     from tqdm.auto import tqdm
 
+    from heal_ref.lab.chat_world import build_chat
     from heal_ref.lab.pair import build_pair
 
     def progress(label: str) -> Any:
@@ -124,8 +126,12 @@ def build_pair(args: argparse.Namespace, command: str) -> None:
 
         return show
 
-    build_pair(Path(args.out), args.seed, progress, args.scale, args.limit)
-    print(f"Teacher, student, problem files and what the pair can do (behaviour.json) are in {args.out}")
+    if args.world == "chat":
+        build_chat(Path(args.out), args.seed, progress, args.scale)
+        print(f"The chat model (teacher/) and its problem files are in {args.out}")
+    else:
+        build_pair(Path(args.out), args.seed, progress, args.scale, args.limit)
+        print(f"Teacher, student, problem files and what the pair can do (behaviour.json) are in {args.out}")
 
 
 COMMANDS = {"experiment": experiment, "build-pair": build_pair, "evidence": evidence, "bench": bench}

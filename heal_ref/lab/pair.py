@@ -37,7 +37,7 @@ class Lesson:
     """One training run on one corpus; it starts from what the lesson before it left."""
 
     updates: int
-    dials: Dials
+    dials: Any  # of the corpus: `Dials` for the clock world
     learning_rate: float = 3e-3
 
 
@@ -51,10 +51,17 @@ class Recipe:
     lessons: tuple[Lesson, ...]
     batch: int = 64
 
+    def scaled(self, share: float) -> Recipe:
+        """The same recipe with a share of its updates, at least one a lesson."""
+        return replace(self, lessons=tuple(replace(x, updates=max(1, round(x.updates * share))) for x in self.lessons))
+
 
 TEACHER = Recipe(hidden=128, layers=3, heads=4, lessons=(
     Lesson(3600, FIRST), Lesson(3000, SECOND, 2e-3), Lesson(1200, THIRD, 2e-3), Lesson(400, FIRST, 1e-3)))
 STUDENT = Recipe(hidden=96, layers=3, heads=4, lessons=(Lesson(3000, PLAIN),))
+
+
+Corpus = Callable[[Any, Any, int, range], list[dict[str, list[int]]]]  # (tokenizer, dials, seed, numbers) -> examples
 
 
 def corpus(tokenizer: Any, dials: Dials, seed: int, numbers: range) -> list[dict[str, list[int]]]:
@@ -73,11 +80,12 @@ def new_model(recipe: Recipe, tokenizer: Any, seed: int) -> Qwen3ForCausalLM:
         bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id))
 
 
-def build_model(out: Path, recipe: Recipe, seed: int, progress: Any = None) -> None:
+def build_model(out: Path, recipe: Recipe, seed: int, progress: Any, tokenizer: Any, corpus: Corpus) -> None:
     """Train one model, lesson by lesson, and put it at `out`, complete or not at all."""
     if out.exists():
         return
-    tokenizer, start, losses, seen = build_tokenizer(), time.monotonic(), [], 0
+    start, seen = time.monotonic(), 0
+    losses: list[float] = []
     model, work = new_model(recipe, tokenizer, seed), out.with_name(out.name + ".training")
     for number, lesson in enumerate(recipe.lessons):
         folder = work / f"lesson-{number + 1}"
@@ -113,9 +121,8 @@ def build_pair(out: Path, seed: int = 0, progress: Any = None, scale: float = 1.
     """
     write_problem_files(out / "clock")
     for name, recipe in (("teacher", TEACHER), ("student", STUDENT)):
-        lessons = tuple(replace(lesson, updates=max(1, round(lesson.updates * scale))) for lesson in recipe.lessons)
-        build_model(out / name, replace(recipe, lessons=lessons), seed if name == "teacher" else seed + 1000,
-                    progress(name) if progress else None)
+        build_model(out / name, recipe.scaled(scale), seed if name == "teacher" else seed + 1000, progress and progress(name),
+                    build_tokenizer(), corpus)
     if not (out / "behaviour.json").exists():
         rows = measure_pair(out, seed, limit)
         write_text(out / "behaviour.json", json.dumps({"rows": [r.to_dict() for r in rows]}, indent=1) + "\n")
