@@ -9,7 +9,7 @@ In the order of the method:
     PURE          pure_scores, pure_threshold, pure_filter         breakthrough or shortcut?
     PACE          build_stages, distill                            the student, in three stages
     measuring     evaluate, pass_at_k                              pass@k with intervals
-    exploring     explore_entropy, explore_pure                    widgets for notebooks
+    exploring     explore_entropy, explore_repair, explore_pure    widgets for notebooks
     settings      HealConfig and its parts, InputError
 
 Every formula is a *reading* of the paper's abstract: the docstrings say which words they stand on.
@@ -18,7 +18,7 @@ Every formula is a *reading* of the paper's abstract: the docstrings say which w
 from heal_ref.config import GearConfig, HealConfig, PaceConfig, PureConfig, SampleConfig
 from heal_ref.entropy import entropy_and_logprob, step_values, surges
 from heal_ref.evaluate import Row, evaluate, pass_at_k
-from heal_ref.explore import explore_entropy, explore_pure
+from heal_ref.explore import explore_entropy, explore_pure, explore_repair
 from heal_ref.gear import breakpoint_of, find_breakpoint, repair
 from heal_ref.generation import generate
 from heal_ref.lm import LM, load_lm, quiet, sample, score
@@ -33,7 +33,7 @@ __version__ = "0.1.0"
 __all__ = [
     "DATA", "LM", "ChatMathTask", "ClockTask", "GearConfig", "HealConfig", "InputError", "PaceConfig", "Problem",
     "PureConfig", "Row", "SampleConfig", "Scored", "Task", "Trajectory", "breakpoint_of", "build_stages", "distill",
-    "entropy_and_logprob", "evaluate", "explore_entropy", "explore_pure", "find_breakpoint", "generate", "import_problems",
-    "load_lm", "load_problems", "pass_at_k", "pure_filter", "pure_scores", "pure_threshold", "quiet", "repair", "sample",
-    "score", "step_values", "surges", "token_scores",
+    "entropy_and_logprob", "evaluate", "explore_entropy", "explore_pure", "explore_repair", "find_breakpoint", "generate",
+    "import_problems", "load_lm", "load_problems", "pass_at_k", "pure_filter", "pure_scores", "pure_threshold", "quiet",
+    "repair", "sample", "score", "step_values", "surges", "token_scores",
 ]

@@ -46,7 +46,22 @@ def _number(default: float, low: float, high: float = float("inf")) -> Any:
 
 @dataclass(frozen=True)
 class SampleConfig(_Checked):
-    """How trajectories are sampled. `batch` is the number of problems in one shard."""
+    """How trajectories are sampled. `batch` is the number of problems in one shard.
+
+    `n` samples a problem; `temperature` 0 is greedy; `top_p` 1 is the whole distribution; lengths are in tokens.
+
+    Raises:
+        InputError: a field lies outside its range.
+
+    Example:
+        >>> import heal_ref as heal
+        >>> heal.SampleConfig(n=4, temperature=0.7)
+        SampleConfig(n=4, temperature=0.7, top_p=1.0, max_new_tokens=96, batch=64)
+        >>> heal.SampleConfig(temperature=-1)
+        Traceback (most recent call last):
+            ...
+        heal_ref.records.InputError: SampleConfig.temperature is -1; it must lie between 0.0 and inf
+    """
 
     n: int = _number(8, 1)
     temperature: float = _number(1.0, 0.0)
@@ -57,7 +72,25 @@ class SampleConfig(_Checked):
 
 @dataclass(frozen=True)
 class GearConfig(_Checked):
-    """Guided Entropy-Assisted Repair: which problems, which step, which hint, how many tries."""
+    """Guided Entropy-Assisted Repair: which problems, which step, which hint, how many tries.
+
+    Only the name is the paper's; the fields are our reading, and what hearsay gives for them is in `HealConfig.paper()`.
+    `hint` is "bridge", "answer" or "wrong_answer" (`repair`); `step` is "mean", "max" or "first" (`step_values`); `signal`
+    is "surge", "level", "relative" or "random" (`breakpoint_of`). "wrong_answer" and "random" are controls.
+
+    Raises:
+        InputError: a field lies outside its range, or is none of its choices.
+
+    Example:
+        >>> import heal_ref as heal
+        >>> config = heal.GearConfig(paths=2, hints=1, continuations=3)
+        >>> config.paths * config.hints * config.continuations  # repairs of one problem, at most
+        6
+        >>> heal.GearConfig(hint="guess")
+        Traceback (most recent call last):
+            ...
+        heal_ref.records.InputError: GearConfig.hint is 'guess'; it must be one of bridge, answer, wrong_answer
+    """
 
     max_correct: int = _number(0, 0)  # problems with at most this many correct samples are repaired
     paths: int = _number(3, 1)  # wrong trajectories taken of each such problem
@@ -71,11 +104,27 @@ class GearConfig(_Checked):
 
 @dataclass(frozen=True)
 class PureConfig(_Checked):
-    """Perplexity-Uncertainty Ratio Estimator: the reading of U_k, the aggregate over steps, the threshold."""
+    """Perplexity-Uncertainty Ratio Estimator: the reading of U_k, the aggregate over steps, the threshold.
+
+    Only the name is the paper's. `uncertainty` is "typicality" (ours), "forced" or "rollout" (`pure_scores`); `aggregate` is
+    "worst", "worst_share" or "mean" of the K step ratios. ε is in nats, like the uncertainty it is added to.
+
+    Raises:
+        InputError: a field lies outside its range, or is none of its choices.
+
+    Example:
+        >>> import heal_ref as heal
+        >>> heal.PureConfig().uncertainty, heal.PureConfig().aggregate
+        ('typicality', 'worst')
+        >>> strict, lax = heal.PureConfig(keep_quantile=0.5), heal.PureConfig(keep_quantile=1.0)
+        >>> reference = [heal.Scored(None, [], [], [], score=x) for x in (0.0, 0.25, 1.0)]  # only scores count here
+        >>> heal.pure_threshold(reference, strict), heal.pure_threshold(reference, lax)
+        (0.25, 1.0)
+    """
 
     uncertainty: str = "typicality"
     aggregate: str = "worst"
-    epsilon: float = _number(3.0, 0.0)  # of the `forced` and `rollout` readings
+    epsilon: float = _number(3.0, 1e-9)  # of the `forced` and `rollout` readings
     rollouts: int = _number(8, 2)  # continuations of each prefix in the `rollout` reading
     lam: float = _number(0.2, 1e-6, 1.0)  # share of steps that `worst_share` averages
     keep_quantile: float = _number(0.85, 0.0, 1.0)  # of unaided correct trajectories' scores: the threshold
@@ -83,7 +132,24 @@ class PureConfig(_Checked):
 
 @dataclass(frozen=True)
 class PaceConfig(_Checked):
-    """Progressive Answer-guided Curriculum Evolution: what enters which stage, and how long each one trains."""
+    """Progressive Answer-guided Curriculum Evolution: what enters which stage, and how long each one trains.
+
+    Name and three stages are the paper's; the fields are our reading. Lengths are in updates (optimizer steps), `batch` in
+    examples, `shares` are of `updates` and follow the order foundation, guided, frontier.
+
+    Raises:
+        InputError: a field lies outside its range, or the shares are not three that sum to 1.
+
+    Example:
+        >>> import heal_ref as heal
+        >>> config = heal.PaceConfig(updates=100)
+        >>> [round(config.updates * share) for share in config.shares]  # updates of each stage
+        [20, 20, 60]
+        >>> heal.PaceConfig(shares=(0.5, 0.1, 0.1))
+        Traceback (most recent call last):
+            ...
+        heal_ref.records.InputError: PaceConfig.shares is (0.5, 0.1, 0.1); it must be three shares that sum to 1
+    """
 
     guided_below: float = _number(0.5, 0.0, 1.0)  # accuracy under which a problem gets answer-guided samples
     per_problem: int = _number(4, 1)  # at most so many trajectories of one problem in one stage
@@ -99,22 +165,38 @@ class PaceConfig(_Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if len(self.shares) != 3 or min(self.shares) < 0 or abs(sum(self.shares) - 1) > 1e-6:
+        if not isinstance(self.cumulative, bool):
+            raise InputError(f"PaceConfig.cumulative is {self.cumulative!r}; it must be True or False")
+        shares = self.shares if isinstance(self.shares, tuple | list) else ()
+        if len(shares) != 3 or min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
             raise InputError(f"PaceConfig.shares is {self.shares}; it must be three shares that sum to 1")
 
 
 @dataclass(frozen=True)
-class HealConfig:
-    """One run of the whole method."""
+class HealConfig(_Checked):
+    """One run of the whole method: the settings of its parts, and how much is trained and evaluated on.
+
+    Take a preset, `tiny`, `smoke` or `paper`, and change what should differ. `eval_n` is samples a held-out problem.
+
+    Example:
+        >>> import heal_ref as heal
+        >>> from dataclasses import replace
+        >>> tiny = heal.HealConfig.tiny(seed=1)
+        >>> tiny.seed, tiny.sample.n, tiny.pace.updates
+        (1, 4, 600)
+        >>> short = replace(tiny, pace=replace(tiny.pace, updates=60))  # a config never changes: make another
+        >>> short.pace.updates, tiny.pace.updates
+        (60, 600)
+    """
 
     seed: int = 0
     sample: SampleConfig = SampleConfig()
     gear: GearConfig = GearConfig()
     pure: PureConfig = PureConfig()
     pace: PaceConfig = PaceConfig()
-    eval_n: int = 8
-    train_limit: int = 0  # problems of each kind used for training, 0 for all
-    eval_limit: int = 0  # held-out problems of each kind, 0 for all
+    eval_n: int = _number(8, 1)
+    train_limit: int = _number(0, 0)  # problems of each kind used for training, 0 for all
+    eval_limit: int = _number(0, 0)  # held-out problems of each kind, 0 for all
 
     @classmethod
     def tiny(cls, seed: int = 0) -> HealConfig:

@@ -25,7 +25,18 @@ BOOTSTRAP = 2000
 
 @dataclass(frozen=True)
 class Row:
-    """One number of a report: mean with a 95 % interval over `n` problems (or other clusters)."""
+    """One number of a report: mean with a 95 % interval over `n` problems (or other clusters).
+
+    `arm` is who was measured, `kind` of which problems, `metric` what. Accuracies are shares between 0 and 1.
+
+    Example:
+        >>> import heal_ref as heal
+        >>> row = heal.Row("teacher", "frontier", "pass@1", mean=0.25, low=0.0, high=0.5, n=8)
+        >>> f"{row.arm}, {row.kind}: {row.metric} {row.mean} [{row.low}, {row.high}]"
+        'teacher, frontier: pass@1 0.25 [0.0, 0.5]'
+        >>> heal.Row("teacher", "frontier", "genuine", *[float("nan")] * 3, n=0).to_dict()["mean"] is None
+        True
+    """
 
     arm: str
     kind: str
@@ -42,7 +53,18 @@ class Row:
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
-    """Unbiased pass@k from n samples of which c are correct: 1 − C(n−c, k) / C(n, k)."""
+    """Unbiased pass@k from n samples of which c are correct: 1 − C(n−c, k) / C(n, k).
+
+    The probability that k of the n samples, drawn without putting back, hold a correct one.
+
+    Raises:
+        ValueError: k is not between 1 and n, or c not between 0 and n.
+
+    Example:
+        >>> import heal_ref as heal
+        >>> heal.pass_at_k(4, 1, 1), heal.pass_at_k(4, 1, 2), heal.pass_at_k(4, 1, 4)
+        (0.25, 0.5, 1.0)
+    """
     if not 0 <= c <= n or not 1 <= k <= n:
         raise ValueError(f"pass@{k} needs k between 1 and n and 0 <= c <= n, got n={n}, c={c}")
     return 1.0 - math.comb(n - c, k) / math.comb(n, k)
@@ -112,6 +134,27 @@ def evaluate(lm: LM, task: Task, problems: Sequence[Problem], n: int = 8, seed: 
 
     `genuine` is the share of all sampled solutions that are right in every step; it is reported where the task
     has a step checker.
+
+    Args:
+        arm: what the rows call this model.
+        config: its length limit is used, and nothing else.
+
+    Returns:
+        For each kind the rows pass@1, pass@8 (if n is at least 8), genuine and pass@1_greedy; shares with 95 % intervals
+        over problems.
+
+    Raises:
+        FloatingPointError: the model's logits became NaN.
+
+    Example:
+        >>> import heal_ref as heal
+        >>> teacher, task = heal.load_lm(heal.DATA / "teacher"), heal.ClockTask()
+        >>> problems = heal.load_problems(heal.DATA / "clock" / "validation.jsonl", task)[:4]
+        >>> rows = heal.evaluate(teacher, task, problems, n=2)
+        >>> [(row.kind, row.metric, row.n) for row in rows]
+        [('mastered', 'pass@1', 4), ('mastered', 'genuine', 4), ('mastered', 'pass@1_greedy', 4)]
+        >>> rows[-1].mean
+        1.0
     """
     config = config or SampleConfig()
     sampled = sample(lm, task, problems, n=n, seed=seed, config=SampleConfig(max_new_tokens=config.max_new_tokens))

@@ -30,6 +30,11 @@ from heal_ref.tasks import Task
 Cut = Callable[[Trajectory], int | None]  # a trajectory's breakpoint, or None if it has none
 
 
+def window_end(window: float, steps: int) -> int:
+    """How many of K steps lie in the window: ⌈fK⌉, whatever f times K is in floats."""
+    return math.ceil(round(window * steps, 9))
+
+
 def find_breakpoint(step_entropy: Sequence[float], window: float = 1.0, signal: str = "surge") -> int | None:
     """The step (0-based) at which reasoning breaks: k* = argmax of the signal within the window.
 
@@ -46,22 +51,49 @@ def find_breakpoint(step_entropy: Sequence[float], window: float = 1.0, signal: 
 
     Raises:
         ValueError: there is no such signal ("random" is not one: see `breakpoint_of`).
+
+    Example:
+        >>> import heal_ref as heal
+        >>> heal.find_breakpoint([0.2, 0.1, 0.9, 0.3])  # the surge from 0.1 to 0.9
+        2
+        >>> heal.find_breakpoint([0.2, 0.1, 0.9, 0.3], window=0.5)  # steps 0 and 1 only
+        1
+        >>> heal.find_breakpoint([1.5, 0.1, 0.9, 0.3], signal="level")
+        0
     """
     if signal not in ("surge", "level", "relative"):
         raise ValueError(f"signal {signal!r} is none of surge, level, relative; a random step comes from breakpoint_of")
     values = list(step_entropy) if signal == "level" else surges(step_entropy, relative=signal == "relative")
-    inside = [k for k in range(math.ceil(window * len(values))) if not math.isnan(values[k])]
+    inside = [k for k in range(window_end(window, len(values))) if not math.isnan(values[k])]
     return max(inside, key=values.__getitem__, default=None)
 
 
 def breakpoint_of(t: Trajectory, config: GearConfig, seed: int = 0) -> int | None:
     """A trajectory's breakpoint by the configured reading; None if there is no boundary in the window to cut at.
 
-    With `config.signal` "random", any step that a surge could have chosen, each as likely: the control.
+    With `config.signal` "random", any step that a surge could have chosen, each as likely: the control. Otherwise
+    `find_breakpoint` on the step entropies, and stands on the same words of the paper.
+
+    Args:
+        seed: of the random control; the other readings have no chance in them.
+
+    Returns:
+        Index of a step, 0-based.
+
+    Example:
+        The teacher never learnt "#" and is unsure there:
+
+        >>> import heal_ref as heal
+        >>> teacher, task = heal.load_lm(heal.DATA / "teacher"), heal.ClockTask()
+        >>> problem = heal.Problem("p", "Start 5; + 3; # 4; * 2", "17")
+        >>> t, = heal.sample(teacher, task, [problem], n=1, config=heal.SampleConfig(temperature=0.0))
+        >>> k = heal.breakpoint_of(t, heal.GearConfig())
+        >>> k, teacher.decode(t.step_ids(k)).strip()
+        (2, 'Then compute 8 # 4 = 8.')
     """
     if config.signal != "random":
         return find_breakpoint(step_values(t.entropy, t.steps, config.step), config.window, config.signal)
-    inside = range(1, math.ceil(config.window * len(t.steps)))
+    inside = range(1, window_end(config.window, len(t.steps)))
     return random.Random(f"{seed}/{t.problem.id}/{t.index}").choice(inside) if inside else None
 
 
@@ -127,9 +159,10 @@ def write_hints(lm: LM, task: Task, paths: Sequence[tuple[Trajectory, int]], con
 
 def repair(lm: LM, task: Task, base: Sequence[Trajectory], config: GearConfig | None = None, seed: int = 0, *,
            sampling: SampleConfig | None = None, cut: Cut | None = None, counts: Counter | None = None) -> list[Trajectory]:
-    """Repair what the teacher could not solve: cut at the breakpoint, inject a hint, let it go on.
+    r"""Repair what the teacher could not solve: cut at the breakpoint, inject a hint, let it go on.
 
-    The kept prefix is computed once for each path; all its continuations share it through the cache.
+    Paper: "injects targeted hindsight hints to repair broken trajectories". What a hint says, and that it is taken out again,
+    is our reading. The kept prefix is computed once for each path; all its continuations share it through the cache.
 
     Args:
         base: the teacher's own samples, all of each problem (how often a problem is solved decides whether it
@@ -142,6 +175,20 @@ def repair(lm: LM, task: Task, base: Sequence[Trajectory], config: GearConfig | 
         kept prefix + continuation, hint left out; entropy and log-prob of the continuation were recorded with
         the hint in view. `tokens_spent` counts the continuation, and for the first one of a hint also the hint and
         the unusable hints before it, so that the sum is what the repair cost.
+
+    Raises:
+        FloatingPointError: the model's logits became NaN.
+
+    Example:
+        >>> import heal_ref as heal
+        >>> teacher, task = heal.load_lm(heal.DATA / "teacher"), heal.ClockTask()
+        >>> problem, greedy = heal.Problem("p", "Start 5; + 3; # 4; * 2", "17"), heal.SampleConfig(temperature=0.0)
+        >>> wrong = heal.sample(teacher, task, [problem], n=1, config=greedy)
+        >>> r, = heal.repair(teacher, task, wrong, heal.GearConfig(continuations=1), sampling=greedy)
+        >>> r.breakpoint, r.hint, r.correct
+        (2, 'this step gives 20', True)
+        >>> r.text.split("\n\n")[1:4]  # step 1 was kept, steps 2 and 3 are new; the hint is in none
+        ['Then compute 5 + 3 = 8.', 'Then compute 8 # 4 = 20.', 'Then compute 20 * 2 = 17.']
     """
     config, sampling = config or GearConfig(), sampling or SampleConfig()
     paths, passed = choose_paths(base, config, cut or (lambda t: breakpoint_of(t, config, seed)))

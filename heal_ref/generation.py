@@ -87,7 +87,7 @@ def repeats(ids: Sequence[int], n: int) -> tuple[list[int], list[list[int]]]:
 def generate(lm: LM, contexts: Sequence[Sequence[int]], tails: Sequence[Sequence[Sequence[int]]] | None = None, *,
              config: SampleConfig, seed: int, visible: Sequence[Sequence[int]] | None = None, ends: bool = True,
              seconds: float | None = None) -> list[Rollout]:
-    """Continue each context (token ids) once; with `tails`, once behind each of its tails.
+    r"""Continue each context (token ids) once; with `tails`, once behind each of its tails.
 
     Args:
         tails: for each context a list of token-id lists, none of them empty: what differs between its
@@ -103,6 +103,18 @@ def generate(lm: LM, contexts: Sequence[Sequence[int]], tails: Sequence[Sequence
 
     Raises:
         FloatingPointError: the model's logits became NaN.
+
+    Example:
+        One prompt, computed once, continued by a token behind each of two beginnings:
+
+        >>> import heal_ref as heal
+        >>> lm, task = heal.load_lm(heal.DATA / "teacher"), heal.ClockTask()
+        >>> prompt = lm.encode(task.prompt(heal.Problem("p", "Start 5; + 3; * 4", "9")))
+        >>> first = "We start at 5.\n\nThen compute 5 + 3 = "
+        >>> tails = [lm.encode(first), lm.encode(first + "8.\n\nThen compute 8 * 4 = ")]
+        >>> one_token = heal.SampleConfig(temperature=0.0, max_new_tokens=1)
+        >>> [lm.decode(r.ids) for r in heal.generate(lm, [prompt], [tails], config=one_token, seed=0)]
+        ['8', '9']
     """
     texts = [tuple(c) for c in contexts]
     tails = tails or [[[]]] * len(texts)

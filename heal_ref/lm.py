@@ -28,7 +28,15 @@ from heal_ref.tasks import Task
 
 
 def quiet() -> None:
-    """Silence the libraries' own progress bars, warnings and advice; ours still show."""
+    """Silence the libraries' own progress bars, warnings and advice; ours still show.
+
+    Example:
+        >>> import heal_ref as heal
+        >>> from transformers.utils import logging
+        >>> heal.quiet()
+        >>> logging.is_progress_bar_enabled()
+        False
+    """
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     warnings.filterwarnings("ignore", category=UserWarning)
@@ -47,7 +55,17 @@ OutOfMemory = torch.OutOfMemoryError
 
 @dataclass
 class LM:
-    """A model and its tokenizer. `max_batch`: sequences that go through it at once."""
+    """A model and its tokenizer. `max_batch`: sequences that go through it at once.
+
+    Example:
+        >>> import heal_ref as heal
+        >>> lm = heal.load_lm(heal.DATA / "teacher")
+        >>> ids = lm.encode("Then compute 5 + 3 = 8.")
+        >>> lm.pieces(ids)  # the clock world has a token for each word, number and sign
+        ['Then ', 'compute ', '5', ' + ', '3', ' = ', '8', '.']
+        >>> lm.decode(ids)
+        'Then compute 5 + 3 = 8.'
+    """
 
     model: Any
     tokenizer: Any
@@ -103,6 +121,14 @@ def load_lm(source: str | Path, *, dtype: str = "auto", max_batch: int = MAX_BAT
 
     Raises:
         InputError: there is no such model, it is not whole, or it does not fit its tokenizer.
+
+    Example:
+        >>> import heal_ref as heal
+        >>> teacher, student = heal.load_lm(heal.DATA / "teacher"), heal.load_lm(heal.DATA / "student")
+        >>> type(teacher.model).__name__, len(teacher.tokenizer)
+        ('Qwen3ForCausalLM', 71)
+        >>> teacher.model.num_parameters() > student.model.num_parameters()
+        True
     """
     tokenizer, state = load_tokenizer(source), processes()
     spread = {"device_map": "auto"} if state.num_processes == 1 and torch.accelerator.device_count() > 1 else {}
@@ -153,14 +179,30 @@ def make_trajectory(lm: LM, task: Task, problem: Problem, kind: str, rollout: Ro
 
 def sample(lm: LM, task: Task, problems: Sequence[Problem], n: int = 8, seed: int = 0, *,
            config: SampleConfig | None = None, show_answer: bool = False) -> list[Trajectory]:
-    """Sample n solutions of each problem, entropy and log-prob recorded on the way.
+    r"""Sample n solutions of each problem, entropy and log-prob recorded on the way.
 
     Args:
         config: temperature, nucleus and length limit; its `n` is overruled by the argument.
-        show_answer: put the answer into the prompt (PACE's answer-guided samples, kind "hint").
+        show_answer: put the answer into the prompt: the samples of PACE's "answer-guided" (paper) stage, kind "hint".
 
     Returns:
-        len(problems) · n trajectories, grouped by problem; `index` counts within a problem.
+        len(problems) · n trajectories, grouped by problem; `index` counts within a problem. `prompt` is the plain one,
+        also with `show_answer`.
+
+    Raises:
+        FloatingPointError: the model's logits became NaN.
+
+    Example:
+        >>> import heal_ref as heal
+        >>> teacher, task = heal.load_lm(heal.DATA / "teacher"), heal.ClockTask()
+        >>> problem = heal.Problem("p", "Start 5; + 3; * 4", "9")
+        >>> t, = heal.sample(teacher, task, [problem], n=1, config=heal.SampleConfig(temperature=0.0))
+        >>> t.text.split("\n\n")
+        ['We start at 5.', 'Then compute 5 + 3 = 8.', 'Then compute 8 * 4 = 9.', 'So the answer is \\boxed{9}.']
+        >>> t.answer, t.correct
+        ('9', True)
+        >>> len(heal.sample(teacher, task, [problem], n=4, seed=1))
+        4
     """
     config = config or SampleConfig()
     prompts = [lm.encode(task.answer_prompt(p, p.answer) if show_answer else task.prompt(p)) for p in problems]
@@ -174,7 +216,30 @@ def sample(lm: LM, task: Task, problems: Sequence[Problem], n: int = 8, seed: in
 
 
 def score(lm: LM, pairs: Iterable[tuple[Sequence[int], Sequence[int]]]) -> list[tuple[list[float], list[float]]]:
-    """Entropy (nats) and log-prob of each token of `completion` after `context`, for (context, completion) pairs."""
+    r"""Entropy (nats) and log-prob of each token of `completion` after `context`, for (context, completion) pairs.
+
+    Args:
+        pairs: token ids. Behind an empty context nothing predicts the first token: its two numbers are NaN.
+
+    Returns:
+        (entropy, logprob) for each pair, each as long as its completion.
+
+    Raises:
+        InputError: a text is longer than the model's positions.
+        FloatingPointError: the model's logits are NaN.
+
+    Example:
+        How probable does the teacher find 5 + 3 = 8, and how probable 5 + 3 = 9?
+
+        >>> import heal_ref as heal
+        >>> import math
+        >>> lm, task = heal.load_lm(heal.DATA / "teacher"), heal.ClockTask()
+        >>> prompt = task.prompt(heal.Problem("p", "Start 5; + 3; * 4", "9"))
+        >>> context = lm.encode(prompt + "We start at 5.\n\nThen compute 5 + 3 = ")
+        >>> pairs = [(context, lm.encode(result)) for result in ("8", "9")]
+        >>> [round(math.exp(logprob[0]), 2) for entropy, logprob in heal.score(lm, pairs)]
+        [1.0, 0.0]
+    """
     pairs, out = list(pairs), []
     for start in range(0, len(pairs), lm.max_batch):
         part = pairs[start : start + lm.max_batch]

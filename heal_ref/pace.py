@@ -40,7 +40,7 @@ def solved_share(base: Sequence[Trajectory]) -> dict[str, float]:
 
 
 def _capped(trajectories: Sequence[Trajectory], limit: int) -> list[Trajectory]:
-    """At most `limit` correct trajectories of each problem, the first ones, no completion twice."""
+    """At most `limit` correct trajectories of each problem, no completion twice."""
     out = []
     for group in by_problem([t for t in trajectories if t.correct]).values():
         out += list({t.text: t for t in reversed(group)}.values())[::-1][:limit]
@@ -51,13 +51,32 @@ def build_stages(base: Sequence[Trajectory], hinted: Sequence[Trajectory], repai
                  config: PaceConfig | None = None) -> dict[str, Dataset]:
     """The three stages, each a `datasets.Dataset` with text columns `prompt` and `completion` (TRL's SFT format).
 
+    Paper: "a three-stage distillation strategy that organizes training from foundational alignment to frontier breakthrough".
+    What enters which stage is our reading.
+
     Args:
         base: all of the teacher's own samples; the correct ones are the foundation.
         hinted: answer-guided samples that passed PURE; used for problems solved in less than
             `config.guided_below` of the base samples.
         repaired: GEAR's repairs that passed PURE.
 
-    Prompts are plain. With `config.cumulative`, each stage also holds the data of the stages before it.
+    Returns:
+        The stages "foundation", "guided" and "frontier", in order, one row an example, with columns `id` (of the problem) and
+        `source` (kind of trajectory) as well. Prompts are plain. With `config.cumulative`, each stage also holds the data of
+        the stages before it.
+
+    Example:
+        >>> import heal_ref as heal
+        >>> teacher, task = heal.load_lm(heal.DATA / "teacher"), heal.ClockTask()
+        >>> problems = [heal.Problem("easy", "Start 5; + 3; * 4", "9"), heal.Problem("hard", "Start 5; + 3; # 4; * 2", "17")]
+        >>> greedy = heal.SampleConfig(temperature=0.0)
+        >>> base = heal.sample(teacher, task, problems, n=1, config=greedy)
+        >>> repaired = heal.repair(teacher, task, base, heal.GearConfig(continuations=1), sampling=greedy)
+        >>> stages = heal.build_stages(base, [], repaired)
+        >>> {name: stage["id"][:] for name, stage in stages.items()}
+        {'foundation': ['easy'], 'guided': ['easy'], 'frontier': ['easy', 'hard']}
+        >>> stages["frontier"]["source"][:]
+        ['base', 'repair']
     """
     config = config or PaceConfig()
     solved = solved_share(base)
@@ -96,9 +115,10 @@ def shuffled(stages: Mapping[str, Dataset]) -> dict[str, Dataset]:
 def distill(student: LM, task: Task, stages: Mapping[str, Dataset], config: PaceConfig | None = None, seed: int = 0, *,
             folder: str | Path | None = None, probe: Sequence[Problem] = (), progress: Any = None
             ) -> LM:
-    """Train a copy of `student` through the stages, each one warm-started by the one before.
+    r"""Train a copy of `student` through the stages, each one warm-started by the one before.
 
-    Any mapping of datasets will do: `{"all": stages["foundation"]}` is rejection-sampling fine-tuning, and
+    Paper: "organizes training from foundational alignment to frontier breakthrough"; by supervised fine-tuning alone, as the
+    paper is "RL-free". Any mapping of datasets will do: `{"all": stages["foundation"]}` is rejection-sampling fine-tuning, and
     `shuffled(stages)` is the same data without an order.
 
     Args:
@@ -108,9 +128,27 @@ def distill(student: LM, task: Task, stages: Mapping[str, Dataset], config: Pace
             `config.curve_every` and at the end of each stage; `read_curve(folder)` reads it.
         progress: called as `progress(done, total)` after each update, over all stages.
 
+    Returns:
+        The student that the last stage left. `student` itself stays as it was.
+
     Raises:
         InputError: there is nothing to train on, or the student's tokenizer cannot write the data.
         TrainingError: the loss became NaN or infinite.
+
+    Example:
+        Two updates on the solution of a problem that the student cannot solve make that solution more probable.
+
+        >>> import heal_ref as heal
+        >>> from datasets import Dataset
+        >>> student, task = heal.load_lm(heal.DATA / "student"), heal.ClockTask()
+        >>> prompt = task.prompt(heal.Problem("p", "Start 5; + 3; # 4", "20"))
+        >>> solution = "We start at 5.\n\nThen compute 5 + 3 = 8.\n\nThen compute 8 # 4 = 20.\n\nSo the answer is \\boxed{20}."
+        >>> stages = {"frontier": Dataset.from_list([{"id": "p", "prompt": prompt, "completion": solution}])}
+        >>> trained = heal.distill(student, task, stages, heal.PaceConfig(updates=2, batch=4, warmup=0))
+        >>> pair = student.encode(prompt), student.encode(solution)
+        >>> before, after = (sum(heal.score(lm, [pair])[0][1]) for lm in (student, trained))
+        >>> after > before
+        True
     """
     config = config or PaceConfig()
     plan = updates_of(stages, config)

@@ -19,16 +19,18 @@ from matplotlib.figure import Figure
 from heal_ref.config import GearConfig, PureConfig
 from heal_ref.entropy import step_values
 from heal_ref.evaluate import Row
-from heal_ref.gear import breakpoint_of
+from heal_ref.gear import breakpoint_of, window_end
 from heal_ref.records import Scored, Trajectory
 
 COLOUR = {"student": "#999999", "teacher": "#000000", "rft": "#E69F00", "heal": "#0072B2"}
-HATCH = {"student": "..", "teacher": "", "rft": "//", "heal": ""}
+HATCH = {"student": "..", "teacher": "", "rft": "//", "heal": "xx"}
 LABEL = {"student": "base student", "teacher": "teacher", "rft": "rejection sampling", "heal": "HEAL"}
 GOOD, BAD = "#009E73", "#D55E00"
 UNCERTAINTY = {"typicality": "mean entropy of the step (nats)", "forced": "answer uncertainty before the step (nats)",
                "rollout": "entropy of the answers of continuations (nats)"}
-KIND_COLOURS = ("#009E73", "#E69F00", "#0072B2", "#56B4E9", "#D55E00")
+PALETTE = ("#009E73", "#E69F00", "#0072B2", "#56B4E9", "#D55E00")  # Okabe and Ito's, told apart by colour-blind readers
+KIND_STYLE = {kind: (colour, marker) for kind, colour, marker in zip(
+    ("mastered", "shaky", "frontier", "double", "misconceived"), PALETTE, "os^vx", strict=True)}
 
 STYLE: Any = {"figure.figsize": (7.2, 3.8), "figure.dpi": 110, "axes.spines.top": False, "axes.spines.right": False,
          "axes.titlesize": 11, "axes.titlelocation": "left", "figure.constrained_layout.use": True, "font.size": 10}
@@ -39,6 +41,11 @@ def new_figure(**size: Any) -> tuple[Figure, Axes]:
     with matplotlib.rc_context(STYLE):
         figure = Figure(**size)
         return figure, figure.subplots()
+
+
+def kind_style(kind: str) -> tuple[str, str]:
+    """Colour and marker of a kind of problem: the same in all figures."""
+    return KIND_STYLE.get(kind, (PALETTE[sum(map(ord, kind)) % len(PALETTE)], "D"))
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -76,11 +83,13 @@ def plot_ceiling(rows: Sequence[Row], metric: str = "pass@1") -> Figure:
         mine = {r.kind: r for r in rows if r.arm == arm}
         mean = np.array([mine[k].mean for k in kinds])
         bounds = np.array([[mine[k].mean - mine[k].low, mine[k].high - mine[k].mean] for k in kinds]).T
-        axes.bar(np.arange(len(kinds)) + (i - (len(arms) - 1) / 2) * width, mean, width * 0.92, yerr=bounds, capsize=2,
-                 color=COLOUR.get(arm), hatch=HATCH.get(arm), edgecolor="white", label=LABEL.get(arm, arm),
-                 error_kw={"elinewidth": 1, "ecolor": "#555555"})
+        place = np.arange(len(kinds)) + (i - (len(arms) - 1) / 2) * width
+        axes.bar(place, mean, width * 0.92, color=COLOUR.get(arm), hatch=HATCH.get(arm), edgecolor="white",
+                 label=LABEL.get(arm, arm))
+        for colour, thick in (("white", 3.2), ("#333333", 1.2)):  # an outline, so that it is seen on dark bars too
+            axes.errorbar(place, mean, bounds, ls="", elinewidth=thick, capsize=2, capthick=thick, ecolor=colour)
     axes.set_xticks(range(len(kinds)), [k or "all" for k in kinds])
-    axes.set_ylabel(f"{metric} (temperature 1)")
+    axes.set_ylabel(f"share solved ({metric}, temperature 1)")
     axes.set_ylim(0, 1.05)
     axes.legend(frameon=False, ncols=len(arms), loc="upper center", bbox_to_anchor=(0.5, -0.1))
     at = {(r.arm, r.kind): r.mean for r in rows}
@@ -104,8 +113,10 @@ def plot_reading(pieces: Sequence[str], t: Trajectory, config: GearConfig, wrong
         text, curve = figure.subplots(2, 1, height_ratios=(0.26 * len(t.steps), 2.0))
     _draw_text(text, pieces, t, k, wrong)
     steps = range(1, len(values) + 1)
-    curve.axvspan(0.5, math.ceil(config.window * len(values)) + 0.5, color="#E8E8E8", lw=0, label="window")
-    curve.plot(steps, values, marker="o", color=KIND_COLOURS[2], label=f"{config.step} entropy of the step")
+    if config.window < 1:
+        end = window_end(config.window, len(values)) + 0.5
+        curve.axvspan(0.5, end, facecolor="#E8E8E8", hatch="..", edgecolor="white", lw=0, label="window")
+    curve.plot(steps, values, marker="o", color=PALETTE[2], label=f"{config.step} entropy of the step")
     if wrong is not None:
         curve.plot(wrong + 1, values[wrong], "x", color=BAD, ms=13, mew=2.5, label="first wrong step")
     if k is not None:
@@ -147,8 +158,8 @@ def plot_intervals(rows: Sequence[Row], metric: str, title: str, xlabel: str = "
         mine = [r for r in rows if r.kind == kind]
         y = [arms.index(r.arm) + (j - (len(kinds) - 1) / 2) * 0.16 for r in mine]
         spread = [[r.mean - r.low for r in mine], [r.high - r.mean for r in mine]]
-        axes.errorbar([r.mean for r in mine], y, xerr=spread, fmt="os^vx"[j], ms=5, lw=1, capsize=2,
-                      color=KIND_COLOURS[j], label=kind)
+        colour, marker = kind_style(kind)
+        axes.errorbar([r.mean for r in mine], y, xerr=spread, fmt=marker, ms=5, lw=1, capsize=2, color=colour, label=kind)
     axes.set_yticks(range(len(arms)), arms)
     axes.invert_yaxis()
     axes.set(xlabel=xlabel or metric, title=title)
@@ -213,7 +224,7 @@ def plot_roc(scores: Mapping[str, Sequence[float]], spurious: Sequence[bool], ti
     """One curve a score: share of spurious candidates dropped against share of genuine ones lost with them."""
     figure, axes = new_figure(figsize=(7.2, 4.2))
     bad = np.asarray(spurious, dtype=bool)
-    for (name, values), colour, style in zip(scores.items(), (*KIND_COLOURS, "#000000"), ("-", "--", "-.", ":", "-", "--"),
+    for (name, values), colour, style in zip(scores.items(), (*PALETTE, "#000000"), ("-", "--", "-.", ":", "-", "--"),
                                              strict=False):
         v = np.asarray(values, dtype=float)
         limits = np.concatenate([[np.inf], np.unique(v)[::-1], [-np.inf]])
@@ -238,7 +249,8 @@ def plot_stages(stages: Sequence[Mapping[str, Any]], title: str = "") -> Figure:
     """Greedy accuracy by kind against updates, through the stages of `pace.read_curve`."""
     figure, axes = new_figure()
     points = curve_points(stages)
-    for kind, colour, marker in zip(points[0][1], KIND_COLOURS, "osv^x", strict=False):
+    for kind in points[0][1]:
+        colour, marker = kind_style(kind)
         axes.plot([u for u, _ in points], [a[kind] for _, a in points], color=colour, marker=marker, ms=4, label=kind or "all")
     before = 0
     for stage in stages:

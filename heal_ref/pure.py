@@ -91,13 +91,36 @@ def step_surprise(lm: LM, trajectories: Sequence[Trajectory]) -> tuple[list[list
 
 def pure_scores(lm: LM, task: Task, trajectories: Sequence[Trajectory], config: PureConfig | None = None, seed: int = 0, *,
                 sampling: SampleConfig | None = None) -> list[Scored]:
-    """Score the trajectories whose answer is right (the others are left out), hint-free.
+    r"""Score the trajectories whose answer is right (the others are left out), hint-free.
+
+    Paper: "decouples genuine cognitive breakthroughs from spurious shortcuts", by a "Perplexity-Uncertainty Ratio"; the
+    formulas are our reading.
 
     r_k = PPL(s_k | q, s_<k) / (U_k + ε), with U_k by `config.uncertainty`:
         forced      entropy in nats of the answer demanded before step k;
         rollout     entropy in nats of the final answers of `config.rollouts` continuations (seed and sampling are theirs);
         typicality  in the log domain: log r_k = log PPL(s_k) − H_k, surprise beyond the model's own mean entropy
                     H_k over the step. `uncertainty` and `ratio` hold H_k and log r_k; ε has no part.
+
+    Returns:
+        One `Scored` for each correct trajectory, in order, with K numbers a list.
+
+    Raises:
+        InputError: a text is longer than the model's positions.
+        FloatingPointError: the model's logits are NaN.
+
+    Example:
+        Shown the answer 17, the teacher bends a step to reach it. Without the answer in view, that step surprises it.
+
+        >>> import heal_ref as heal
+        >>> teacher, task = heal.load_lm(heal.DATA / "teacher"), heal.ClockTask()
+        >>> problem, greedy = heal.Problem("p", "Start 5; + 3; # 4; * 2", "17"), heal.SampleConfig(temperature=0.0)
+        >>> t, = heal.sample(teacher, task, [problem], n=1, config=greedy, show_answer=True)
+        >>> t.text.split("\n\n")[3]
+        'Then compute 8 * 2 = 17.'
+        >>> s, = heal.pure_scores(teacher, task, [t])
+        >>> s.ratio.index(max(s.ratio)), round(s.score, 1)
+        (3, 0.6)
     """
     config = config or PureConfig()
     good = [t for t in trajectories if t.correct]
@@ -130,7 +153,24 @@ def unaided(base: Sequence[Trajectory]) -> list[Trajectory]:
 
 
 def pure_threshold(reference: Sequence[Scored], config: PureConfig | None = None) -> float:
-    """The score above which a trajectory counts as a shortcut: a quantile of `reference` scores."""
+    """The score above which a trajectory counts as a shortcut: a quantile of `reference` scores.
+
+    Our own: that the paper filters we know, not where it draws the line.
+
+    Args:
+        reference: scores of the teacher's unaided correct trajectories, which had no hint to cheat with.
+
+    Returns:
+        The `config.keep_quantile` quantile, in the unit of the scores; infinite if `reference` is empty: nothing is dropped.
+
+    Example:
+        >>> import heal_ref as heal
+        >>> reference = [heal.Scored(None, [], [], [], score=x) for x in (0.0, 0.25, 0.5, 0.75, 3.0)]  # only scores count here
+        >>> heal.pure_threshold(reference, heal.PureConfig(keep_quantile=0.75))
+        0.75
+        >>> heal.pure_threshold([])
+        inf
+    """
     config = config or PureConfig()
     return float(np.quantile([s.score for s in reference], config.keep_quantile)) if reference else math.inf
 
@@ -139,9 +179,27 @@ def pure_filter(scored: Sequence[Scored], config: PureConfig | None = None,
                 reference: Sequence[Scored] | None = None) -> list[Trajectory]:
     """The trajectories whose score is not above the threshold.
 
+    Paper: "a rigorous filtering protocol"; the threshold is our own.
+
     Args:
+        scored: candidates, all scored by one reading.
         reference: scores of the teacher's unaided correct trajectories, on which the threshold is calibrated.
             Without it, the share 1 − keep_quantile with the highest scores among `scored` is dropped.
+
+    Example:
+        Two ways to the right answer, by showing it and by repair. The filter keeps the second.
+
+        >>> import heal_ref as heal
+        >>> teacher, task = heal.load_lm(heal.DATA / "teacher"), heal.ClockTask()
+        >>> problems = heal.load_problems(heal.DATA / "clock" / "validation.jsonl", task)
+        >>> easy, hard, greedy = problems[:8], problems[603:604], heal.SampleConfig(temperature=0.0)
+        >>> reference = heal.pure_scores(teacher, task, heal.sample(teacher, task, easy, n=4))
+        >>> wrong = heal.sample(teacher, task, hard, n=1, config=greedy)
+        >>> shown = heal.sample(teacher, task, hard, n=1, config=greedy, show_answer=True)
+        >>> repaired = heal.repair(teacher, task, wrong, heal.GearConfig(continuations=1), sampling=greedy)
+        >>> scored = heal.pure_scores(teacher, task, shown + repaired)
+        >>> [s.trajectory.kind for s in scored], [t.kind for t in heal.pure_filter(scored, reference=reference)]
+        (['hint', 'repair'], ['repair'])
     """
     limit = pure_threshold(scored if reference is None else reference, config)
     return [s.trajectory for s in scored if s.score <= limit]

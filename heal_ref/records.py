@@ -29,12 +29,30 @@ class InputError(ValueError):
     """Something a person gave us is wrong. The message says what, why it matters and what to do.
 
     The command line prints it without a traceback and exits with code 2.
+
+    Example:
+        >>> import heal_ref as heal
+        >>> heal.GearConfig(window=2)
+        Traceback (most recent call last):
+            ...
+        heal_ref.records.InputError: GearConfig.window is 2; it must lie between 1e-06 and 1.0
+        >>> issubclass(heal.InputError, ValueError)
+        True
     """
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One problem with a known answer. `kind` and `length` are for reporting only; no method reads them."""
+    """One problem with a known answer. `kind` and `length` are for reporting only; no method reads them.
+
+    Example:
+        >>> import heal_ref as heal
+        >>> problem = heal.Problem("p1", "Start 5; + 3; * 4", "9")
+        >>> heal.ClockTask().is_correct(problem, "9")  # (5 + 3) * 4 = 32, on a clock of 23 hours
+        True
+        >>> problem.kind, problem.length  # not told: nothing but a report would ask
+        ('', 0)
+    """
 
     id: str
     question: str
@@ -45,14 +63,30 @@ class Problem:
 
 @dataclass(frozen=True)
 class Trajectory:
-    """One sampled solution and all that was measured while it was sampled.
+    r"""One sampled solution and all that was measured while it was sampled.
 
     `token_ids`, `entropy` and `logprob` have one entry a token (T). Entropy is that of the model's raw
     next-token distribution in nats (whole vocabulary, temperature 1, before any warping), logprob is the
     log-probability of the sampled token under the same distribution. `steps` holds K half-open token ranges.
+    `kind` is "base" (unaided), "hint" (the answer was shown) or "repair" (GEAR's). `tokens_spent` counts every token
+    that making it cost, end-of-text included.
 
     For a repair, `token_ids` is kept prefix + continuation *without the hint*; `parent`, `breakpoint` (0-based
     step index at which it was cut) and `hint` say where it came from.
+
+    Example:
+        >>> import heal_ref as heal
+        >>> teacher, task = heal.load_lm(heal.DATA / "teacher"), heal.ClockTask()
+        >>> problem = heal.Problem("p", "Start 5; + 3; # 4; * 2", "17")
+        >>> t, = heal.sample(teacher, task, [problem], n=1, config=heal.SampleConfig(temperature=0.0))
+        >>> t.text.split("\n\n")[1:4]  # 8 # 4 is 2 * 8 + 4 = 20, but the teacher never learnt "#"
+        ['Then compute 5 + 3 = 8.', 'Then compute 8 # 4 = 8.', 'Then compute 8 * 2 = 16.']
+        >>> t.answer, t.correct
+        ('16', False)
+        >>> t.steps
+        [(0, 4), (4, 13), (13, 22), (22, 31), (31, 36)]
+        >>> [round(h, 1) for h in t.step_entropy]  # nats: highest where the teacher does not know
+        [0.4, 0.3, 0.6, 0.3, 0.0]
     """
 
     problem: Problem
@@ -85,7 +119,22 @@ class Trajectory:
 
 @dataclass(frozen=True)
 class Scored:
-    """A trajectory with its PURE scores: one ratio r_k a step (K), and the one number that is compared."""
+    """A trajectory with its PURE scores: one ratio r_k a step (K), and the one number that is compared.
+
+    `perplexity` (PPL, at least 1) and `uncertainty` (nats) have K entries too. What `ratio` holds depends on the reading,
+    see `pure_scores`; `score` is its aggregate over the steps, and a high one speaks for a shortcut.
+
+    Example:
+        >>> import heal_ref as heal
+        >>> teacher, task = heal.load_lm(heal.DATA / "teacher"), heal.ClockTask()
+        >>> problem = heal.Problem("p", "Start 5; + 3; * 4", "9")
+        >>> t, = heal.sample(teacher, task, [problem], n=1, config=heal.SampleConfig(temperature=0.0))
+        >>> s, = heal.pure_scores(teacher, task, [t])
+        >>> len(s.perplexity) == len(s.uncertainty) == len(s.ratio) == len(t.steps)
+        True
+        >>> s.score == max(s.ratio)  # by default the worst step counts
+        True
+    """
 
     trajectory: Trajectory
     perplexity: list[float]
@@ -228,6 +277,14 @@ def load_problems(path: str | Path, task: Task | None = None) -> list[Problem]:
 
     Raises:
         InputError: one line for every bad line of the file. Nothing is returned from a file with an error.
+
+    Example:
+        >>> import heal_ref as heal
+        >>> problems = heal.load_problems(heal.DATA / "clock" / "validation.jsonl", heal.ClockTask())
+        >>> len(problems)
+        1500
+        >>> problems[0]
+        Problem(id='validation-mastered-299', question='Start 3; + 7; * 7; + 6', answer='7', kind='mastered', length=3)
     """
     problems, errors = check_problems(path, task)
     if errors:

@@ -199,6 +199,17 @@ def token_scores(model: Any, input_ids: torch.Tensor, attention_mask: torch.Tens
     Raises:
         InputError: a text is longer than the model's positions.
         FloatingPointError: the model's logits are NaN.
+
+    Example:
+        >>> import heal_ref as heal
+        >>> import torch
+        >>> lm = heal.load_lm(heal.DATA / "teacher")
+        >>> ids = torch.tensor([lm.encode("Then compute 5 + 3 = 8.")], device=lm.device)
+        >>> entropy, logprob = heal.token_scores(lm.model, ids)
+        >>> entropy.shape == logprob.shape == ids.shape
+        True
+        >>> entropy[0].isnan().tolist()  # nothing predicted the first token
+        [True, False, False, False, False, False, False, False]
     """
     mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.long()
     scores = torch.full((2, *input_ids.shape), math.nan, device=input_ids.device)

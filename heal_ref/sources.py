@@ -61,13 +61,26 @@ def read_dataset(source: str, split: str = "train") -> Dataset:
 
 def import_problems(source: str, path: Path, task: Task | None = None, columns: Mapping[str, str] | None = None,
                     split: str = "train") -> list[Problem]:
-    """Read problems from `source`, write them to `path` as JSON Lines, and load that file.
+    r"""Read problems from `source`, write them to `path` as JSON Lines, and load that file.
 
     Args:
+        source: a file (.json, .csv, .tsv, .parquet), a folder that `save_to_disk` wrote, or a dataset's name on the hub.
+        task: if given, each problem is also checked by `task.validate`.
         columns: our field → the source's column, where they differ; without an id column the line number is the id.
+        split: of a dataset that has several.
 
     Raises:
         InputError: the source cannot be read, a column is missing, or a problem is bad (one line for each).
+
+    Example:
+        >>> import heal_ref as heal
+        >>> from pathlib import Path
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     source, path = Path(folder) / "mine.csv", Path(folder) / "problems.jsonl"
+        ...     _ = source.write_text("chain,hour\nStart 5; + 3; * 4,9\n")
+        ...     heal.import_problems(str(source), path, heal.ClockTask(), {"question": "chain", "answer": "hour"})
+        [Problem(id='1', question='Start 5; + 3; * 4', answer='9', kind='', length=0)]
     """
     data, names = read_dataset(source, split), {f: f for f in FIELDS} | dict(columns or {})
     for field in ("question", "answer", *(columns or {})):

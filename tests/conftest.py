@@ -16,6 +16,7 @@ from heal_ref.tasks import ClockTask  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / "data"
+collect_ignore = ["fsdp_driver.py", "kill_driver.py"]  # programs, which --doctest-modules would import
 
 
 @pytest.fixture(scope="session")

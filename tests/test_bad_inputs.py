@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from heal_ref.__main__ import main
-from heal_ref.config import GearConfig, PaceConfig, PureConfig, SampleConfig
+from heal_ref.config import GearConfig, HealConfig, PaceConfig, PureConfig, SampleConfig
 from heal_ref.records import InputError
 from tests.conftest import DATA
 
@@ -193,7 +193,9 @@ def test_out_is_a_file(tmp_path, capsys):
     lambda: SampleConfig(n="8"), lambda: SampleConfig(temperature=float("nan")),
     lambda: GearConfig(window=2), lambda: GearConfig(hint="riddle"),
     lambda: PureConfig(uncertainty="entropy"), lambda: PureConfig(keep_quantile=2), lambda: PureConfig(lam=0),
-    lambda: PaceConfig(shares=(1, 1, 1)), lambda: PaceConfig(updates=0), lambda: PaceConfig(learning_rate=True),
+    lambda: PaceConfig(shares=(1, 1, 1)), lambda: PaceConfig(shares=None), lambda: PaceConfig(cumulative="no"),
+    lambda: PureConfig(epsilon=0), lambda: HealConfig(eval_n=0), lambda: HealConfig(eval_limit=-1),
+    lambda: PaceConfig(updates=0), lambda: PaceConfig(learning_rate=True),
 ])
 def test_configs(make):
     with pytest.raises(InputError, match=r"it must (be|lie|sum)"):

@@ -1,55 +1,150 @@
-"""What the README shows works as it stands."""
+"""What README, PAPER and the other pages show works as it stands: snippets, commands, names, links, tables."""
 
+import importlib
 import json
 import re
+import shlex
 import subprocess
-import sys
+from functools import partial
 
+import pytest
+
+from heal_ref.__main__ import _parser, main
 from heal_ref.evaluate import Row
+from heal_ref.lab import bench
+from heal_ref.lab.compare import Results
 from heal_ref.lab.plots_arms import ARM_LABEL
-from tests.conftest import ROOT
+from tests.conftest import DATA, ROOT
 
-README = (ROOT / "README.md").read_text()
+README, PAPER = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "PAPER.md"))
+PAGES = ("README.md", "PAPER.md", "GLOSSARY.md", "data/README.md")
+BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)
 
 
-def test_the_python_snippet_runs(monkeypatch):
+def test_the_python_snippets_run_one_after_another(monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     names = {}
-    exec(re.search(r"```python\n(.*?)```", README, re.DOTALL)[1], names)  # noqa: S102
-    assert names["kept"]
-    assert all(isinstance(r, Row) for r in names["report"])
+    snippets = [text for language, text in BLOCKS if language == "python"]
+    assert len(snippets) == 3
+    for text in snippets:
+        assert len(text.splitlines()) <= 10
+        exec(text, names)  # noqa: S102
+    said = capsys.readouterr().out
+    assert int(re.search(r"(\d+) problems solved with help", said)[1]) > 0
+    assert said.count("(limit ") == 3
     assert list(names["stages"]) == ["foundation", "guided", "frontier"]
+    assert isinstance(names["row"], Row)
 
 
-def test_commands_and_files_exist():
-    help_text = subprocess.run([sys.executable, "-m", "heal_ref", "--help"], capture_output=True, text=True, check=True).stdout
-    for command in re.findall(r"python -m heal_ref ([\w-]+)", README):
-        assert command in help_text
-    for target in re.findall(r"^make (\w+)", README, re.MULTILINE):
-        assert f"\n{target}:" in (ROOT / "Makefile").read_text()
-    for text in (README, (ROOT / "PAPER.md").read_text(), (ROOT / "data" / "README.md").read_text()):
-        for link in re.findall(r"\]\(([^)#:]+)\)", text):
-            assert (ROOT / link).exists() or (ROOT / "data" / link).exists(), link
+SMALL = {  # what makes a command of the README short enough for a test
+    "demo": ["--preset", "smoke", "--quiet"],
+    "run --out DIR": ["--preset", "smoke", "--dry-run"],
+    "check FILE": [],
+    "experiment": ["--preset", "smoke", "--seeds", "0", "--arms", "student", "--limit", "2", "--quiet"],
+    "build-pair --out DIR": ["--scale", "0.0003", "--limit", "2", "--quiet"],
+    "evidence gear": ["--limit", "1"],
+    "bench score": ["--rounds", "1"],
+}
+SHOWN = [c for c in re.findall(r"`python -m heal_ref ([^`]+)`", README) if c != "run ..."]
 
 
-def test_paper_table_names_real_code_and_tests():
-    paper = (ROOT / "PAPER.md").read_text()
-    for module, name in re.findall(r"`(\w+)\.(\w+)`", paper):
-        if (ROOT / "heal_ref" / f"{module}.py").exists():
-            assert re.search(rf"^(def|class) {name}\b", (ROOT / "heal_ref" / f"{module}.py").read_text(), re.MULTILINE), name
-    tests = re.findall(r"`(test_\w+\.py)::(test_\w+)`", paper)
-    assert len(tests) >= 6
-    for file, name in tests:
-        assert f"def {name}(" in (ROOT / "tests" / file).read_text(), name
+@pytest.mark.parametrize("command", sorted({*SMALL, *SHOWN}))
+def test_each_command_of_the_readme_runs(command, tmp_path, monkeypatch, capsys):
+    assert command in SHOWN, "no longer in the README"
+    monkeypatch.chdir(tmp_path)  # where runs/ of the defaults goes
+    monkeypatch.setattr(bench, "bench_score", partial(bench.bench_score, positions=64, vocabulary=300, hidden=16))
+    args = [{"DIR": str(tmp_path / "out"), "FILE": str(DATA / "clock" / "train.jsonl")}.get(x, x) for x in shlex.split(command)]
+    assert main([*args, *SMALL[command]]) == 0
+    assert capsys.readouterr().out
 
 
-def test_result_table_is_the_record():
-    record = json.loads((ROOT / "data" / "results" / "experiment.json").read_text())
+def test_the_other_commands_of_the_readme(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    lines = [line for language, text in BLOCKS if not language for line in text.splitlines()]
+    makefile = (ROOT / "Makefile").read_text()
+    for line in lines:
+        words = shlex.split(line.split("#")[0])
+        if words[0] == "make":
+            assert re.search(rf"^{words[1]}:", makefile, re.MULTILINE), line
+            assert subprocess.run(["make", "-n", words[1]], capture_output=True, check=True).stdout
+        elif "--dry-run" in words:
+            assert main(words[3:]) == 0
+            assert "memory, teacher, sampling" in capsys.readouterr().out
+        elif "install" in words:  # the very lines that `make` runs
+            what = line.split("install ", 1)[1].replace("torch==2.13.0", "$(TORCH)")
+            assert f"pip install --quiet --disable-pip-version-check {what}\n" in makefile, line
+        else:
+            assert words in (["python", "-m", "venv", ".venv"], [".venv/bin/python", "-m", "heal_ref", "demo"]), line
+    assert "TORCH ?= torch==2.13.0" in makefile
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_parse_and_links_lead_somewhere(page):
+    path = ROOT / page
+    text = path.read_text(encoding="utf-8")
+    for command in re.findall(r"`(?:OMP_NUM_THREADS=1 )?python -m heal_ref ([a-z][^`]*)`", text):
+        if command != "run ...":
+            out = ["--out", "DIR"] if command.split()[0] == "run" else []
+            _parser().parse_args([*shlex.split(command), *out])
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        file, _, anchor = link.partition("#")
+        if file.startswith("http"):
+            continue
+        target = path.parent / file if file else path
+        assert target.exists(), link
+        if anchor and target.suffix == ".ipynb":
+            cells = json.loads(target.read_text(encoding="utf-8"))["cells"]
+            headings = [line.lstrip("# ").strip() for c in cells if c["cell_type"] == "markdown"
+                        for line in "".join(c["source"]).splitlines() if line.startswith("#")]
+            assert anchor in [h.replace(" ", "-") for h in headings], link
+
+
+def test_paper_names_real_code_and_tests():
+    claims = re.findall(r"^### \d.*?(?=^##)", PAPER, re.MULTILINE | re.DOTALL)
+    assert len(claims) == 7
+    for claim in claims:
+        assert "\n> " in claim
+        for row in ("we do", "code", "notebook", "test", "measured"):
+            assert f"\n| {row} | " in claim, claim[:60]
+        names = re.findall(r"`([\w.]+)\.(\w+)`", re.search(r"^\| code \|.*$", claim, re.MULTILINE)[0])
+        assert names
+        for module, name in names:
+            assert hasattr(importlib.import_module(f"heal_ref.{module}"), name), f"{module}.{name}"
+        tests = re.findall(r"`(test_\w+\.py)::(test_\w+)`", claim)
+        assert tests
+        for file, name in tests:
+            assert re.search(rf"^def {name}\(", (ROOT / "tests" / file).read_text(), re.MULTILINE), name
+
+
+@pytest.fixture(scope="module")
+def record():
+    return json.loads((DATA / "results" / "experiment.json").read_text())
+
+
+@pytest.mark.parametrize(("text", "least"), [(README, 6), (PAPER, 12)])
+def test_result_tables_are_the_record(text, least, record):
     of = {(ARM_LABEL[r["arm"]], r["kind"]): f"{r['mean']:.2f} [{r['low']:.2f}, {r['high']:.2f}]" for r in record["rows"]
           if r["pair"] == "all" and r["metric"] == "pass@1"}
-    lines = [[c.strip() for c in line.strip("|").split("|")] for line in README.splitlines() if line.startswith("|")]
+    lines = [[c.strip() for c in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
     head = next(line for line in lines if line[0] == "sampled pass@1")
     shown = [line for line in lines if (line[0], "frontier") in of]
-    assert len(shown) >= 10
+    assert len(shown) >= least
     for line in shown:
         assert line[1:] == [of[line[0], kind] for kind in head[1:]], line[0]
+
+
+def test_differences_in_paper_and_readme_are_the_record(record):
+    others = {"rejection sampling": "rft", "rejection sampling with HEAL's teacher tokens": "rft_matched",
+              "its teacher": "teacher", "STaR": "star",
+              "without repairs": "heal_no_gear", "random breakpoint": "heal_random_breakpoint",
+              "hint states the answer": "heal_answer_hint", "without filter": "heal_no_pure",
+              "exact checker as filter": "heal_oracle_filter", "one shuffled stage": "heal_no_pace"}
+    results, seen = Results(record), {}
+    lines = re.findall(r"^\| (?:[\w' ]+: )?HEAL − ([^|]+) \| ([^|]+) \| ([^|]+) \|$", PAPER, re.MULTILINE)
+    for name, frontier, mastered in lines:
+        rows = [results.difference("heal", others[name], kind) for kind in ("frontier", "mastered")]
+        assert [frontier, mastered] == [f"{r.mean:+.2f} [{r.low:+.2f}, {r.high:+.2f}]" for r in rows], name
+        seen[others[name]] = frontier
+    assert set(seen) == set(others.values())
+    said = dict(zip(("rft", "rft_matched", "teacher"), re.findall(r"[+]0\.\d\d \[[^\]]+\]", README), strict=False))
+    assert said == {arm: seen[arm] for arm in said}

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from heal_ref.evaluate import Row
 from heal_ref.lab.compare import Results, verdict
-from heal_ref.plots import KIND_COLOURS, STYLE, curve_points, matplotlib, new_figure, plot_ceiling, plot_intervals, save
+from heal_ref.plots import COLOUR, STYLE, curve_points, matplotlib, new_figure, plot_ceiling, plot_intervals, save
 
 ARM_LABEL = {
     "student": "base student", "teacher": "teacher", "rft": "rejection sampling",
@@ -19,6 +19,11 @@ ARM_LABEL = {
     "heal_restarts": "HEAL, restarts without order", "heal_stage_only": "HEAL, stages not cumulative",
     "heal_random_breakpoint": "HEAL, random breakpoint",
     "heal_answer_hint": "HEAL, hint states the answer", "heal_oracle_filter": "HEAL, exact checker as filter"}
+ARM_COLOUR = {**COLOUR, "rft_matched": "#D55E00", "star": "#CC79A7", "heal_no_gear": "#56B4E9",
+              "heal_random_breakpoint": "#009E73", "heal_no_pace": "#D55E00", "heal_restarts": "#009E73",
+              "heal_stage_only": "#CC79A7"}
+
+FINDING = "On the frontier, only arms with filtered help beat rejection sampling"
 
 
 def plot_differences(rows: Sequence[Row], title: str, xlabel: str = "difference in pass@1") -> Figure:
@@ -41,35 +46,40 @@ def plot_budget(results: Results, kind: str, arms: Sequence[str], title: str) ->
     """Sampled pass@1 on one kind against what the teacher spent: tokens generated and scored, mean over seeds."""
     figure, axes = new_figure(figsize=(7.2, 4.2))
     teacher = results.row("teacher", kind)
-    axes.axhline(teacher.mean, color="black", lw=1, ls="--", label="teacher")
-    for arm, colour, marker in zip(arms, (*KIND_COLOURS, "#000000", "#999999"), "o^sDvPX", strict=False):
+    axes.axhline(teacher.mean, color=COLOUR["teacher"], lw=1, ls="--")
+    axes.annotate(f"teacher {teacher.mean:.2f}", (0, teacher.mean), xytext=(4, 4), textcoords="offset points", fontsize=9)
+    for arm, marker in zip(arms, "o^sDvPX", strict=False):
         spent = np.mean([results.runs[arm, s]["generated"] + results.runs[arm, s]["scored"] for s in results.seeds(arm)]) / 1000
         row = results.row(arm, kind)
         axes.errorbar(spent, row.mean, [[row.mean - row.low], [row.high - row.mean]], marker=marker, ms=7, capsize=3, ls="",
-                      color=colour, label=ARM_LABEL[arm])
+                      color=ARM_COLOUR[arm])
+        axes.annotate(ARM_LABEL[arm], (spent, row.mean), xytext=(-8, 0), textcoords="offset points", fontsize=9, ha="right",
+                      va="center", bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5})
     axes.set(xlabel="teacher tokens, generated and scored (thousands)", ylabel=f"pass@1, {kind}", title=title, ylim=(0, None))
     axes.set_xlim(0, axes.get_xlim()[1] * 1.05)
-    axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return figure
 
 
 def plot_arm_curves(results: Results, arms: Sequence[str], kinds: Sequence[str], title: str) -> Figure:
-    """Learning curves on validation problems, greedy: one panel a kind, one line an arm (mean over seeds), a band from the
-    lowest to the highest seed."""
+    """Learning curves on validation problems, greedy: one panel a kind, one line an arm (mean over the seeds that all arms
+    have), a band from the lowest to the highest seed; dotted lines where a new stage begins."""
+    seeds = sorted(set.intersection(*(set(results.seeds(arm)) for arm in arms)))
+    borders = np.cumsum([s["updates"] for s in results.runs[arms[0], seeds[0]]["curve"]])[:-1]
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(7.2, 3.4))
-        panels = figure.subplots(1, len(kinds), squeeze=False)[0]
+        figure = Figure(figsize=(7.2, 3.6))
+        panels = figure.subplots(1, len(kinds), squeeze=False, sharey=True)[0]
     for axes, kind in zip(panels, kinds, strict=True):
-        for arm, colour, style in zip(arms, KIND_COLOURS, ("-", "--", "-.", ":", "-"), strict=False):
-            curves = [curve_points(results.runs[arm, s]["curve"]) for s in results.seeds(arm)]
+        for arm, style in zip(arms, ("-", "--", "-."), strict=False):
+            curves = [curve_points(results.runs[arm, s]["curve"]) for s in seeds]
             updates = sorted(set.intersection(*({u for u, _ in c} for c in curves)))
             values = np.array([[dict(c)[u][kind] for u in updates] for c in curves])
-            axes.plot(updates, values.mean(0), style, color=colour, label=ARM_LABEL[arm])
-            axes.fill_between(updates, values.min(0), values.max(0), color=colour, alpha=0.15, lw=0)
-        axes.set(xlabel="updates", title=kind)
-        axes.set_ylim(0, max(1.02 * axes.get_ylim()[1], 0.1))
-    panels[0].set_ylabel("greedy accuracy")
-    figure.suptitle(title, fontsize=11, x=0.01, ha="left")
+            axes.plot(updates, values.mean(0), style, color=ARM_COLOUR[arm], label=ARM_LABEL[arm])
+            axes.fill_between(updates, values.min(0), values.max(0), color=ARM_COLOUR[arm], alpha=0.15, lw=0)
+        for border in borders:
+            axes.axvline(border, color="#999999", lw=0.8, ls=":")
+        axes.set(xlabel="updates", title=kind, ylim=(0, 1.02))
+    panels[0].set_ylabel("greedy accuracy, validation")
+    figure.suptitle(f"{title} ({len(seeds)} seeds)", fontsize=11, x=0.01, ha="left")
     figure.legend(*panels[0].get_legend_handles_labels(), frameon=False, ncols=min(len(arms), 3), loc="outside lower center",
                   fontsize=9)
     return figure
@@ -86,5 +96,5 @@ def draw_experiment(results: Results, folder: Path) -> list[Path]:
     if "rft" in results.arms and others:
         rows = [results.difference(arm, "rft", kind) for arm in others for kind in ("mastered", "shaky", "frontier")]
         out.append(folder / "differences.png")
-        save(plot_differences(rows, "Differences from rejection sampling, paired over seeds and problems"), out[-1])
+        save(plot_differences(rows, FINDING, "pass@1, arm − rejection sampling"), out[-1])
     return out

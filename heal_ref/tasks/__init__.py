@@ -18,6 +18,13 @@ class Task(Protocol):
     It may have more: `reveals_help(text)`, whether a solution speaks of the help that it got (then it counts as wrong: nobody
     will help the student); and, where the truth is known, `check_steps(problem, steps)` and `is_genuine(problem, steps)`,
     which only measuring calls.
+
+    Example:
+        >>> import heal_ref as heal
+        >>> isinstance(heal.ClockTask(), heal.Task)
+        True
+        >>> isinstance("a question", heal.Task)
+        False
     """
 
     separator: str  # what ends a step, e.g. "\n\n"

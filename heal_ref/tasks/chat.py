@@ -92,6 +92,21 @@ class ChatMathTask:
 
     Raises:
         InputError: the template cannot be used like that. The message says why and what to do.
+
+    Example:
+        A chat model brings its template; here the clock world's tokenizer gets a small one, and marks for thinking.
+
+        >>> import heal_ref as heal
+        >>> tokenizer = heal.load_lm(heal.DATA / "teacher").tokenizer
+        >>> tokenizer.chat_template = ("{% for m in messages %}[{{ m.role }}] {{ m.content }}{{ eos_token }}{% endfor %}"
+        ...                            "{% if add_generation_prompt %}[assistant] {% endif %}")
+        >>> tokenizer.add_tokens(["<think>", "</think>"])
+        2
+        >>> task = heal.ChatMathTask(tokenizer)
+        >>> task.prompt(heal.Problem("p", "What is 2 + 2?", "4")).splitlines()[-1]  # ends in the assistant's open turn
+        'Please reason step by step, and put your final answer within \\boxed{}.<eos>[assistant] '
+        >>> task.extract_answer("<think>Perhaps \\boxed{3}?</think>\n\nNo, it is \\boxed{4}.")  # thoughts do not count
+        '4'
     """
 
     separator = "\n\n"

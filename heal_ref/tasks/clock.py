@@ -2,7 +2,7 @@ r"""The clock world: chains of operations on a 23-hour clock, where every single
 
     Start 5; + 3; * 4; # 7; - 6        the question
     We start at 5.                     step 0 restates, then one step an operation, then the answer;
-    First, compute 5 + 3 = 8.          steps are separated by a blank line
+    Then compute 5 + 3 = 8.            steps are separated by a blank line
     ...
     So the answer is \boxed{20}.
 
@@ -91,7 +91,21 @@ class Chain:
 
 
 class ClockTask:
-    """The clock world as a `Task`: the same road as any other task, plus a step checker for measuring."""
+    r"""The clock world as a `Task`: the same road as any other task, plus a step checker for measuring.
+
+    The world is ours, not the paper's. Answers are hours, 0 to 22; a step ends at a blank line.
+
+    Example:
+        >>> import heal_ref as heal
+        >>> task, problem = heal.ClockTask(), heal.Problem("p", "Start 5; + 3; * 4", "9")
+        >>> task.prompt(problem)
+        'Problem: Start 5; + 3; * 4\nSolution:\n'
+        >>> task.extract_answer("So the answer is \\boxed{10}."), task.is_correct(problem, "10")
+        ('10', False)
+        >>> steps = ["We start at 5.", "Then compute 5 + 3 = 8.", "Then compute 8 * 4 = 10.", "So the answer is \\boxed{10}."]
+        >>> task.check_steps(problem, steps)  # each step on its own: only the multiplication is wrong
+        [True, True, False, True]
+    """
 
     separator = "\n\n"
     elicit = "Quick answer: \\boxed{"

@@ -1,0 +1,118 @@
+"""Stepping through one repair: each stage shows what it says, the hint is not in the result, errors say what to do."""
+
+import html
+import re
+from dataclasses import replace
+
+import pytest
+
+import heal_ref as heal
+from heal_ref.evaluate import first_wrong_step, step_texts
+from heal_ref.explore import STAGES
+from heal_ref.pure import unaided
+from heal_ref.records import InputError
+
+
+@pytest.fixture(scope="module")
+def story(teacher, task, validation):
+    """Samples, their repairs (right, wrong, and right with a wrong step inside), and scores for the threshold."""
+    problems = [p for kind in ("frontier", "double") for p in [p for p in validation if p.kind == kind][:6]]
+    base = heal.sample(teacher, task, problems, n=4, seed=0)
+    return base, heal.repair(teacher, task, base, seed=1), heal.pure_scores(teacher, task, unaided(base))
+
+
+def shown(text):
+    """The widget's text without its markup."""
+    return html.unescape(re.sub(r"<[^>]+>", "", text.value))
+
+
+def first(repaired, holds):
+    return next(i for i, r in enumerate(repaired) if holds(r))
+
+
+def test_the_stages_build_up(teacher, task, story):
+    base, repaired, _ = story
+    pick, stage, text, picture = heal.explore_repair(teacher, task, *story).children
+    pick.value = i = first(repaired, lambda r: r.correct and first_wrong_step(teacher, task, r) is None)
+    r = repaired[i]
+    t = next(t for t in base if (t.problem.id, t.index) == (r.problem.id, r.parent))
+    seen = []
+    for number, _ in enumerate(STAGES):
+        stage.index = number
+        seen.append((shown(text), text.value, picture.value))
+        assert STAGES[number] in seen[-1][0]
+    assert len({said for said, _, _ in seen}) == 7
+    broken, entropy, cut, hint, whole, pure, checked = [said for said, _, _ in seen]
+    assert f"It ends in {t.answer}; the right answer is {r.problem.answer}" in broken
+    assert f"{t.step_entropy[r.breakpoint]:.2f}" in entropy
+    assert f"chooses step {r.breakpoint + 1}" in entropy
+    assert seen[2][1].count("<s>") == cut.count(" dropped ") == len(t.steps) - r.breakpoint
+    assert r.hint in hint
+    assert "not part of the result" in hint
+    for said in (whole, pure, checked):
+        assert r.hint not in said
+        assert all(step.strip() in said for step in step_texts(teacher, r))
+    assert whole.count(" new ") == len(r.steps) - r.breakpoint
+    (scored,) = heal.pure_scores(teacher, task, [r])
+    assert f"is {scored.score:.3f}" in pure
+    assert "Every step is right." in checked
+    assert seen[0][2] == seen[3][2] != seen[4][2], "the broken one's picture up to the hint, then the repaired one's"
+
+
+def test_the_picture_waits_for_the_first_guess(teacher, task, story):
+    _, stage, _, picture = heal.explore_repair(teacher, task, *story).children
+    assert picture.layout.display == "none"
+    stage.index = 1
+    assert picture.layout.display is None
+
+
+def test_what_pure_and_the_checker_say_of_a_bad_repair(teacher, task, story):
+    _, repaired, _ = story
+    pick, stage, text, _ = heal.explore_repair(teacher, task, *story).children
+    pick.value = first(repaired, lambda r: not r.correct)
+    stage.index = 5
+    assert "Not scored: its answer is wrong." in shown(text)
+    pick.value = i = first(repaired, lambda r: r.correct and first_wrong_step(teacher, task, r) is not None)
+    stage.index = 6
+    assert f"Step {first_wrong_step(teacher, task, repaired[i]) + 1} is the first wrong step." in shown(text)
+    assert "✗ wrong" in shown(text)
+
+
+def test_the_threshold_decides(teacher, task, story):
+    base, repaired, reference = story
+    right = [r for r in repaired if r.correct]
+    for score, verdict in ((9.0, "kept"), (-9.0, "dropped")):
+        _, stage, text, _ = heal.explore_repair(teacher, task, base, right, [replace(reference[0], score=score)]).children
+        stage.index = 5
+        assert verdict in shown(text)
+
+
+def test_another_reading_than_the_one_that_cut(teacher, task, story):
+    _, stage, text, _ = heal.explore_repair(teacher, task, *story, gear=heal.GearConfig(window=0.01)).children
+    stage.index = 1
+    assert "finds no step to cut at" in shown(text)
+    stage.index = 2
+    assert "would have cut elsewhere" in shown(text)
+
+
+def test_without_a_checker_and_with_markup_in_the_text(teacher, task, story):
+    class Unchecked:
+        inject, extract_answer = task.inject, task.extract_answer
+
+    base, repaired, reference = story
+    angry = replace(repaired[0], hint="x < 3 & y > 4")
+    _, stage, text, _ = heal.explore_repair(teacher, Unchecked(), base, [angry], reference).children
+    stage.index = 3
+    assert "x &lt; 3 &amp; y &gt; 4" in text.value
+    stage.index = 6
+    assert "No checker is known" in shown(text)
+
+
+def test_errors_say_what_to_do(teacher, task, story):
+    base, repaired, reference = story
+    for given, message in ((([], repaired, reference), "base is empty: .*give the samples"),
+                           ((base, [], reference), "repaired is empty: .*make some with repair"),
+                           ((base, repaired, []), "reference is empty: .*pure_scores"),
+                           ((base[-4:], repaired, reference), "repair 1 mends sample .*not in base.*give the same samples")):
+        with pytest.raises(InputError, match=message):
+            heal.explore_repair(teacher, task, *given)
