@@ -1,7 +1,7 @@
 r"""A very small chat model that can be helped, for notebook 06 (`python -m heal_ref build-pair --world chat`).
 
 Nothing can be downloaded where this project is built, so its chat teacher is made from nothing: a byte-level tokenizer learnt
-from the package's own text, a template with turns and a thinking switch, a stock Qwen3 model, and `ChatMathTask` for all
+from the project's own text, a template with turns and a thinking switch, a stock Qwen3 model, and `ChatMathTask` for all
 prompts. What it is taught is as in the clock world, in two operations: *add 14 and 17, then multiply the sum by 3*.
 
 - It has seen sums of small numbers right, and products right.
@@ -21,7 +21,7 @@ from tokenizers import ByteLevelBPETokenizer
 from transformers import PreTrainedTokenizerFast
 
 from heal_ref.lab.pair import Lesson, Recipe, build_model
-from heal_ref.records import Problem, write_text
+from heal_ref.records import DATA, Problem, write_text
 from heal_ref.tasks import ChatMathTask
 from heal_ref.train import encode_example
 
@@ -38,12 +38,16 @@ OPENINGS = {"Add the two numbers first.": 0.6, "First the sum.": 0.25, "We begin
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Byte-level, learnt from the package's text and some examples, with a chat template."""
-    texts = [p.read_text(encoding="utf-8") for p in sorted(Path(__file__).parent.parent.glob("*.py"))]
+    """Byte-level, learnt from this project's licence and this world's own texts, with a chat template."""
+    licence = (DATA.parent / "LICENSE").read_text(encoding="utf-8")
     numbers = [" ".join(map(str, range(200)))] * 20  # so that the numbers of this world are one token each
+    task = ChatMathTask(_tokenizer([licence]))  # for its prompts
+    return _tokenizer([licence, *numbers, *("".join(example(task, 0, i)) for i in range(300))])
+
+
+def _tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     learnt = ByteLevelBPETokenizer()
-    learnt.train_from_iterator(texts + numbers, vocab_size=1200, show_progress=False,
-                               special_tokens=["<|im_start|>", "<|im_end|>"])
+    learnt.train_from_iterator(texts, vocab_size=1000, show_progress=False, special_tokens=["<|im_start|>", "<|im_end|>"])
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=learnt._tokenizer, eos_token="<|im_end|>", pad_token="<|im_end|>",
                                         chat_template=TEMPLATE)
     tokenizer.add_tokens(["<think>", "</think>"])  # ordinary tokens: they stay in the text
