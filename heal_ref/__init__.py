@@ -24,9 +24,9 @@ from heal_ref.generation import generate
 from heal_ref.lm import LM, load_lm, quiet, sample, score
 from heal_ref.pace import build_stages, distill
 from heal_ref.pure import pure_filter, pure_scores, pure_threshold
-from heal_ref.records import DATA, InputError, Problem, Scored, Trajectory, load_problems
+from heal_ref.records import DATA, InputError, Problem, Scored, Trajectory
 from heal_ref.scoring import token_scores
-from heal_ref.sources import import_problems
+from heal_ref.sources import import_problems, load_problems
 from heal_ref.tasks import ChatMathTask, ClockTask, Task
 
 __version__ = "0.1.0"

@@ -80,7 +80,8 @@ def _plan(config: HealConfig, files: Sequence[str], task: Any, lms: Sequence[LM]
     from heal_ref.lm import processes
     from heal_ref.pace import check_tokenizers
     from heal_ref.plan import measure, plan, plan_text
-    from heal_ref.records import limit_by_kind, load_problems
+    from heal_ref.records import limit_by_kind
+    from heal_ref.sources import load_problems
 
     teacher, student = lms
     check_tokenizers(teacher, student)
@@ -148,7 +149,7 @@ def _run(args: argparse.Namespace, command: str) -> None:
 
 def _check(args: argparse.Namespace, command: str) -> None:
     from heal_ref.lm import load_tokenizer
-    from heal_ref.records import check_problems
+    from heal_ref.sources import check_problems
     from heal_ref.tasks import task_for
 
     problems, errors = check_problems(args.file, task_for("auto", load_tokenizer(args.teacher)))

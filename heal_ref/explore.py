@@ -88,17 +88,17 @@ def explore_pure(lm: LM, task: Any, scored: Sequence[Scored], reference: Sequenc
         >>> problems = heal.load_problems(heal.DATA / "clock" / "validation.jsonl", task)
         >>> scored = heal.pure_scores(teacher, task, heal.sample(teacher, task, problems[:20], n=1))
         >>> heal.explore_pure(teacher, task, scored, reference=scored).children[0].children[0].description
-        'keep quantile'
+        'quantile'
     """
     for name, given in (("scored", scored), ("reference", reference)):
         if not given:
             raise InputError(f"there is nothing to explore: {name} is empty; score some trajectories with pure_scores")
-    config = config or PureConfig()
-    genuine = [is_genuine(lm, task, s.trajectory) for s in scored]
-    keep = widgets.FloatSlider(value=config.keep_quantile, min=0.5, max=1.0, step=0.01, description="keep quantile")
+    config, genuine = config or PureConfig(), [is_genuine(lm, task, s.trajectory) for s in scored]
+    keep = widgets.FloatSlider(value=config.keep_quantile, min=0.5, max=1.0, step=0.01, description="quantile")
     how = widgets.Dropdown(options=CHOICES["aggregate"], value=config.aggregate, description="aggregate")
     lam = widgets.FloatSlider(value=config.lam, min=0.05, max=1.0, step=0.05, description="λ")
-    epsilon = widgets.FloatLogSlider(value=config.epsilon, min=-2, max=1, step=0.25, description="ε")
+    choices = sorted({0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, config.epsilon})
+    epsilon = widgets.SelectionSlider(options=choices, value=config.epsilon, description="ε")
     example = widgets.IntSlider(value=0, min=0, max=len(scored) - 1, description="example")
     picture, verdict, text = widgets.Image(format="png"), widgets.HTML(), widgets.HTML()
 
@@ -154,13 +154,13 @@ def explore_repair(lm: LM, task: Any, base: Sequence[Trajectory], repaired: Sequ
     names = [(f"{i + 1}: {r.problem.kind} {r.problem.question} (ends {'right' if r.correct else 'wrong'})", i)
              for i, r in enumerate(repaired)]
     pick = widgets.Dropdown(options=names, description="repair", layout={"width": "auto"})
-    stage = widgets.SelectionSlider(options=STAGES, description="stage", layout={"width": "auto"})
+    stage = widgets.SelectionSlider(options=STAGES, description="stage", readout=False, layout={"width": "auto"})
     text, picture = widgets.HTML(), widgets.Image(format="png")
 
     def update(_: Any = None) -> None:
         t, r, number = broken[pick.value], repaired[pick.value], stage.index + 1
         said = _broken_text(lm, t, r, number, gear) if number < 4 else _mended_text(lm, task, r, number, pure, limit)
-        text.value = f"<b>{STAGES[stage.index]}</b>; {html.escape(r.problem.question)}" + said
+        text.value = f"Stage <b>{STAGES[stage.index]}</b> of {html.escape(r.problem.question)}" + said
         picture.value = _repair_picture(lm, task, t, r, number, gear)
         picture.layout.display = "none" if number == 1 else None  # first guess, then look
 

@@ -176,9 +176,6 @@ def repair(lm: LM, task: Task, base: Sequence[Trajectory], config: GearConfig | 
         the hint in view. `tokens_spent` counts the continuation, and for the first one of a hint also the hint and
         the unusable hints before it, so that the sum is what the repair cost.
 
-    Raises:
-        FloatingPointError: the model's logits became NaN.
-
     Example:
         >>> import heal_ref as heal
         >>> teacher, task = heal.load_lm(heal.DATA / "teacher"), heal.ClockTask()
@@ -192,10 +189,8 @@ def repair(lm: LM, task: Task, base: Sequence[Trajectory], config: GearConfig | 
     """
     config, sampling = config or GearConfig(), sampling or SampleConfig()
     paths, passed = choose_paths(base, config, cut or (lambda t: breakpoint_of(t, config, seed)))
+    contexts, tails, cost = list[list[int]](), list[list[list[int]]](), 0
     jobs: list[tuple[Trajectory, int, str, int]] = []
-    contexts: list[list[int]] = []
-    tails: list[list[list[int]]] = []
-    cost = 0
     for (t, k), hints in zip(paths, write_hints(lm, task, paths, config, sampling, seed), strict=True):
         contexts.append(lm.encode(t.prompt) + t.token_ids[: t.steps[k][0]])
         tails.append([])

@@ -113,9 +113,8 @@ def shuffled(stages: Mapping[str, Dataset]) -> dict[str, Dataset]:
 
 
 def distill(student: LM, task: Task, stages: Mapping[str, Dataset], config: PaceConfig | None = None, seed: int = 0, *,
-            folder: str | Path | None = None, probe: Sequence[Problem] = (), progress: Any = None
-            ) -> LM:
-    r"""Train a copy of `student` through the stages, each one warm-started by the one before.
+            folder: str | Path | None = None, probe: Sequence[Problem] = (), progress: Any = None) -> LM:
+    r"""Train a copy of `student` through the stages, each one warm-started by the one before; `student` stays as it was.
 
     Paper: "organizes training from foundational alignment to frontier breakthrough"; by supervised fine-tuning alone, as the
     paper is "RL-free". Any mapping of datasets will do: `{"all": stages["foundation"]}` is rejection-sampling fine-tuning, and
@@ -128,16 +127,11 @@ def distill(student: LM, task: Task, stages: Mapping[str, Dataset], config: Pace
             `config.curve_every` and at the end of each stage; `read_curve(folder)` reads it.
         progress: called as `progress(done, total)` after each update, over all stages.
 
-    Returns:
-        The student that the last stage left. `student` itself stays as it was.
-
     Raises:
         InputError: there is nothing to train on, or the student's tokenizer cannot write the data.
         TrainingError: the loss became NaN or infinite.
 
     Example:
-        Two updates on the solution of a problem that the student cannot solve make that solution more probable.
-
         >>> import heal_ref as heal
         >>> from datasets import Dataset
         >>> student, task = heal.load_lm(heal.DATA / "student"), heal.ClockTask()
@@ -147,7 +141,7 @@ def distill(student: LM, task: Task, stages: Mapping[str, Dataset], config: Pace
         >>> trained = heal.distill(student, task, stages, heal.PaceConfig(updates=2, batch=4, warmup=0))
         >>> pair = student.encode(prompt), student.encode(solution)
         >>> before, after = (sum(heal.score(lm, [pair])[0][1]) for lm in (student, trained))
-        >>> after > before
+        >>> after > before  # two updates on a solution make it more probable
         True
     """
     config = config or PaceConfig()

@@ -36,13 +36,13 @@ from heal_ref.records import (
     Trajectory,
     by_problem,
     limit_by_kind,
-    load_problems,
     read_records,
     source_commit,
     to_row,
     write_jsonl,
     write_text,
 )
+from heal_ref.sources import load_problems
 from heal_ref.tasks import Task
 
 ARMS = ("student", "teacher", "rft", "heal")

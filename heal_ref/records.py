@@ -14,13 +14,10 @@ import json
 import os
 import subprocess
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from heal_ref.tasks import Task
+from typing import Any
 
 DATA = Path(__file__).resolve().parent.parent / "data"  # what the repository ships: pair, problems, results
 
@@ -192,104 +189,7 @@ def read_records(path: Path) -> list[Any]:
         return [from_row(json.loads(line)) for line in f]
 
 
-# ------------------------------------------------------------------------------------------ problems
-
-
-@dataclass
-class _Checker:
-    """Collects what is wrong with a problem file, one line each."""
-
-    source: str
-    task: Task | None
-    problems: list[Problem] = field(default_factory=list)
-    errors: list[str] = field(default_factory=list)
-    seen: dict[str, int] = field(default_factory=dict)
-
-    def fail(self, line: int, what: str, remedy: str) -> None:
-        self.errors.append(f"{self.source}:{line}: {what}; {remedy}")
-
-    def add(self, line: int, row: Any) -> None:
-        if not isinstance(row, dict):
-            return self.fail(line, f"a problem must be an object, found {type(row).__name__}",
-                             'write {"id": ..., "question": ..., "answer": ...}')
-        for name in ("id", "question", "answer"):
-            if name not in row:
-                return self.fail(line, f'field "{name}" is missing', f'add "{name}" to the object')
-        for name in ("id", "question"):
-            if not isinstance(row[name], str) or not row[name].strip():
-                return self.fail(line, f'field "{name}" must be a non-empty string, found {row[name]!r}',
-                                 "put it in quotes")
-        if isinstance(row["answer"], bool) or not isinstance(row["answer"], str | int | float):
-            return self.fail(line, f'field "answer" must be a string or a number, found {row["answer"]!r}',
-                             "write the final answer only")
-        if not isinstance(row.get("kind", ""), str):
-            return self.fail(line, f'field "kind" must be a string, found {row["kind"]!r}', "put it in quotes")
-        length = row.get("length", 0)
-        if isinstance(length, bool) or not isinstance(length, int):
-            return self.fail(line, f'field "length" must be an integer, found {length!r}', "write a plain number")
-        if row["id"] in self.seen:
-            return self.fail(line, f'id "{row["id"]}" was used on line {self.seen[row["id"]]}',
-                             "give each problem its own id")
-        self.seen[row["id"]] = line
-        problem = Problem(row["id"], row["question"], str(row["answer"]), row.get("kind", ""), length)
-        complaint = self.task.validate(problem) if self.task else None
-        if complaint:
-            return self.fail(line, *complaint)
-        self.problems.append(problem)
-
-
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    with open(path, "rb") as f:
-        yield from enumerate(f, start=1)
-
-
-def check_problems(path: str | Path, task: Task | None = None) -> tuple[list[Problem], list[str]]:
-    """Read a JSON Lines problem file; return the good problems and one message for each bad line.
-
-    Each message has the form `file:line: what is wrong; what to do`. Never raises for the file's content.
-    """
-    path = Path(path)
-    check = _Checker(str(path), task)
-    if not path.is_file():
-        check.fail(0, "no such file", "give the path of a JSON Lines file, one problem a line")
-        return [], check.errors
-    for number, raw in _lines(path):
-        if not raw.strip():
-            continue
-        try:
-            check.add(number, json.loads(raw.decode("utf-8")))
-        except UnicodeDecodeError as e:
-            check.fail(number, f"not UTF-8 (byte {raw[e.start]:#04x} at column {e.start + 1})", "save the file as UTF-8")
-        except json.JSONDecodeError as e:
-            cut = "" if raw.endswith(b"\n") else ", and the line has no end: the file may have been cut off"
-            check.fail(number, f"not valid JSON ({e.msg} at column {e.colno}{cut})", "write one whole object a line")
-    if not check.problems and not check.errors:
-        check.fail(1, "the file is empty", "write one problem a line")
-    return check.problems, check.errors
-
-
-def load_problems(path: str | Path, task: Task | None = None) -> list[Problem]:
-    """Problems from a JSON Lines file with the fields id, question, answer and optionally kind and length.
-
-    Args:
-        path: the file.
-        task: if given, each problem is also checked by `task.validate` (operators known, answer follows, ...).
-
-    Raises:
-        InputError: one line for every bad line of the file. Nothing is returned from a file with an error.
-
-    Example:
-        >>> import heal_ref as heal
-        >>> problems = heal.load_problems(heal.DATA / "clock" / "validation.jsonl", heal.ClockTask())
-        >>> len(problems)
-        1500
-        >>> problems[0]
-        Problem(id='validation-mastered-299', question='Start 3; + 7; * 7; + 6', answer='7', kind='mastered', length=3)
-    """
-    problems, errors = check_problems(path, task)
-    if errors:
-        raise InputError("\n".join(errors))
-    return problems
+# ------------------------------------------------------------------------------------------ groups
 
 
 def by_problem(trajectories: Sequence[Trajectory]) -> dict[str, list[Trajectory]]:

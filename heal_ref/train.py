@@ -153,14 +153,12 @@ def train(model: Any, tokenizer: Any, data: Any, *, folder: Path, updates: int, 
                          "processes); choose a divisor of the batch")
     set_seed(seed)
     args = TrainingArguments(
-        output_dir=str(folder), use_cpu=processes().device.type == "cpu", max_steps=updates,
-        per_device_train_batch_size=batch // parts,
-        gradient_accumulation_steps=accumulate, learning_rate=learning_rate, warmup_steps=warmup,
-        lr_scheduler_type="cosine", weight_decay=0.01, adam_beta2=0.98, seed=seed, data_seed=seed, logging_steps=10,
+        output_dir=str(folder), use_cpu=processes().device.type == "cpu", max_steps=updates, seed=seed, data_seed=seed,
+        per_device_train_batch_size=batch // parts, gradient_accumulation_steps=accumulate, learning_rate=learning_rate,
+        warmup_steps=warmup, lr_scheduler_type="cosine", weight_decay=0.01, adam_beta2=0.98, logging_steps=10,
         logging_nan_inf_filter=False, report_to="none", disable_tqdm=True, log_level="error",
         save_strategy="steps" if save_every else "no", save_steps=max(save_every, 1), save_total_limit=2,
-        dataloader_pin_memory=False, remove_unused_columns=False,
-        ddp_find_unused_parameters=False)
+        dataloader_pin_memory=False, remove_unused_columns=False, ddp_find_unused_parameters=False)
     trainer = _Trainer(model=model, args=args, train_dataset=data, data_collator=collate(tokenizer.pad_token_id),
                        callbacks=[_Watch(progress, measure, measure_every)])
     for callback in list(trainer.callback_handler.callbacks):

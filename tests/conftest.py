@@ -11,7 +11,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 from heal_ref.lab.clock_corpus import build_tokenizer  # noqa: E402
 from heal_ref.lab.pair import Recipe, new_model  # noqa: E402
 from heal_ref.lm import LM, load_lm  # noqa: E402
-from heal_ref.records import Problem, Trajectory, load_problems  # noqa: E402
+from heal_ref.records import Problem, Trajectory  # noqa: E402
+from heal_ref.sources import load_problems  # noqa: E402
 from heal_ref.tasks import ClockTask  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent

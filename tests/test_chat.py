@@ -24,7 +24,8 @@ from heal_ref.gear import write_hints
 from heal_ref.generation import Rollout
 from heal_ref.lab.pair import Recipe, new_model
 from heal_ref.lm import make_trajectory
-from heal_ref.records import InputError, Problem, load_problems
+from heal_ref.records import InputError, Problem
+from heal_ref.sources import load_problems
 from heal_ref.tasks import Task, answers
 from heal_ref.tasks.answers import Verifier, as_integer, last_boxed, same_answer, spelling
 from heal_ref.tasks.chat import ChatMathTask, behind_thinking, states_answer

@@ -9,7 +9,8 @@ import pytest
 from transformers import AutoTokenizer
 
 from heal_ref.lab import clock_corpus as cc
-from heal_ref.records import Problem, load_problems
+from heal_ref.records import Problem
+from heal_ref.sources import load_problems
 from heal_ref.tasks import clock
 from heal_ref.tasks.clock import HOURS, MAX_OPERAND, RULES, Chain, ClockTask, apply_op
 from tests.conftest import DATA

@@ -12,7 +12,8 @@ from heal_ref.lab.bench import bench_sample, random_lm
 from heal_ref.lm import sample
 from heal_ref.pipeline import batches
 from heal_ref.plots import plot_intervals, plot_reading, png
-from heal_ref.records import InputError, Problem, limit_by_kind, load_problems
+from heal_ref.records import InputError, Problem, limit_by_kind
+from heal_ref.sources import load_problems
 from tests.conftest import DATA
 
 RECORD = json.loads((DATA / "results" / "gear.json").read_text())

@@ -6,14 +6,15 @@ import math
 import pytest
 
 from heal_ref.config import PureConfig
-from heal_ref.evaluate import auroc, cluster_interval, detected
 from heal_ref.explore import explore_pure
 from heal_ref.lab import evidence_pure as E
 from heal_ref.lab.evidence import interleaved
+from heal_ref.lab.scores import auroc, cluster_interval, detected
 from heal_ref.lm import sample, score
 from heal_ref.pipeline import batches
 from heal_ref.pure import pure_scores
-from heal_ref.records import InputError, limit_by_kind, load_problems
+from heal_ref.records import InputError, limit_by_kind
+from heal_ref.sources import load_problems
 from tests.conftest import DATA
 
 RECORD = json.loads((DATA / "results" / "pure.json").read_text())

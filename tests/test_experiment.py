@@ -10,7 +10,8 @@ from heal_ref.config import HealConfig, PaceConfig
 from heal_ref.evaluate import is_genuine
 from heal_ref.lab import experiment as X
 from heal_ref.pipeline import Method, RunFolder
-from heal_ref.records import limit_by_kind, load_problems
+from heal_ref.records import limit_by_kind
+from heal_ref.sources import load_problems
 from tests.conftest import DATA
 
 SMOKE = json.loads((DATA / "results" / "experiment-smoke.json").read_text())

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from heal_ref.config import GearConfig, PureConfig
-from heal_ref.evaluate import auroc, is_genuine
+from heal_ref.evaluate import is_genuine
 from heal_ref.gear import repair
+from heal_ref.lab.scores import auroc
 from heal_ref.lm import sample, score
 from heal_ref.pure import (
     aggregate,

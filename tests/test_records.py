@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from heal_ref.records import InputError, Scored, check_problems, from_row, load_problems, read_records, to_row, write_jsonl
+from heal_ref.records import InputError, Scored, from_row, read_records, to_row, write_jsonl
+from heal_ref.sources import check_problems, load_problems
 from tests.conftest import DATA
 
 

@@ -1,6 +1,9 @@
 """Pins, layout and notebooks: what a newcomer relies on."""
 
+import ast
+import io
 import re
+import tokenize
 import tomllib
 
 import pytest
@@ -57,3 +60,28 @@ def test_presets_and_ranges():
         GearConfig(paths=1.5)
     with pytest.raises(InputError, match="sum to 1"):
         PaceConfig(shares=(0.5, 0.1, 0.1))
+
+
+def code_lines(tree, source):
+    """Lines that hold code: no blank ones, comments or docstrings."""
+    documented = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            documented |= set(range(node.body[0].lineno, node.body[0].end_lineno + 1))
+    ignored = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
+    tokens = [t for t in tokenize.generate_tokens(io.StringIO(source).readline) if t.type not in ignored]
+    return {line for t in tokens for line in range(t.start[0], t.end[0] + 1)} - documented
+
+
+def test_everything_can_be_read_in_one_sitting():
+    """No module over 300 lines, no function over 50, docstrings counted; the method (without the lab) under 2,500 of code."""
+    together = 0
+    for path in sorted((ROOT / "heal_ref").rglob("*.py")):
+        source = path.read_text(encoding="utf-8")
+        tree = ast.parse(source)
+        assert len(source.splitlines()) <= 300, path.name
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef):
+                assert node.end_lineno - node.lineno < 50, f"{path.name}: {node.name}"
+        together += 0 if "lab" in path.parts else len(code_lines(tree, source))
+    assert together <= 2500

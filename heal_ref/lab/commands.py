@@ -58,7 +58,8 @@ def evidence(args: argparse.Namespace, command: str) -> None:
     from heal_ref.lab.evidence import gear_evidence, write_record
     from heal_ref.lab.evidence_pure import pure_evidence
     from heal_ref.lm import load_lm
-    from heal_ref.records import limit_by_kind, load_problems
+    from heal_ref.records import limit_by_kind
+    from heal_ref.sources import load_problems
     from heal_ref.tasks import ClockTask
 
     task = ClockTask()

@@ -18,9 +18,10 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from heal_ref.config import PureConfig
-from heal_ref.evaluate import Row, Statistic, auroc, cluster_interval, detected, interval, is_genuine
+from heal_ref.evaluate import Row, interval, is_genuine
 from heal_ref.gear import repair
 from heal_ref.lab.evidence import interleaved, origin
+from heal_ref.lab.scores import Statistic, auroc, cluster_interval, detected
 from heal_ref.lm import LM, sample
 from heal_ref.pace import solved_share
 from heal_ref.pipeline import batches, shard_seed

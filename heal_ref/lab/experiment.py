@@ -27,7 +27,8 @@ from heal_ref.evaluate import is_genuine
 from heal_ref.lab.compare import Results
 from heal_ref.lm import LM, load_lm, processes, sample
 from heal_ref.pipeline import Method, RunFolder, RunSpec, batches, file_hash, provenance, shard_seed
-from heal_ref.records import InputError, Problem, Scored, Trajectory, limit_by_kind, load_problems, write_text
+from heal_ref.records import InputError, Problem, Scored, Trajectory, limit_by_kind, write_text
+from heal_ref.sources import load_problems
 from heal_ref.tasks import Task
 
 LONG_TOKENS = 160  # length limit of a solution in the evaluation: the longest chains need more than training ones

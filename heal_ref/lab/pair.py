@@ -22,12 +22,14 @@ import transformers
 from tqdm.auto import tqdm
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from heal_ref.evaluate import Row, cluster_interval, first_wrong_step, interval, is_genuine, rows_of, share
+from heal_ref.evaluate import Row, first_wrong_step, interval, is_genuine, rows_of
 from heal_ref.gear import find_breakpoint, repair
 from heal_ref.lab.clock_corpus import FIRST, PLAIN, SECOND, THIRD, Dials, build_tokenizer, example, make_problems
+from heal_ref.lab.scores import cluster_interval, share
 from heal_ref.lm import LM, load_lm, sample
 from heal_ref.pure import pure_scores
-from heal_ref.records import Trajectory, by_problem, limit_by_kind, load_problems, source_commit, write_jsonl, write_text
+from heal_ref.records import Trajectory, by_problem, limit_by_kind, source_commit, write_jsonl, write_text
+from heal_ref.sources import load_problems
 from heal_ref.tasks import ClockTask
 from heal_ref.train import encode_example, train
 
