@@ -224,13 +224,14 @@ def plot_roc(scores: Mapping[str, Sequence[float]], spurious: Sequence[bool], ti
     """One curve a score: share of spurious candidates dropped against share of genuine ones lost with them."""
     figure, axes = new_figure(figsize=(7.2, 4.2))
     bad = np.asarray(spurious, dtype=bool)
-    for (name, values), colour, style in zip(scores.items(), (*PALETTE, "#000000"), ("-", "--", "-.", ":", "-", "--"),
-                                             strict=False):
+    styles = ("-", "--", "-.", ":", (0, (6, 1, 1, 1)), (0, (2, 2)))
+    for (name, values), colour, style in zip(scores.items(), (*PALETTE, "#000000"), styles, strict=False):
         v = np.asarray(values, dtype=float)
         limits = np.concatenate([[np.inf], np.unique(v)[::-1], [-np.inf]])
         lost, dropped = (np.array([(v[which] >= x).mean() for x in limits]) for which in (~bad, bad))
-        axes.plot(lost, dropped, style, color=colour, label=name)
+        axes.plot(lost, dropped, linestyle=style, color=colour, label=name)
     axes.axvline(0.05, color="#999999", lw=0.8)
+    axes.text(0.055, 0.01, "5 %", color="#555555", fontsize=9)
     axes.set(xlabel="genuine solutions lost", ylabel="spurious solutions dropped", xlim=(0, 1), ylim=(0, 1.02), title=title)
     axes.legend(frameon=False, loc="lower right")
     return figure
