@@ -38,8 +38,8 @@ if "fsdp" in sys.argv:
 
 out, task, student = Path(sys.argv[1]), heal.ClockTask(), heal.load_lm(heal.DATA / "student")
 problems = heal.load_problems(heal.DATA / "clock" / "validation.jsonl", task)[:48]
-rows = [{"id": p.id, "prompt": task.prompt(p), "completion": f"From {i % 23}.\n\nSo the answer is \\boxed{{{p.answer}}}."}
-        for i, p in enumerate(problems)]
+text = "We start at {}.\n\nSo the answer is \\boxed{{{}}}."
+rows = [{"id": p.id, "prompt": task.prompt(p), "completion": text.format(i % 23, p.answer)} for i, p in enumerate(problems)]
 stages = {name: Dataset.from_list(rows) for name in ("foundation", "guided")}
 config = heal.PaceConfig(updates=8, batch=8, warmup=1, learning_rate=3e-3, save_every=2, curve_every=2)
 seen = set()  # what weights are while training: a DTensor is a part of one
