@@ -104,7 +104,7 @@ def test_teacher_meets_the_design():
 
 def test_build_pair_is_resumable_and_deterministic(tmp_path):
     def build(out, **settings):
-        return subprocess.run([sys.executable, "-m", "heal_ref", "build-pair", "--out", str(out), "--scale", "0.002", "--limit",
+        return subprocess.run([sys.executable, "-m", "heal_ref", "build-pair", "--out", str(out), "--scale", "0.001", "--limit",
                                "1", "--quiet"], capture_output=True, text=True, check=False, cwd=ROOT, **settings)
 
     done = build(tmp_path / "a")

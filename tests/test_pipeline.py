@@ -190,11 +190,7 @@ def test_ctrl_c_keeps_what_is_done_and_says_so(tmp_path, whole):
         assert f"figures/{name}.png" in (out / "index.html").read_text()
 
 
-@pytest.mark.parametrize(("args", "message"), [
-    (("--problems", "nowhere.jsonl"), "no such file"),
-    (("--teacher", "./nowhere"), "no model here"),
-    (("--heldout", "README.md"), "cannot be read as problems"),
-])
+@pytest.mark.parametrize(("args", "message"), [(("--problems", "nowhere.jsonl"), "no such file")])  # more: test_bad_inputs
 def test_bad_input_is_one_line_and_exit_code_2(args, message, tmp_path):
     done = subprocess.run(command("run", "--preset", "smoke", "--out", tmp_path / "run", *args), capture_output=True, text=True,
                           check=False, cwd=ROOT)
