@@ -11,7 +11,6 @@ prompts. What it is taught is as in the clock world, in two operations: *add 14 
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +20,7 @@ from tokenizers import ByteLevelBPETokenizer
 from transformers import PreTrainedTokenizerFast
 
 from heal_ref.lab.pair import Lesson, Recipe, build_model
-from heal_ref.records import DATA, Problem, write_text
+from heal_ref.records import DATA, Problem, write_jsonl
 from heal_ref.tasks import ChatMathTask
 from heal_ref.train import encode_example
 
@@ -109,6 +108,6 @@ def make_problems(seed: int = 0) -> Iterator[tuple[str, list[Problem]]]:
 def build_chat(out: Path, seed: int = 0, progress: Any = None, scale: float = 1.0) -> None:
     """Everything under `out`: `teacher/`, `train.jsonl`, `heldout.jsonl`. `scale`: share of the recipe's updates."""
     for name, problems in make_problems(seed):
-        rows = [{"id": p.id, "question": p.question, "answer": p.answer, "kind": p.kind} for p in problems]
-        write_text(out / f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+        write_jsonl(out / f"{name}.jsonl", ({"id": p.id, "question": p.question, "answer": p.answer, "kind": p.kind}
+                                            for p in problems))
     build_model(out / "teacher", TEACHER.scaled(scale), seed, progress and progress("teacher"), build_tokenizer(), corpus)
