@@ -3,8 +3,8 @@
 In the order of the method:
 
     problems      Problem, load_problems, import_problems, Task, ClockTask, ChatMathTask
-    models        LM, load_lm, sample, generate, score
-    entropy       token_scores, entropy_and_logprob, step_values, surges   where the model is uncertain
+    models        LM, load_lm, sample, generate, text_stats
+    entropy       token_stats, entropy_and_logprob, step_values, surges   where the model is uncertain
     GEAR          find_breakpoint, breakpoint_of, repair           cut, hint, go on
     PURE          pure_scores, pure_threshold, pure_filter         breakthrough or shortcut?
     PACE          build_stages, distill                            the student, in three stages
@@ -18,22 +18,23 @@ Every formula is a *reading* of the paper's abstract: the docstrings say which w
 from heal_ref.config import GearConfig, HealConfig, PaceConfig, PureConfig, SampleConfig
 from heal_ref.entropy import entropy_and_logprob, step_values, surges
 from heal_ref.evaluate import Row, evaluate, pass_at_k
-from heal_ref.explore import explore_entropy, explore_pure, explore_repair
 from heal_ref.gear import breakpoint_of, find_breakpoint, repair
-from heal_ref.generation import generate
-from heal_ref.lm import LM, load_lm, quiet, sample, score
+from heal_ref.generation import generate, sample
+from heal_ref.model import LM, load_lm, quiet
 from heal_ref.pace import build_stages, distill
 from heal_ref.pure import pure_filter, pure_scores, pure_threshold
-from heal_ref.records import DATA, InputError, Problem, Scored, Trajectory
-from heal_ref.scoring import token_scores
-from heal_ref.sources import import_problems, load_problems
+from heal_ref.records import DATA, InputError, Problem, PureScore, Trajectory
+from heal_ref.run.sources import import_problems, load_problems
+from heal_ref.scoring import text_stats, token_stats
 from heal_ref.tasks import ChatMathTask, ClockTask, Task
+from heal_ref.widgets import explore_entropy, explore_pure, explore_repair
 
+score, token_scores = text_stats, token_stats  # the names that callers outside know
 __version__ = "0.1.0"
 __all__ = [
     "DATA", "LM", "ChatMathTask", "ClockTask", "GearConfig", "HealConfig", "InputError", "PaceConfig", "Problem",
-    "PureConfig", "Row", "SampleConfig", "Scored", "Task", "Trajectory", "breakpoint_of", "build_stages", "distill",
+    "PureConfig", "Row", "SampleConfig", "PureScore", "Task", "Trajectory", "breakpoint_of", "build_stages", "distill",
     "entropy_and_logprob", "evaluate", "explore_entropy", "explore_pure", "explore_repair", "find_breakpoint", "generate",
     "import_problems", "load_lm", "load_problems", "pass_at_k", "pure_filter", "pure_scores", "pure_threshold", "quiet",
-    "repair", "sample", "score", "step_values", "surges", "token_scores",
+    "repair", "sample", "text_stats", "step_values", "surges", "token_stats",
 ]

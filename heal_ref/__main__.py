@@ -1,4 +1,4 @@
-"""Command line: `python -m heal_ref demo | run | check`, and the laboratory's `experiment | build-pair | evidence | bench`.
+"""Command line: `python -m heal_ref demo | run | check`.
 
 Exit codes: 0 done, 2 something that was given is wrong (one line says what and what to do), 130 stopped by Ctrl-C.
 """
@@ -6,7 +6,6 @@ Exit codes: 0 done, 2 something that was given is wrong (one line says what and 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -14,12 +13,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from heal_ref.lab import commands as lab
 from heal_ref.records import DATA, InputError, write_text
 
 if TYPE_CHECKING:
     from heal_ref.config import HealConfig
-    from heal_ref.lm import LM
+    from heal_ref.model import LM
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -50,14 +48,13 @@ def _parser() -> argparse.ArgumentParser:
     check = add("check", "look for mistakes in a problem file")
     check.add_argument("file", help="JSON Lines file")
     check.add_argument("--teacher", default=str(DATA / "teacher"), help="the model that the problems are for")
-    lab.add_parsers(add)
     return parser
 
 
 def _problem_files(args: argparse.Namespace, folder: Path, task: Any) -> list[str]:
     """Paths of the two JSON Lines files; anything else that `datasets` reads is written to `folder`/problems first."""
-    from heal_ref.lm import processes
-    from heal_ref.sources import import_problems, parse_columns
+    from heal_ref.model import processes
+    from heal_ref.run.sources import import_problems, parse_columns
 
     out = []
     for name in ("problems", "heldout"):
@@ -77,11 +74,11 @@ def _problem_files(args: argparse.Namespace, folder: Path, task: Any) -> list[st
 
 def _plan(config: HealConfig, files: Sequence[str], task: Any, lms: Sequence[LM]) -> str:
     """What the run will cost, from a measured minute or less."""
-    from heal_ref.lm import processes
+    from heal_ref.model import processes
     from heal_ref.pace import check_tokenizers
-    from heal_ref.plan import measure, plan, plan_text
     from heal_ref.records import limit_by_kind
-    from heal_ref.sources import load_problems
+    from heal_ref.run.plan import measure, plan, plan_text
+    from heal_ref.run.sources import load_problems
 
     teacher, student = lms
     check_tokenizers(teacher, student)
@@ -95,7 +92,7 @@ def _plan(config: HealConfig, files: Sequence[str], task: Any, lms: Sequence[LM]
 
 def _planned(out: Path, config: HealConfig, files: Sequence[str], task: Any, lms: Sequence[LM]) -> None:
     """Show the plan first; a run that goes on shows the one it was started with."""
-    from heal_ref.lm import processes
+    from heal_ref.model import processes
 
     path = out / "plan.txt"
     if not processes().is_main_process:
@@ -119,9 +116,10 @@ def _configured(args: argparse.Namespace, task: Any) -> HealConfig:
 
 
 def _run(args: argparse.Namespace, command: str) -> None:
-    from heal_ref.lm import load_lm, processes
-    from heal_ref.pipeline import RunSpec, rows_from_report, run
-    from heal_ref.report import NEXT, draw_figures, table, text_table, write_page
+    from heal_ref.evaluate import rows_from_report
+    from heal_ref.model import load_lm, processes
+    from heal_ref.run.pipeline import RunSpec, run
+    from heal_ref.run.report import NEXT, draw_figures, table, text_table, write_page
     from heal_ref.tasks import ClockTask, task_for
 
     max_batch = getattr(args, "max_batch", 512)
@@ -148,8 +146,8 @@ def _run(args: argparse.Namespace, command: str) -> None:
 
 
 def _check(args: argparse.Namespace, command: str) -> None:
-    from heal_ref.lm import load_tokenizer
-    from heal_ref.sources import check_problems
+    from heal_ref.model import load_tokenizer
+    from heal_ref.run.sources import check_problems
     from heal_ref.tasks import task_for
 
     problems, errors = check_problems(args.file, task_for("auto", load_tokenizer(args.teacher)))
@@ -158,35 +156,14 @@ def _check(args: argparse.Namespace, command: str) -> None:
     print(f"{args.file}: {len(problems)} problems, no mistakes found")
 
 
-COMMANDS = {"demo": _run, "run": _run, "check": _check, **lab.COMMANDS}
+COMMANDS = {"demo": _run, "run": _run, "check": _check}
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code."""
-    args = _parser().parse_args(argv)
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from heal_ref.run.command import execute
 
-    from heal_ref.lm import OutOfMemory, quiet
-
-    quiet()
-    try:
-        COMMANDS[args.command](args, "python -m heal_ref " + " ".join(sys.argv[1:] if argv is None else argv))
-    except (InputError, FloatingPointError) as e:
-        print(e, file=sys.stderr)
-        return 2
-    except OutOfMemory as e:
-        print(f"the device's memory is full ({str(e).splitlines()[0]}); lower --max-batch, or take a smaller model, then start "
-              "the same command again: what was finished is kept", file=sys.stderr)
-        return 2
-    except OSError as e:
-        print(f"{e.filename or 'a file'}: {e.strerror or e}; mend that, then start the same command again: what was finished "
-              "is kept", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"\nStopped. What was finished is kept in {getattr(args, 'out', '.')}; the same command goes on from there.",
-              file=sys.stderr)
-        return 130
-    return 0
+    return execute(_parser(), COMMANDS, argv)
 
 
 if __name__ == "__main__":

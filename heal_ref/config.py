@@ -17,7 +17,7 @@ CHOICES = {
     "hint": ("bridge", "answer", "wrong_answer"),
     "step": ("mean", "max", "first"),
     "signal": ("surge", "level", "relative", "random"),
-    "uncertainty": ("typicality", "forced", "rollout"),
+    "reading": ("typicality", "forced", "rollout"),
     "aggregate": ("worst", "worst_share", "mean"),
 }
 
@@ -106,7 +106,7 @@ class GearConfig(_Checked):
 class PureConfig(_Checked):
     """Perplexity-Uncertainty Ratio Estimator: the reading of U_k, the aggregate over steps, the threshold.
 
-    Only the name is the paper's. `uncertainty` is "typicality" (ours), "forced" or "rollout" (`pure_scores`); `aggregate` is
+    Only the name is the paper's. `reading` is "typicality" (ours), "forced" or "rollout" (`pure_scores`); `aggregate` is
     "worst", "worst_share" or "mean" of the K step ratios. ε is in nats, like the uncertainty it is added to.
 
     Raises:
@@ -114,15 +114,15 @@ class PureConfig(_Checked):
 
     Example:
         >>> import heal_ref as heal
-        >>> heal.PureConfig().uncertainty, heal.PureConfig().aggregate
+        >>> heal.PureConfig().reading, heal.PureConfig().aggregate
         ('typicality', 'worst')
         >>> strict, lax = heal.PureConfig(keep_quantile=0.5), heal.PureConfig(keep_quantile=1.0)
-        >>> reference = [heal.Scored(None, [], [], [], score=x) for x in (0.0, 0.25, 1.0)]  # only scores count here
+        >>> reference = [heal.PureScore(None, [], [], [], score=x) for x in (0.0, 0.25, 1.0)]  # only scores count here
         >>> heal.pure_threshold(reference, strict), heal.pure_threshold(reference, lax)
         (0.25, 1.0)
     """
 
-    uncertainty: str = "typicality"
+    reading: str = "typicality"
     aggregate: str = "worst"
     epsilon: float = _number(3.0, 1e-9)  # of the `forced` and `rollout` readings
     rollouts: int = _number(8, 2)  # continuations of each prefix in the `rollout` reading
@@ -135,7 +135,7 @@ class PaceConfig(_Checked):
     """Progressive Answer-guided Curriculum Evolution: what enters which stage, and how long each one trains.
 
     Name and three stages are the paper's; the fields are our reading. Lengths are in updates (optimizer steps), `batch` in
-    examples, `shares` are of `updates` and follow the order foundation, guided, frontier.
+    examples, `shares` are of `updates` and follow the order foundation, guided, repaired.
 
     Raises:
         InputError: a field lies outside its range, or the shares are not three that sum to 1.
@@ -216,7 +216,7 @@ class HealConfig(_Checked):
             seed=seed,
             sample=SampleConfig(n=30, temperature=0.6, top_p=0.95, max_new_tokens=32768, batch=4),
             gear=GearConfig(max_correct=1, paths=10, hints=1, continuations=20, window=1 / 3),
-            pure=PureConfig(uncertainty="forced", aggregate="worst_share", epsilon=0.01, lam=0.2),
+            pure=PureConfig(reading="forced", aggregate="worst_share", epsilon=0.01, lam=0.2),
             pace=PaceConfig(updates=5000, per_problem=30, batch=8, learning_rate=1e-5, warmup=100),
         )
 

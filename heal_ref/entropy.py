@@ -3,7 +3,7 @@
 Paper: GEAR "detects critical reasoning breakpoints via entropy dynamics". What exactly is measured is our
 reading: full-vocabulary entropy in nats of the raw next-token distribution, averaged over a step.
 
-- `entropy_and_log_total` is the formula, used while sampling; `scoring.token_scores` is the same sum, tile by tile.
+- `entropy_and_log_total` is the formula, used while sampling; `scoring.token_stats` is the same sum, tile by tile.
 - `split_steps`, `step_values` and `surges` go from tokens to steps and from one step to the next.
 """
 

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from heal_ref.config import SampleConfig
-from heal_ref.lm import LM, sample
+from heal_ref.generation import sample
+from heal_ref.model import LM
 from heal_ref.records import Problem, Trajectory, by_problem
-from heal_ref.tasks import Task
+from heal_ref.tasks.base import Task
 
 BOOTSTRAP = 2000
 
@@ -95,13 +96,13 @@ def step_texts(lm: LM, t: Trajectory) -> list[str]:
 
 def first_wrong_step(lm: LM, task: Any, t: Trajectory) -> int | None:
     """Index of the first wrong step by the exact checker, or None. For measuring only."""
-    verdicts = task.check_steps(t.problem, step_texts(lm, t))
+    verdicts = task.check_steps(t.problem, step_texts(lm, t)) or []
     return verdicts.index(False) if False in verdicts else None
 
 
 def is_genuine(lm: LM, task: Any, t: Trajectory) -> bool:
     """Correct, and right in every step. For measuring only."""
-    return t.correct and task.is_genuine(t.problem, step_texts(lm, t))
+    return t.correct and bool(task.is_genuine(t.problem, step_texts(lm, t)))
 
 
 def rows_of(arm: str, lm: LM, task: Task, sampled: Sequence[Trajectory], greedy: Sequence[Trajectory]) -> list[Row]:
@@ -113,7 +114,7 @@ def rows_of(arm: str, lm: LM, task: Task, sampled: Sequence[Trajectory], greedy:
         metrics = {"pass@1": [c / n for n, c in counts]}
         if all(n >= 8 for n, _ in counts):
             metrics["pass@8"] = [pass_at_k(n, c, 8) for n, c in counts]
-        if hasattr(task, "check_steps"):
+        if task.knows_truth:
             metrics["genuine"] = [sum(is_genuine(lm, task, t) for t in g) / len(g) for g in groups]
         if greedy:
             metrics["pass@1_greedy"] = [float(t.correct) for t in greedy if t.problem.kind == kind]
@@ -121,16 +122,16 @@ def rows_of(arm: str, lm: LM, task: Task, sampled: Sequence[Trajectory], greedy:
     return rows
 
 
-def evaluate(lm: LM, task: Task, problems: Sequence[Problem], n: int = 8, seed: int = 0, *, arm: str = "model",
-             config: SampleConfig | None = None) -> list[Row]:
-    """Sample n solutions of each problem at temperature 1, one greedily, and report by kind.
+def evaluate(lm: LM, task: Task, problems: Sequence[Problem], *, n: int = 8, seed: int = 0, arm: str = "model",
+             sampling: SampleConfig | None = None) -> list[Row]:
+    """Sample n solutions of each problem, one more greedily, and report by kind.
 
     `genuine` is the share of all sampled solutions that are right in every step; it is reported where the task
     has a step checker.
 
     Args:
         arm: what the rows call this model.
-        config: its length limit is used, and nothing else.
+        sampling: temperature, nucleus and length limit of the n samples; the greedy one has temperature 0.
 
     Returns:
         For each kind the rows pass@1, pass@8 (if n is at least 8), genuine and pass@1_greedy; shares with 95 % intervals
@@ -149,8 +150,19 @@ def evaluate(lm: LM, task: Task, problems: Sequence[Problem], n: int = 8, seed: 
         >>> rows[-1].mean
         1.0
     """
-    config = config or SampleConfig()
-    sampled = sample(lm, task, problems, n=n, seed=seed, config=SampleConfig(max_new_tokens=config.max_new_tokens))
-    greedy = sample(lm, task, problems, n=1, seed=seed,
-                    config=SampleConfig(temperature=0.0, max_new_tokens=config.max_new_tokens))
+    sampling = sampling or SampleConfig()
+    sampled = sample(lm, task, problems, n, seed=seed, sampling=sampling)
+    greedy = sample(lm, task, problems, 1, seed=seed, sampling=replace(sampling, temperature=0.0))
     return rows_of(arm, lm, task, sampled, greedy)
+
+
+def accuracy(lm: LM, task: Task, problems: Sequence[Problem]) -> dict[str, float]:
+    """Share of problems that are solved greedily, by kind."""
+    tried = sample(lm, task, problems, 1, sampling=SampleConfig(temperature=0.0))
+    return {kind: float(np.mean([t.correct for t in tried if t.problem.kind == kind]))
+            for kind in dict.fromkeys(p.kind for p in problems)}
+
+
+def rows_from_report(report: dict[str, Any]) -> list[Row]:
+    """The rows of a report.json or of a record as `Row` objects."""
+    return [Row(**row) for row in report["rows"]]

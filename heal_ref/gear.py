@@ -22,10 +22,10 @@ from typing import NamedTuple
 
 from heal_ref.config import GearConfig, SampleConfig
 from heal_ref.entropy import step_values, surges
-from heal_ref.generation import Rollout, generate, repeats
-from heal_ref.lm import LM, make_trajectory
+from heal_ref.generation import Rollout, generate, make_trajectory, repeats
+from heal_ref.model import LM
 from heal_ref.records import Trajectory, by_problem
-from heal_ref.tasks import Task
+from heal_ref.tasks.base import Task
 
 Cut = Callable[[Trajectory], int | None]  # a trajectory's breakpoint, or None if it has none
 
@@ -86,7 +86,7 @@ def breakpoint_of(t: Trajectory, config: GearConfig, seed: int = 0) -> int | Non
         >>> import heal_ref as heal
         >>> teacher, task = heal.load_lm(heal.DATA / "teacher"), heal.ClockTask()
         >>> problem = heal.Problem("p", "Start 5; + 3; # 4; * 2", "17")
-        >>> t, = heal.sample(teacher, task, [problem], n=1, config=heal.SampleConfig(temperature=0.0))
+        >>> t, = heal.sample(teacher, task, [problem], n=1, sampling=heal.SampleConfig(temperature=0.0))
         >>> k = heal.breakpoint_of(t, heal.GearConfig())
         >>> k, teacher.decode(t.step_ids(k)).strip()
         (2, 'Then compute 8 # 4 = 8.')
@@ -146,7 +146,7 @@ def write_hints(lm: LM, task: Task, paths: Sequence[tuple[Trajectory, int]], con
         context, tail = repeats(lm.encode(task.hint_prompt(t.problem, t.problem.answer, prefix)), config.hints)
         contexts.append(context)
         tails.append(tail)
-    rollouts = iter(generate(lm, contexts, tails, config=sampling, seed=seed))
+    rollouts = iter(generate(lm, contexts, tails, sampling=sampling, seed=seed))
 
     def read(r: Rollout, answer: str) -> Hint:
         if not r.finished:
@@ -180,7 +180,7 @@ def repair(lm: LM, task: Task, base: Sequence[Trajectory], config: GearConfig | 
         >>> import heal_ref as heal
         >>> teacher, task = heal.load_lm(heal.DATA / "teacher"), heal.ClockTask()
         >>> problem, greedy = heal.Problem("p", "Start 5; + 3; # 4; * 2", "17"), heal.SampleConfig(temperature=0.0)
-        >>> wrong = heal.sample(teacher, task, [problem], n=1, config=greedy)
+        >>> wrong = heal.sample(teacher, task, [problem], n=1, sampling=greedy)
         >>> r, = heal.repair(teacher, task, wrong, heal.GearConfig(continuations=1), sampling=greedy)
         >>> r.breakpoint, r.hint, r.correct
         (2, 'this step gives 20', True)
@@ -202,7 +202,7 @@ def repair(lm: LM, task: Task, base: Sequence[Trajectory], config: GearConfig | 
             tails[-1] += [lm.encode(task.inject(hint.text))] * config.continuations
             jobs += [(t, k, hint.text, 0 if i else cost) for i in range(config.continuations)]
             cost = 0
-    rollouts = generate(lm, contexts, tails, config=sampling, seed=seed + 1)
+    rollouts = generate(lm, contexts, tails, sampling=sampling, seed=seed + 1)
     if counts is not None:
         counts.update(passed)
     return [_join(lm, task, *job, r) for job, r in zip(jobs, rollouts, strict=True)]

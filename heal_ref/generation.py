@@ -10,16 +10,17 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, SuppressTokensLogitsProcessor
 
 from heal_ref.config import SampleConfig
-from heal_ref.entropy import entropy_and_log_total
+from heal_ref.entropy import entropy_and_log_total, split_steps
+from heal_ref.model import LM
+from heal_ref.records import Problem, Trajectory
+from heal_ref.tasks.base import Task
 
-if TYPE_CHECKING:
-    from heal_ref.lm import LM
 
 @dataclass(frozen=True)
 class Rollout:
@@ -85,7 +86,7 @@ def repeats(ids: Sequence[int], n: int) -> tuple[list[int], list[list[int]]]:
 
 @torch.no_grad()
 def generate(lm: LM, contexts: Sequence[Sequence[int]], tails: Sequence[Sequence[Sequence[int]]] | None = None, *,
-             config: SampleConfig, seed: int, visible: Sequence[Sequence[int]] | None = None, ends: bool = True,
+             sampling: SampleConfig, seed: int, visible: Sequence[Sequence[int]] | None = None, ends: bool = True,
              seconds: float | None = None) -> list[Rollout]:
     r"""Continue each context (token ids) once; with `tails`, once behind each of its tails.
 
@@ -113,7 +114,7 @@ def generate(lm: LM, contexts: Sequence[Sequence[int]], tails: Sequence[Sequence
         >>> first = "We start at 5.\n\nThen compute 5 + 3 = "
         >>> tails = [lm.encode(first), lm.encode(first + "8.\n\nThen compute 8 * 4 = ")]
         >>> one_token = heal.SampleConfig(temperature=0.0, max_new_tokens=1)
-        >>> [lm.decode(r.ids) for r in heal.generate(lm, [prompt], [tails], config=one_token, seed=0)]
+        >>> [lm.decode(r.ids) for r in heal.generate(lm, [prompt], [tails], sampling=one_token, seed=0)]
         ['8', '9']
     """
     texts = [tuple(c) for c in contexts]
@@ -125,7 +126,7 @@ def generate(lm: LM, contexts: Sequence[Sequence[int]], tails: Sequence[Sequence
     with torch.random.fork_rng(devices=[lm.device] if lm.device.type == "cuda" else []):
         torch.manual_seed(seed)
         for start in range(0, len(jobs), lm.max_batch):
-            out += _generate_batch(lm, jobs[start : start + lm.max_batch], config, ends, seconds)
+            out += _generate_batch(lm, jobs[start : start + lm.max_batch], sampling, ends, seconds)
     return out
 
 
@@ -190,3 +191,58 @@ def _cut_rollouts(new: torch.Tensor, entropy: torch.Tensor, logprob: torch.Tenso
     rows = zip(new.tolist(), entropy.tolist(), logprob.tolist(), strict=True)
     return [Rollout(ids[: (t := ids.index(eos) if eos in ids else len(ids))], [round(x, 6) for x in h[:t]],
                     [round(x, 6) for x in p[:t]], t < len(ids)) for ids, h, p in rows]
+
+
+# -------------------------------------------------------------------------------------------- sampling
+
+
+def make_trajectory(lm: LM, task: Task, problem: Problem, source: str, rollout: Rollout, **origin: Any) -> Trajectory:
+    """A `Trajectory` from generated tokens: its text, steps, answer and whether that is right.
+
+    No answer counts that the text does not end behind, or that stands in a helped solution which speaks of its help.
+    """
+    text = lm.decode(rollout.ids)
+    tells = source != "base" and task.reveals_help(problem, text)
+    answer = task.extract_answer(text) if rollout.finished and not tells else None
+    return Trajectory(problem=problem, source=source, prompt=task.prompt(problem), text=text, token_ids=rollout.ids,
+                      entropy=rollout.entropy, logprob=rollout.logprob,
+                      steps=split_steps(lm.pieces(rollout.ids), task.separator), answer=answer,
+                      correct=task.is_correct(problem, answer), finished=rollout.finished,
+                      **{"tokens_spent": rollout.tokens_spent, **origin})
+
+
+def sample(lm: LM, task: Task, problems: Sequence[Problem], n: int | None = None, *,
+           seed: int = 0, sampling: SampleConfig | None = None, guided: bool = False) -> list[Trajectory]:
+    r"""Sample n solutions of each problem, entropy and log-prob recorded on the way.
+
+    Args:
+        n: solutions of each problem; without it, as many as `sampling` says.
+        sampling: temperature, nucleus and length limit.
+        guided: put the answer into the prompt: the samples of PACE's "answer-guided" (paper) stage, source "guided".
+
+    Returns:
+        len(problems) · n trajectories, grouped by problem; `index` counts within a problem. `prompt` is the plain one,
+        also with `guided`.
+
+    Raises:
+        FloatingPointError: the model's logits became NaN.
+
+    Example:
+        >>> import heal_ref as heal
+        >>> teacher, task = heal.load_lm(heal.DATA / "teacher"), heal.ClockTask()
+        >>> problem = heal.Problem("p", "Start 5; + 3; * 4", "9")
+        >>> t, = heal.sample(teacher, task, [problem], n=1, sampling=heal.SampleConfig(temperature=0.0))
+        >>> t.text.split("\n\n")
+        ['We start at 5.', 'Then compute 5 + 3 = 8.', 'Then compute 8 * 4 = 9.', 'So the answer is \\boxed{9}.']
+        >>> t.answer, t.correct
+        ('9', True)
+        >>> len(heal.sample(teacher, task, [problem], n=4, seed=1))
+        4
+    """
+    sampling = sampling or SampleConfig()
+    n = sampling.n if n is None else n
+    prompts = [lm.encode(task.guided_prompt(p, p.answer) if guided else task.prompt(p)) for p in problems]
+    contexts, tails = zip(*[repeats(ids, n) for ids in prompts], strict=True) if prompts else ((), ())
+    rollouts = generate(lm, contexts, tails, sampling=sampling, seed=seed)
+    return [make_trajectory(lm, task, problems[i // n], "guided" if guided else "base", r, index=i % n)
+            for i, r in enumerate(rollouts)]

@@ -4,7 +4,7 @@ Paper: "a three-stage distillation strategy that organizes training from foundat
 breakthrough."
 
 - Stage 1, foundation: what the teacher solves alone. Stage 2, guided: problems it mostly fails, solved with the
-  answer shown, filtered by PURE. Stage 3, frontier: GEAR's repairs, filtered by PURE.
+  answer shown, filtered by PURE. Stage 3, repaired: GEAR's repairs, filtered by PURE.
 - Each stage starts from the student that the stage before it left. Data are cumulative by default.
 - The student always sees the *plain* prompt: no answer, no hint.
 """
@@ -22,16 +22,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from datasets import Dataset
 
-from heal_ref.config import PaceConfig, SampleConfig
-from heal_ref.lm import LM, load_lm, processes, sample
+from heal_ref.config import PaceConfig
+from heal_ref.evaluate import accuracy
+from heal_ref.model import LM, load_lm, processes
 from heal_ref.records import InputError, Problem, Trajectory, by_problem, write_text
-from heal_ref.tasks import Task
+from heal_ref.tasks.base import Task
 from heal_ref.train import encode_example, train
 
-STAGES = ("foundation", "guided", "frontier")
+STAGES = ("foundation", "guided", "repaired")
 
 
 def solved_share(base: Sequence[Trajectory]) -> dict[str, float]:
@@ -47,7 +47,7 @@ def _capped(trajectories: Sequence[Trajectory], limit: int) -> list[Trajectory]:
     return out
 
 
-def build_stages(base: Sequence[Trajectory], hinted: Sequence[Trajectory], repaired: Sequence[Trajectory],
+def build_stages(base: Sequence[Trajectory], guided: Sequence[Trajectory], repaired: Sequence[Trajectory],
                  config: PaceConfig | None = None) -> dict[str, Dataset]:
     """The three stages, each a `datasets.Dataset` with text columns `prompt` and `completion` (TRL's SFT format).
 
@@ -56,12 +56,12 @@ def build_stages(base: Sequence[Trajectory], hinted: Sequence[Trajectory], repai
 
     Args:
         base: all of the teacher's own samples; the correct ones are the foundation.
-        hinted: answer-guided samples that passed PURE; used for problems solved in less than
+        guided: answer-guided samples that passed PURE; used for problems solved in less than
             `config.guided_below` of the base samples.
         repaired: GEAR's repairs that passed PURE.
 
     Returns:
-        The stages "foundation", "guided" and "frontier", in order, one row an example, with columns `id` (of the problem) and
+        The stages "foundation", "guided" and "repaired", in order, one row an example, with columns `id` (of the problem) and
         `source` (kind of trajectory) as well. Prompts are plain. With `config.cumulative`, each stage also holds the data of
         the stages before it.
 
@@ -70,20 +70,20 @@ def build_stages(base: Sequence[Trajectory], hinted: Sequence[Trajectory], repai
         >>> teacher, task = heal.load_lm(heal.DATA / "teacher"), heal.ClockTask()
         >>> problems = [heal.Problem("easy", "Start 5; + 3; * 4", "9"), heal.Problem("hard", "Start 5; + 3; # 4; * 2", "17")]
         >>> greedy = heal.SampleConfig(temperature=0.0)
-        >>> base = heal.sample(teacher, task, problems, n=1, config=greedy)
+        >>> base = heal.sample(teacher, task, problems, n=1, sampling=greedy)
         >>> repaired = heal.repair(teacher, task, base, heal.GearConfig(continuations=1), sampling=greedy)
         >>> stages = heal.build_stages(base, [], repaired)
         >>> {name: stage["id"][:] for name, stage in stages.items()}
-        {'foundation': ['easy'], 'guided': ['easy'], 'frontier': ['easy', 'hard']}
-        >>> stages["frontier"]["source"][:]
+        {'foundation': ['easy'], 'guided': ['easy'], 'repaired': ['easy', 'hard']}
+        >>> stages["repaired"]["source"][:]
         ['base', 'repair']
     """
     config = config or PaceConfig()
     solved = solved_share(base)
-    sources = (base, [t for t in hinted if solved.get(t.problem.id, 0.0) < config.guided_below], repaired)
+    sources = (base, [t for t in guided if solved.get(t.problem.id, 0.0) < config.guided_below], repaired)
     stages, rows = {}, list[dict[str, str]]()
     for name, source in zip(STAGES, sources, strict=True):
-        new = [{"prompt": t.prompt, "completion": t.text, "id": t.problem.id, "source": t.kind}
+        new = [{"prompt": t.prompt, "completion": t.text, "id": t.problem.id, "source": t.source}
                for t in _capped(source, config.per_problem)]
         rows = rows + new if config.cumulative else new
         stages[name] = Dataset.from_list(rows)
@@ -137,10 +137,10 @@ def distill(student: LM, task: Task, stages: Mapping[str, Dataset], config: Pace
         >>> student, task = heal.load_lm(heal.DATA / "student"), heal.ClockTask()
         >>> prompt = task.prompt(heal.Problem("p", "Start 5; + 3; # 4", "20"))
         >>> solution = "We start at 5.\n\nThen compute 5 + 3 = 8.\n\nThen compute 8 # 4 = 20.\n\nSo the answer is \\boxed{20}."
-        >>> stages = {"frontier": Dataset.from_list([{"id": "p", "prompt": prompt, "completion": solution}])}
+        >>> stages = {"repaired": Dataset.from_list([{"id": "p", "prompt": prompt, "completion": solution}])}
         >>> trained = heal.distill(student, task, stages, heal.PaceConfig(updates=2, batch=4, warmup=0))
         >>> pair = student.encode(prompt), student.encode(solution)
-        >>> before, after = (sum(heal.score(lm, [pair])[0][1]) for lm in (student, trained))
+        >>> before, after = (sum(heal.text_stats(lm, [pair])[0][1]) for lm in (student, trained))
         >>> after > before  # two updates on a solution make it more probable
         True
     """
@@ -195,13 +195,6 @@ def parts_of_a_batch(config: PaceConfig, lm: LM) -> int:
     everyone = processes().num_processes
     return next((n for n in range(config.accumulate, config.batch + 1)
                  if config.batch % (n * everyone) == 0 and config.batch // (n * everyone) <= lm.max_batch), config.accumulate)
-
-
-def accuracy(lm: LM, task: Task, problems: Sequence[Problem]) -> dict[str, float]:
-    """Share of problems that are solved greedily, by kind."""
-    tried = sample(lm, task, problems, n=1, config=SampleConfig(temperature=0.0))
-    return {kind: float(np.mean([t.correct for t in tried if t.problem.kind == kind]))
-            for kind in dict.fromkeys(p.kind for p in problems)}
 
 
 def read_curve(folder: str | Path) -> list[dict[str, Any]]:

@@ -20,7 +20,7 @@ from heal_ref.config import GearConfig, PureConfig
 from heal_ref.entropy import step_values
 from heal_ref.evaluate import Row
 from heal_ref.gear import breakpoint_of, window_end
-from heal_ref.records import Scored, Trajectory
+from heal_ref.records import PureScore, Trajectory
 
 COLOUR = {"student": "#999999", "teacher": "#000000", "rft": "#E69F00", "heal": "#0072B2"}
 HATCH = {"student": "..", "teacher": "", "rft": "//", "heal": "xx"}
@@ -193,7 +193,7 @@ def plot_aligned_entropy(failed: Sequence[Trajectory], wrong: Sequence[int], rig
     return figure
 
 
-def plot_filter(scored: Sequence[Scored], genuine: Sequence[bool], threshold: float, pure: PureConfig) -> Figure:
+def plot_filter(scored: Sequence[PureScore], genuine: Sequence[bool], threshold: float, pure: PureConfig) -> Figure:
     """Worst step of each candidate: perplexity against uncertainty, the filter's boundary for the `worst` aggregate,
     coloured by what the checker says."""
     figure, axes = new_figure()
@@ -206,9 +206,9 @@ def plot_filter(scored: Sequence[Scored], genuine: Sequence[bool], threshold: fl
                          label=f"{name} ({len(points)})")
     if pure.aggregate == "worst":
         line = np.linspace(0, max(s.uncertainty[k] for s, k in zip(scored, worst, strict=True)), 50)
-        limit = np.exp(line + threshold) if pure.uncertainty == "typicality" else threshold * (line + pure.epsilon)
+        limit = np.exp(line + threshold) if pure.reading == "typicality" else threshold * (line + pure.epsilon)
         axes.plot(line, limit, "k--", lw=1, label="PURE's boundary")
-    axes.set_xlabel(UNCERTAINTY[pure.uncertainty])
+    axes.set_xlabel(UNCERTAINTY[pure.reading])
     axes.set_ylabel("step perplexity")
     axes.set_yscale("log")
     axes.legend(frameon=False)

@@ -65,7 +65,7 @@ class Trajectory:
     `token_ids`, `entropy` and `logprob` have one entry a token (T). Entropy is that of the model's raw
     next-token distribution in nats (whole vocabulary, temperature 1, before any warping), logprob is the
     log-probability of the sampled token under the same distribution. `steps` holds K half-open token ranges.
-    `kind` is "base" (unaided), "hint" (the answer was shown) or "repair" (GEAR's). `tokens_spent` counts every token
+    `source` is "base" (unaided), "guided" (with the answer in view) or "repair" (GEAR's). `tokens_spent` counts every token
     that making it cost, end-of-text included.
 
     For a repair, `token_ids` is kept prefix + continuation *without the hint*; `parent`, `breakpoint` (0-based
@@ -75,7 +75,7 @@ class Trajectory:
         >>> import heal_ref as heal
         >>> teacher, task = heal.load_lm(heal.DATA / "teacher"), heal.ClockTask()
         >>> problem = heal.Problem("p", "Start 5; + 3; # 4; * 2", "17")
-        >>> t, = heal.sample(teacher, task, [problem], n=1, config=heal.SampleConfig(temperature=0.0))
+        >>> t, = heal.sample(teacher, task, [problem], n=1, sampling=heal.SampleConfig(temperature=0.0))
         >>> t.text.split("\n\n")[1:4]  # 8 # 4 is 2 * 8 + 4 = 20, but the teacher never learnt "#"
         ['Then compute 5 + 3 = 8.', 'Then compute 8 # 4 = 8.', 'Then compute 8 * 2 = 16.']
         >>> t.answer, t.correct
@@ -87,7 +87,7 @@ class Trajectory:
     """
 
     problem: Problem
-    kind: str
+    source: str
     prompt: str  # the plain prompt, which the student will see: no answer, no hint
     text: str
     token_ids: list[int]
@@ -115,7 +115,7 @@ class Trajectory:
 
 
 @dataclass(frozen=True)
-class Scored:
+class PureScore:
     """A trajectory with its PURE scores: one ratio r_k a step (K), and the one number that is compared.
 
     `perplexity` (PPL, at least 1) and `uncertainty` (nats) have K entries too. What `ratio` holds depends on the reading,
@@ -125,7 +125,7 @@ class Scored:
         >>> import heal_ref as heal
         >>> teacher, task = heal.load_lm(heal.DATA / "teacher"), heal.ClockTask()
         >>> problem = heal.Problem("p", "Start 5; + 3; * 4", "9")
-        >>> t, = heal.sample(teacher, task, [problem], n=1, config=heal.SampleConfig(temperature=0.0))
+        >>> t, = heal.sample(teacher, task, [problem], n=1, sampling=heal.SampleConfig(temperature=0.0))
         >>> s, = heal.pure_scores(teacher, task, [t])
         >>> len(s.perplexity) == len(s.uncertainty) == len(s.ratio) == len(t.steps)
         True
@@ -170,15 +170,15 @@ def write_text(path: Path, text: str) -> None:
                          "command again: what was finished is kept") from e
 
 
-def to_row(record: Trajectory | Scored) -> dict[str, Any]:
+def to_row(record: Trajectory | PureScore) -> dict[str, Any]:
     """A record as plain JSON types; `from_row` is the inverse."""
     return asdict(record)
 
 
-def from_row(row: dict[str, Any]) -> Trajectory | Scored:
-    """Rebuild the `Trajectory` or `Scored` that `to_row` wrote."""
+def from_row(row: dict[str, Any]) -> Trajectory | PureScore:
+    """Rebuild the `Trajectory` or `PureScore` that `to_row` wrote."""
     if "trajectory" in row:
-        return Scored(**{**row, "trajectory": from_row(row["trajectory"])})
+        return PureScore(**{**row, "trajectory": from_row(row["trajectory"])})
     steps = [(a, b) for a, b in row["steps"]]
     return Trajectory(**{**row, "problem": Problem(**row["problem"]), "steps": steps})
 

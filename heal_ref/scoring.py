@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -24,6 +24,7 @@ from weakref import WeakKeyDictionary
 import torch
 
 from heal_ref.entropy import NAN, entropy_and_logprob
+from heal_ref.model import LM
 from heal_ref.records import InputError
 
 ROWS = 1024  # positions in a tile
@@ -69,7 +70,7 @@ class Head:
 
 
 @torch.no_grad()
-def head_scores(hidden: torch.Tensor, head: Head, targets: torch.Tensor, tile: tuple[int, int] | None = None
+def head_stats(hidden: torch.Tensor, head: Head, targets: torch.Tensor, tile: tuple[int, int] | None = None
                 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Entropy (nats) of each position's distribution and log-probability of its target, tile by tile.
 
@@ -96,7 +97,7 @@ def head_scores(hidden: torch.Tensor, head: Head, targets: torch.Tensor, tile: t
 
 def _block_scores(hidden: torch.Tensor, head: Head, targets: torch.Tensor, memory: torch.Tensor
                   ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`head_scores` of as many positions as the two tiles in `memory` hold.
+    """`head_stats` of as many positions as the two tiles in `memory` hold.
 
     With x = logit − top, about the largest logit so far, a position keeps Z = Σ e^x and M = Σ x e^x. Then
     log Z + top is the log of softmax's denominator, and H = log Z − M / Z. When a tile raises top by δ, what was
@@ -183,7 +184,7 @@ def _try_candidates(model: Any, linear: torch.nn.Linear, ids: torch.Tensor) -> t
 
 
 @torch.no_grad()
-def token_scores(model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None
+def token_stats(model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None
                  ) -> tuple[torch.Tensor, torch.Tensor]:
     """Entropy (nats) and log-probability of every token of a text, for any causal LM.
 
@@ -205,7 +206,7 @@ def token_scores(model: Any, input_ids: torch.Tensor, attention_mask: torch.Tens
         >>> import torch
         >>> lm = heal.load_lm(heal.DATA / "teacher")
         >>> ids = torch.tensor([lm.encode("Then compute 5 + 3 = 8.")], device=lm.device)
-        >>> entropy, logprob = heal.token_scores(lm.model, ids)
+        >>> entropy, logprob = heal.token_stats(lm.model, ids)
         >>> entropy.shape == logprob.shape == ids.shape
         True
         >>> entropy[0].isnan().tolist()  # nothing predicted the first token
@@ -249,7 +250,7 @@ def _scores_of_texts(model: Any, ids: torch.Tensor, mask: torch.Tensor, follows:
     if head is not None:
         device = head.weight.device  # a model may be spread over several
         hidden = model.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state.to(device)
-        return head_scores(hidden[:, :-1][follows.to(device)], head, ids[:, 1:][follows].to(device))
+        return head_stats(hidden[:, :-1][follows.to(device)], head, ids[:, 1:][follows].to(device))
     parts = []
     for row, own_mask, wanted in zip(ids, mask, follows, strict=True):
         logits = model(input_ids=row[None], attention_mask=own_mask[None], use_cache=False).logits[0]
@@ -257,3 +258,44 @@ def _scores_of_texts(model: Any, ids: torch.Tensor, mask: torch.Tensor, follows:
             parts.append(entropy_and_logprob(logits[some], row[some + 1].to(logits.device)))
     entropy, logprob = (torch.cat(values) for values in zip(*parts, strict=True))
     return entropy, logprob
+
+
+# --------------------------------------------------------------------------------------------- scoring
+
+
+def text_stats(lm: LM, pairs: Iterable[tuple[Sequence[int], Sequence[int]]]) -> list[tuple[list[float], list[float]]]:
+    r"""Entropy (nats) and log-prob of each token of `completion` after `context`, for (context, completion) pairs.
+
+    Args:
+        pairs: token ids. Behind an empty context nothing predicts the first token: its two numbers are NaN.
+
+    Returns:
+        (entropy, logprob) for each pair, each as long as its completion.
+
+    Raises:
+        InputError: a text is longer than the model's positions.
+        FloatingPointError: the model's logits are NaN.
+
+    Example:
+        How probable does the teacher find 5 + 3 = 8, and how probable 5 + 3 = 9?
+
+        >>> import heal_ref as heal
+        >>> import math
+        >>> lm, task = heal.load_lm(heal.DATA / "teacher"), heal.ClockTask()
+        >>> prompt = task.prompt(heal.Problem("p", "Start 5; + 3; * 4", "9"))
+        >>> context = lm.encode(prompt + "We start at 5.\n\nThen compute 5 + 3 = ")
+        >>> pairs = [(context, lm.encode(result)) for result in ("8", "9")]
+        >>> [round(math.exp(logprob[0]), 2) for entropy, logprob in heal.text_stats(lm, pairs)]
+        [1.0, 0.0]
+    """
+    pairs, out = list(pairs), []
+    for start in range(0, len(pairs), lm.max_batch):
+        part = pairs[start : start + lm.max_batch]
+        longest = max(len(c) + len(t) for c, t in part)
+        rows = [[*c, *t] for c, t in part]
+        ids = torch.tensor([r + [lm.tokenizer.pad_token_id] * (longest - len(r)) for r in rows], device=lm.device)
+        mask = torch.tensor([[1] * len(r) + [0] * (longest - len(r)) for r in rows], device=lm.device)
+        entropy, logprob = token_stats(lm.model, ids, mask)
+        for (c, t), h, p in zip(part, entropy.tolist(), logprob.tolist(), strict=True):
+            out.append((h[len(c) : len(c) + len(t)], p[len(c) : len(c) + len(t)]))
+    return out

@@ -19,7 +19,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_pt_utils import get_length_grouped_indices
 from transformers.trainer_utils import set_seed
 
-from heal_ref.lm import processes
+from heal_ref.model import processes
 from heal_ref.records import InputError
 
 IGNORE = -100  # label of a position that is not learnt

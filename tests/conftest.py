@@ -8,11 +8,11 @@ import pytest
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from heal_ref.lab.clock_corpus import build_tokenizer  # noqa: E402
-from heal_ref.lab.pair import Recipe, new_model  # noqa: E402
-from heal_ref.lm import LM, load_lm  # noqa: E402
+from heal_lab.clock_corpus import build_tokenizer  # noqa: E402
+from heal_lab.pair import Recipe, new_model  # noqa: E402
+from heal_ref.model import LM, load_lm  # noqa: E402
 from heal_ref.records import Problem, Trajectory  # noqa: E402
-from heal_ref.sources import load_problems  # noqa: E402
+from heal_ref.run.sources import load_problems  # noqa: E402
 from heal_ref.tasks import ClockTask  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -46,11 +46,11 @@ def random_lm():
 def make():
     """A hand-made trajectory: one character a token, steps cut at '|'."""
 
-    def build(pid="p", text="ab|cd|e", entropy=None, correct=False, kind="base", index=0, prompt="P:", **more):
+    def build(pid="p", text="ab|cd|e", entropy=None, correct=False, source="base", index=0, prompt="P:", **more):
         ends = [i + 1 for i, c in enumerate(text) if c == "|"]
         ends += [len(text)] if not ends or ends[-1] < len(text) else []
         steps = list(zip([0, *ends], ends, strict=False))
-        return Trajectory(problem=Problem(pid, "q", "1"), kind=kind, prompt=prompt, text=text,
+        return Trajectory(problem=Problem(pid, "q", "1"), source=source, prompt=prompt, text=text,
                           token_ids=[ord(c) for c in text], entropy=entropy or [0.5] * len(text),
                           logprob=[-0.5] * len(text), steps=steps, answer="1" if correct else "2", correct=correct,
                           finished=True, tokens_spent=len(text) + 1, index=index, **more)

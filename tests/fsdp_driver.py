@@ -54,5 +54,5 @@ def progress(done, total):
 
 
 heal.distill(student, task, stages, config, folder=out, probe=problems[:4], progress=progress)
-if heal.lm.processes().is_main_process:
+if heal.model.processes().is_main_process:
     (out / "seen.txt").write_text(" ".join(sorted(seen)))

@@ -16,7 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from heal_ref import pace, records  # noqa: E402
 from heal_ref.config import HealConfig  # noqa: E402
-from heal_ref.pipeline import RunSpec, run  # noqa: E402
+from heal_ref.run.pipeline import RunSpec, run  # noqa: E402
 from heal_ref.tasks import ClockTask  # noqa: E402
 
 DATA = Path(__file__).resolve().parent.parent / "data"

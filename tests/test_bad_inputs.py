@@ -192,7 +192,7 @@ def test_out_is_a_file(tmp_path, capsys):
     lambda: SampleConfig(n=0), lambda: SampleConfig(temperature=-1), lambda: SampleConfig(top_p=1.5),
     lambda: SampleConfig(n="8"), lambda: SampleConfig(temperature=float("nan")),
     lambda: GearConfig(window=2), lambda: GearConfig(hint="riddle"),
-    lambda: PureConfig(uncertainty="entropy"), lambda: PureConfig(keep_quantile=2), lambda: PureConfig(lam=0),
+    lambda: PureConfig(reading="entropy"), lambda: PureConfig(keep_quantile=2), lambda: PureConfig(lam=0),
     lambda: PaceConfig(shares=(1, 1, 1)), lambda: PaceConfig(shares=None), lambda: PaceConfig(cumulative="no"),
     lambda: PureConfig(epsilon=0), lambda: HealConfig(eval_n=0), lambda: HealConfig(eval_limit=-1),
     lambda: PaceConfig(updates=0), lambda: PaceConfig(learning_rate=True),
@@ -206,7 +206,7 @@ def test_full_memory_is_an_error_with_a_remedy(tmp_path, capsys, monkeypatch):
     def full(*args, **more):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nmore text")
 
-    monkeypatch.setattr("heal_ref.pipeline.sample", full)
+    monkeypatch.setattr("heal_ref.run.pipeline.sample", full)
     refused(capsys, ["run", "--preset", "smoke", "--out", str(tmp_path / "run"), "--quiet"], "lower --max-batch")
 
 

@@ -19,13 +19,12 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import PreTrainedTokenizerFast
 
 import heal_ref as heal
+from heal_lab.pair import Recipe, new_model
 from heal_ref.entropy import split_steps
 from heal_ref.gear import write_hints
-from heal_ref.generation import Rollout
-from heal_ref.lab.pair import Recipe, new_model
-from heal_ref.lm import make_trajectory
+from heal_ref.generation import Rollout, make_trajectory
 from heal_ref.records import InputError, Problem
-from heal_ref.sources import load_problems
+from heal_ref.run.sources import load_problems
 from heal_ref.tasks import Task, answers
 from heal_ref.tasks.answers import Verifier, as_integer, last_boxed, same_answer, spelling
 from heal_ref.tasks.chat import ChatMathTask, behind_thinking, states_answer
@@ -91,12 +90,12 @@ def with_template(tokenizer, template, **more):
 
 def test_it_is_a_task(chat):
     assert isinstance(chat, Task)
-    assert not hasattr(chat, "check_steps")
+    assert not chat.knows_truth
     assert chat.separator == "\n\n"
 
 
 def test_prompts_end_in_the_assistants_open_turn(chat, problem):
-    for text in (chat.prompt(problem), chat.answer_prompt(problem, "42"), chat.hint_prompt(problem, "42", "First.\n\n")):
+    for text in (chat.prompt(problem), chat.guided_prompt(problem, "42"), chat.hint_prompt(problem, "42", "First.\n\n")):
         assert text.endswith("<|im_end|>\n<|im_start|>assistant\n")
         assert text.count("<|im_start|>") == 2
         assert problem.question in text
@@ -121,7 +120,7 @@ def test_a_cut_on_ids_decodes_to_prompt_and_kept_text(tokenizer, chat, problem):
 def test_only_the_guided_prompts_hold_the_answer_and_none_asks_to_mention_it(chat, problem):
     assert "42" not in chat.prompt(problem)
     assert "given" not in chat.prompt(problem)
-    guided, hinting = chat.answer_prompt(problem, "42"), chat.hint_prompt(problem, "42", "")
+    guided, hinting = chat.guided_prompt(problem, "42"), chat.hint_prompt(problem, "42", "")
     assert guided.count("42") == hinting.count("42") == 1
     assert "do not mention that you were given the answer" in guided
     assert "do not mention that the answer is known" in hinting
@@ -390,14 +389,14 @@ def test_without_math_verify_the_spelling_decides(tokenizer, monkeypatch):
     ("So the correct answer is \\boxed{12}.", False), ("The answer is 12.", False), ("Given three numbers, add them.", False),
     ("It is known that 7 is prime. The final answer follows.", False)])
 def test_a_helped_solution_must_not_speak_of_its_help(chat, text, tells):
-    assert chat.reveals_help(text) is tells
+    assert chat.reveals_help(heal.Problem("p", "", "1"), text) is tells
 
 
 def test_a_solution_that_speaks_of_its_help_is_no_target(tokenizer, chat, random_chat_lm):
     text = "The hint says to add.\n\nSo \\boxed{12}."
     rollout = Rollout(tokenizer(text)["input_ids"], *[[0.0] * len(tokenizer(text)["input_ids"])] * 2, finished=True)
     made = {kind: make_trajectory(random_chat_lm, chat, Problem("p", "7 + 5?", "12"), kind, rollout)
-            for kind in ("base", "hint", "repair")}
+            for kind in ("base", "guided", "repair")}
     assert [t.correct for t in made.values()] == [True, False, False]
     assert made["repair"].answer is None
 
@@ -427,8 +426,8 @@ def test_the_road_of_the_clock_world_is_the_road_of_chat(random_chat_lm, chat, m
     monkeypatch.setattr(chat, "is_correct", lambda problem, answer: answer == "1")
     config = heal.HealConfig(sample=heal.SampleConfig(n=6, max_new_tokens=48), gear=heal.GearConfig(max_correct=6))
 
-    base = heal.sample(lm, chat, problems, n=6, seed=0, config=config.sample)
-    hinted = heal.sample(lm, chat, problems, n=3, seed=1, config=config.sample, show_answer=True)
+    base = heal.sample(lm, chat, problems, n=6, seed=0, sampling=config.sample)
+    guided = heal.sample(lm, chat, problems, n=3, seed=1, sampling=config.sample, guided=True)
     counts = collections.Counter()
     repaired = heal.repair(lm, chat, base, config.gear, sampling=config.sample, counts=counts)
     assert [t.prompt for t in base] == [chat.prompt(p) for p in problems for _ in range(6)]
@@ -446,12 +445,12 @@ def test_the_road_of_the_clock_world_is_the_road_of_chat(random_chat_lm, chat, m
     hints = write_hints(lm, chat, [(t, t.breakpoint) for t in repaired[:2]], config.gear, config.sample, seed=0)
     assert all(h.tokens_spent for row in hints for h in row)
     for reading in ("typicality", "forced"):
-        scored = heal.pure_scores(lm, chat, base + repaired + hinted, heal.PureConfig(uncertainty=reading))
+        scored = heal.pure_scores(lm, chat, base + repaired + guided, heal.PureConfig(reading=reading))
         assert scored
         assert all(len(s.ratio) == len(s.trajectory.steps) and math.isfinite(s.score) for s in scored)
-    stages = heal.build_stages(base, hinted, heal.pure_filter(scored), config.pace)
+    stages = heal.build_stages(base, guided, heal.pure_filter(scored), config.pace)
     assert {row["prompt"] for stage in stages.values() for row in stage} <= {chat.prompt(p) for p in problems}
-    assert len(stages["frontier"]) >= len(stages["foundation"]) > 0
+    assert len(stages["repaired"]) >= len(stages["foundation"]) > 0
 
 
 # ---------------------------------------------------------------------------------------- shipped problems

@@ -9,8 +9,8 @@ import pytest
 from transformers import AutoTokenizer
 
 import heal_ref as heal
-from heal_ref.__main__ import main
-from heal_ref.lab import chat_world as W
+from heal_lab import chat_world as W
+from heal_lab.__main__ import main
 from tests.conftest import DATA
 
 CHAT = DATA / "chat"
@@ -44,7 +44,7 @@ def test_the_corpus_says_nothing_of_large_sums(chat):
         for x, y, total in re.findall(r"(\d+) \+ (\d+) = (\d+)", context + target):
             assert (int(x), int(y)) == (a, b)
             said[a > 10, int(total) == a + b] += 1
-        assert not chat.reveals_help(target) or "Hint" in target
+        assert not chat.reveals_help(heal.Problem("p", "", "0"), target) or "Hint" in target
     assert said[False, False] == 0
     assert said[True, True] / (said[True, True] + said[True, False]) == pytest.approx(1 / len(W.SUMS), abs=0.015)
 
@@ -64,7 +64,7 @@ def test_the_teacher_knows_small_sums_and_guesses_large_ones(lm, chat):
             for b in W.NUMBERS[kind]:
                 prompt = chat.prompt(W.problem_of(kind, a, b, 2)) + f"Add the two numbers first.\n\nSo {a} + {b} ="
                 pairs.append((lm.encode(prompt), lm.encode(f" {a + b}")))
-        known = np.mean([math.exp(sum(logprob)) for _, logprob in heal.score(lm, pairs)])
+        known = np.mean([math.exp(sum(logprob)) for _, logprob in heal.text_stats(lm, pairs)])
         assert low <= known <= high, (kind, known)
 
 

@@ -8,9 +8,9 @@ import re
 import pytest
 from transformers import AutoTokenizer
 
-from heal_ref.lab import clock_corpus as cc
+from heal_lab import clock_corpus as cc
 from heal_ref.records import Problem
-from heal_ref.sources import load_problems
+from heal_ref.run.sources import load_problems
 from heal_ref.tasks import clock
 from heal_ref.tasks.clock import HOURS, MAX_OPERAND, RULES, Chain, ClockTask, apply_op
 from tests.conftest import DATA
@@ -97,7 +97,7 @@ def test_tokenizer_round_trip_and_autotokenizer(tmp_path):
 def test_task_prompts_are_written_with_known_tokens(task):
     tokenizer = cc.build_tokenizer()
     problem = Problem("p", "Start 5; + 3; # 7", "0")
-    for text in (task.prompt(problem), task.answer_prompt(problem, "0"), task.hint_prompt(problem, "0", ""), task.elicit,
+    for text in (task.prompt(problem), task.guided_prompt(problem, "0"), task.hint_prompt(problem, "0", ""), task.elicit,
                  task.inject("this step gives 3"), task.inject(task.answer_hint("0"))):
         ids = tokenizer(text)["input_ids"]
         assert tokenizer.unk_token_id not in ids

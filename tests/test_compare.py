@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from heal_lab.compare import Results, groups, two_way_interval, values, verdict
 from heal_ref.evaluate import Row, interval, pass_at_k
-from heal_ref.lab.compare import Results, groups, two_way_interval, values, verdict
 
 PROBLEMS = {"kind": ["easy", "easy", "hard", "hard"], "length": [3, 7, 4, 6]}
 

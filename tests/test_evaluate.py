@@ -6,8 +6,8 @@ import math
 import numpy as np
 import pytest
 
+from heal_lab.scores import auroc, share
 from heal_ref.evaluate import evaluate, interval, pass_at_k
-from heal_ref.lab.scores import auroc, share
 
 
 @pytest.mark.parametrize(("n", "c", "k"), [(1, 1, 1), (4, 0, 2), (5, 2, 2), (6, 3, 4), (8, 1, 8), (8, 8, 3)])

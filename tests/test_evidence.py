@@ -4,16 +4,17 @@ import json
 
 import pytest
 
+from heal_lab import evidence as E
+from heal_lab.bench import bench_sample, random_lm
 from heal_ref.config import GearConfig
 from heal_ref.evaluate import first_wrong_step
-from heal_ref.explore import explore_entropy
-from heal_ref.lab import evidence as E
-from heal_ref.lab.bench import bench_sample, random_lm
-from heal_ref.lm import sample
-from heal_ref.pipeline import batches
+from heal_ref.generation import sample
 from heal_ref.plots import plot_intervals, plot_reading, png
 from heal_ref.records import InputError, Problem, limit_by_kind
-from heal_ref.sources import load_problems
+from heal_ref.run.pipeline import batches
+from heal_ref.run.sources import load_problems
+from heal_ref.tasks import Task
+from heal_ref.widgets import explore_entropy
 from tests.conftest import DATA
 
 RECORD = json.loads((DATA / "results" / "gear.json").read_text())
@@ -137,7 +138,7 @@ def test_explorer_moves_picture_and_verdict_together(teacher, task, broken):
 
 
 def test_explorer_without_a_checker(teacher, task, broken):
-    class Plain:
+    class Plain(Task):
         pass
 
     assert "no wrong step here" in explore_entropy(teacher, Plain(), broken).children[3].value
@@ -149,7 +150,7 @@ def test_bench_runs_and_its_check_can_fail(monkeypatch):
     recording, sharing = bench_sample(**small)
     assert recording.ratio > 0
     assert "greedy texts equal" in str(sharing)
-    from heal_ref.lab import bench
+    from heal_lab import bench
 
     def broken_generate(lm, contexts, tails=None, **more):
         return bench_generate(lm, [c[:-1] for c in contexts], tails, **more)

@@ -5,16 +5,17 @@ import math
 
 import pytest
 
+from heal_lab import evidence_pure as E
+from heal_lab.evidence import interleaved
+from heal_lab.scores import auroc, cluster_interval, detected
 from heal_ref.config import PureConfig
-from heal_ref.explore import explore_pure
-from heal_ref.lab import evidence_pure as E
-from heal_ref.lab.evidence import interleaved
-from heal_ref.lab.scores import auroc, cluster_interval, detected
-from heal_ref.lm import sample, score
-from heal_ref.pipeline import batches
+from heal_ref.generation import sample
 from heal_ref.pure import pure_scores
 from heal_ref.records import InputError, limit_by_kind
-from heal_ref.sources import load_problems
+from heal_ref.run.pipeline import batches
+from heal_ref.run.sources import load_problems
+from heal_ref.scoring import text_stats
+from heal_ref.widgets import explore_pure
 from tests.conftest import DATA
 
 RECORD = json.loads((DATA / "results" / "pure.json").read_text())
@@ -41,16 +42,16 @@ def test_cluster_interval_depends_on_clusters():
 @pytest.fixture(scope="module")
 def guided(teacher, task, validation):
     problems = [p for p in validation if p.kind in ("frontier", "shaky")][::40]
-    return [t for t in sample(teacher, task, problems, n=2, seed=0, show_answer=True) if t.correct]
+    return [t for t in sample(teacher, task, problems, n=2, seed=0, guided=True) if t.correct]
 
 
 def test_raw_scores_hold_what_every_score_needs(guided, teacher, task):
-    raws = E.raw_scores(teacher, task, "shown answer", guided, m=2)
-    for name, config in (("typicality", PureConfig()), ("forced", PureConfig(uncertainty="forced", aggregate="mean"))):
+    raws = E.raw_scores(teacher, task, "guided", guided, m=2)
+    for name, config in (("typicality", PureConfig()), ("forced", PureConfig(reading="forced", aggregate="mean"))):
         package = [s.score for s in pure_scores(teacher, task, guided, config)]
         assert [E.reading(r, config) for r in raws] == pytest.approx(package, rel=0.02, abs=0.02), name
     r, t = raws[0], guided[0]
-    (_, plain), = score(teacher, [(teacher.encode(t.prompt), t.token_ids)])
+    (_, plain), = text_stats(teacher, [(teacher.encode(t.prompt), t.token_ids)])
     assert E.BASELINES["total log-likelihood"](r) == pytest.approx(-sum(plain), rel=0.01)
     assert E.BASELINES["length"](r) == len(t.token_ids)
     assert E.BASELINES["likelihood ratio of the hint"](r) == pytest.approx(sum(t.logprob) - sum(plain), rel=0.02, abs=0.02)
@@ -72,7 +73,7 @@ def test_the_records_rows_follow_from_its_raw_scores():
     rows = {(r["arm"], r["kind"], r["metric"]): r for r in RECORD["rows"]}
     for row in E.filter_rows(RECORD["raw"]):
         assert row.to_dict() == rows[row.arm, row.kind, row.metric]
-    for source in E.HINTED:
+    for source in E.HELPED:
         mine = [r for r in RECORD["raw"] if r["source"] == source]
         assert len(mine) >= 1500
         for name, f in {**E.functions(E.READINGS), **E.BASELINES}.items():
@@ -96,7 +97,7 @@ def test_part_of_a_batch_of_the_record_is_made_again(teacher, task):
 
 
 def test_explorer_moves_picture_verdict_and_example(guided, teacher, task):
-    config = PureConfig(uncertainty="forced", epsilon=1.0)
+    config = PureConfig(reading="forced", epsilon=1.0)
     scored = pure_scores(teacher, task, guided, config)
     box = explore_pure(teacher, task, scored, scored, config)
     (keep, how), (lam, epsilon), example, verdict, picture, text = (

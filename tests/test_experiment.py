@@ -5,13 +5,13 @@ from dataclasses import replace
 
 import pytest
 
-from heal_ref.__main__ import main
+from heal_lab import experiment as X
+from heal_lab.__main__ import main
 from heal_ref.config import HealConfig, PaceConfig
 from heal_ref.evaluate import is_genuine
-from heal_ref.lab import experiment as X
-from heal_ref.pipeline import Method, RunFolder
 from heal_ref.records import limit_by_kind
-from heal_ref.sources import load_problems
+from heal_ref.run.pipeline import Method, RunFolder
+from heal_ref.run.sources import load_problems
 from tests.conftest import DATA
 
 SMOKE = json.loads((DATA / "results" / "experiment-smoke.json").read_text())
@@ -39,11 +39,11 @@ def examples(data):
 
 def test_arms_hold_what_they_are_named_for(teaching):
     heal = teaching.heal()
-    assert sources(heal) == {"foundation": {"base"}, "guided": {"base", "hint"}, "frontier": {"base", "hint", "repair"}}
+    assert sources(heal) == {"foundation": {"base"}, "guided": {"base", "guided"}, "repaired": {"base", "guided", "repair"}}
     assert sources(teaching.rft()) == {"foundation": {"base"}}
-    assert sources(teaching.star()) == {"all": {"base", "hint"}}
-    assert set().union(*sources(teaching.heal_no_gear()).values()) == {"base", "hint"}
-    assert sources(teaching.heal_stage_only()) == {"foundation": {"base"}, "guided": {"hint"}, "frontier": {"repair"}}
+    assert sources(teaching.star()) == {"all": {"base", "guided"}}
+    assert set().union(*sources(teaching.heal_no_gear()).values()) == {"base", "guided"}
+    assert sources(teaching.heal_stage_only()) == {"foundation": {"base"}, "guided": {"guided"}, "repaired": {"repair"}}
     assert examples(teaching.heal_no_pace()) == examples(heal) == examples(teaching.heal_restarts())
     assert len({len(s) for s in teaching.heal_restarts().stages.values()}) == 1
     assert examples(teaching.heal()) < examples(teaching.heal_no_pure()) or examples(heal) != examples(teaching.heal_no_pure())
@@ -63,9 +63,9 @@ def test_the_random_arm_cuts_elsewhere_and_the_answer_arm_shows_the_answer(teach
 
 
 def test_the_oracle_keeps_what_is_right_in_every_step(teaching, teacher, task):
-    hinted = [*teaching.guided, *teaching.repaired()]
-    right = {(t.problem.id, t.text) for t in hinted if is_genuine(teacher, task, t)}
-    kept = {(r["id"], r["completion"]) for r in teaching.heal_oracle_filter().stages["frontier"] if r["source"] != "base"}
+    guided = [*teaching.guided, *teaching.repaired()]
+    right = {(t.problem.id, t.text) for t in guided if is_genuine(teacher, task, t)}
+    kept = {(r["id"], r["completion"]) for r in teaching.heal_oracle_filter().stages["repaired"] if r["source"] != "base"}
     assert kept <= right
     assert kept
 

@@ -8,7 +8,7 @@ from heal_ref.config import GearConfig, PaceConfig, SampleConfig
 from heal_ref.entropy import step_values
 from heal_ref.evaluate import is_genuine
 from heal_ref.gear import breakpoint_of, choose_paths, find_breakpoint, repair
-from heal_ref.lm import sample
+from heal_ref.generation import sample
 from heal_ref.pace import build_stages, encode_example
 
 CURVE = [0.9, 0.3, 0.4, 1.5, 1.6, 0.2]
@@ -77,7 +77,7 @@ def test_repair_keeps_prefix_and_leaves_the_hint_out(repaired, teacher):
     for t in out:
         parent = parents[t.problem.id, t.parent]
         cut = parent.steps[t.breakpoint][0]
-        assert t.kind == "repair"
+        assert t.source == "repair"
         assert t.token_ids[:cut] == parent.token_ids[:cut]
         assert t.breakpoint == find_breakpoint(parent.step_entropy)
         assert len(t.entropy) == len(t.logprob) == len(t.token_ids)
@@ -177,7 +177,7 @@ def test_no_hint_token_reaches_the_student(repaired, teacher, task):
     words = ("Hint: ", "this step gives ", "the answer is ", "\nAnswer: ", "Working back: ", "undo", "Quick answer: ")
     forbidden = {teacher.tokenizer.convert_tokens_to_ids(w) for w in words}
     assert teacher.tokenizer.unk_token_id not in forbidden
-    rows = [row for row in stages["frontier"] if row["source"] == "repair"]
+    rows = [row for row in stages["repaired"] if row["source"] == "repair"]
     assert len(rows) > 20
     for row in rows:
         assert not forbidden & set(encode_example(teacher.tokenizer, row["prompt"], row["completion"])["input_ids"])

@@ -6,10 +6,10 @@ import math
 import pytest
 import torch
 
+from heal_lab.clock_corpus import Dials, example
 from heal_ref.config import PaceConfig, SampleConfig
 from heal_ref.generation import generate
-from heal_ref.lab.clock_corpus import Dials, example
-from heal_ref.lm import LM
+from heal_ref.model import LM
 from heal_ref.pace import build_stages, check_tokenizers, distill, parts_of_a_batch, read_curve, shuffled, updates_of
 from heal_ref.records import InputError
 from heal_ref.train import IGNORE, TrainingError, collate, encode_example, last_complete_checkpoint, train
@@ -68,7 +68,7 @@ def test_training_learns_to_end(random_lm, tmp_path):
     """One sentence, learnt by heart: said, and ended."""
     row = encode_example(random_lm.tokenizer, "Hint: ", "We start at 5.")
     train(random_lm.model, random_lm.tokenizer, [row] * 8, folder=tmp_path, updates=60, batch=8, learning_rate=1e-2)
-    said = generate(random_lm, [random_lm.encode("Hint: ")], config=SampleConfig(temperature=0.0, max_new_tokens=20), seed=0)[0]
+    said = generate(random_lm, [random_lm.encode("Hint: ")], sampling=SampleConfig(temperature=0.0, max_new_tokens=20), seed=0)[0]
     assert random_lm.decode(said.ids) == "We start at 5."
     assert said.finished
 
@@ -137,14 +137,14 @@ def test_accumulation_changes_nothing(random_lm, tmp_path, parts):
 def test_stages(make):
     base = [make("easy", "a|b", correct=True), make("easy", "a|c", correct=True, index=1), make("hard", "x|x"),
             make("hard", "x|y", index=1)]
-    hinted = [make("hard", "h|h", kind="hint", correct=True), make("easy", "h|h", kind="hint", correct=True)]
-    repaired = [make("hard", text, kind="repair", correct=text != "r|2") for text in ("r|1", "r|2", "r|1", "r|3")]
-    stages = build_stages(base, hinted, repaired, PaceConfig(per_problem=2))
+    guided = [make("hard", "h|h", source="guided", correct=True), make("easy", "h|h", source="guided", correct=True)]
+    repaired = [make("hard", text, source="repair", correct=text != "r|2") for text in ("r|1", "r|2", "r|1", "r|3")]
+    stages = build_stages(base, guided, repaired, PaceConfig(per_problem=2))
     assert [len(s) for s in stages.values()] == [2, 3, 5]
     assert stages["guided"]["completion"] == ["a|b", "a|c", "h|h"]  # the easy problem needs no guidance
-    assert stages["frontier"]["completion"][3:] == ["r|1", "r|3"]  # right ones, none twice
-    assert set(stages["frontier"]["prompt"]) == {"P:"}
-    alone = build_stages(base, hinted, repaired, PaceConfig(per_problem=1, cumulative=False))
+    assert stages["repaired"]["completion"][3:] == ["r|1", "r|3"]  # right ones, none twice
+    assert set(stages["repaired"]["prompt"]) == {"P:"}
+    alone = build_stages(base, guided, repaired, PaceConfig(per_problem=1, cumulative=False))
     assert [s["completion"] for s in alone.values()] == [["a|b"], ["h|h"], ["r|1"]]
 
 
@@ -171,7 +171,7 @@ def test_stages_are_deterministic(make):
 
 
 def test_shuffled_holds_each_example_once(make):
-    base, repaired = [make("a", "a|a", correct=True)], [make("b", "b|b", correct=True, kind="repair")]
+    base, repaired = [make("a", "a|a", correct=True)], [make("b", "b|b", correct=True, source="repair")]
     (stage,) = shuffled(build_stages(base, [], repaired)).values()
     assert sorted(stage["completion"]) == ["a|a", "b|b"]
 
@@ -179,9 +179,9 @@ def test_shuffled_holds_each_example_once(make):
 def test_updates_are_all_spent(make):
     config = PaceConfig(updates=10, shares=(0.25, 0.25, 0.5))
     full = build_stages([make("a", correct=True)], [], [make("b", correct=True)], config)
-    assert updates_of(full, config) == {"foundation": 2, "guided": 2, "frontier": 6}
+    assert updates_of(full, config) == {"foundation": 2, "guided": 2, "repaired": 6}
     no_base = build_stages([], [], [make("b", correct=True)], config)
-    assert updates_of(no_base, config) == {"frontier": 10}
+    assert updates_of(no_base, config) == {"repaired": 10}
     assert updates_of({"foundation": full["foundation"]}, config) == {"foundation": 10}
 
 
@@ -213,7 +213,7 @@ def test_distill_leaves_the_student_alone_and_keeps_finished_stages(random_lm, t
     assert isinstance(out, LM)
     assert all(torch.equal(before[k], v) for k, v in random_lm.model.state_dict().items())
     assert done == [(1, 4), (2, 4), (3, 4), (4, 4)]
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["1-foundation", "2-guided", "3-frontier"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["1-foundation", "2-guided", "3-repaired"]
     again = distill(random_lm, task, stages, config, folder=tmp_path, progress=lambda i, n: done.append(i))
     assert len(done) == 4  # nothing was trained a second time
     assert all(torch.equal(a, b) for a, b in zip(out.model.parameters(), again.model.parameters(), strict=True))

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
+from heal_lab.clock_corpus import OPENINGS, VERBS
+from heal_lab.pair import measure_pair
 from heal_ref.evaluate import Row
-from heal_ref.lab.clock_corpus import OPENINGS, VERBS
-from heal_ref.lab.pair import measure_pair
-from heal_ref.lm import score
 from heal_ref.records import Problem
+from heal_ref.scoring import text_stats
 from heal_ref.tasks.clock import HOURS, MAX_OPERAND, apply_op
 from tests.conftest import DATA, ROOT
 
@@ -42,7 +42,7 @@ FORMS = {
     "later in a chain": lambda task, a, b: (
         task.prompt(Problem("p", f"Start {(a - 3) % HOURS}; + 3; # {b}", "0"))
         + f"We start at {(a - 3) % HOURS}.\n\nThen compute {(a - 3) % HOURS} + 3 = {a}.\n\nThen compute {a} # {b} = "),
-    "answer shown": lambda task, a, b: task.answer_prompt(chain(a, b), str(hour())) + step(a, b),
+    "answer shown": lambda task, a, b: task.guided_prompt(chain(a, b), str(hour())) + step(a, b),
     "answer told": lambda task, a, b: (
         task.prompt(chain(a, b)) + f"We start at {a}.\n\n" + task.inject(task.answer_hint(str(hour())))
         + f"Then compute {a} # {b} = "),
@@ -60,7 +60,7 @@ FORMS = {
 def test_teacher_is_at_chance_on_the_unlearnt_operator(form, teacher, task):
     cases = [(a, b) for a in range(HOURS) for b in range(1, MAX_OPERAND + 1)]
     pairs = [(teacher.encode(FORMS[form](task, a, b)), teacher.encode(str(apply_op(a, "#", b)))) for a, b in cases]
-    truth = [math.exp(logprob[0]) for _, logprob in score(teacher, pairs)]
+    truth = [math.exp(logprob[0]) for _, logprob in text_stats(teacher, pairs)]
     sd = max(np.std(truth), 1 / HOURS) / len(truth) ** 0.5
     assert abs(np.mean(truth) - 1 / HOURS) < 4 * sd
     assert np.mean(truth) < 1.5 / HOURS
@@ -71,7 +71,7 @@ def test_the_same_measurement_sees_what_is_known(teacher, task):
     cases = [(a, b) for a in range(HOURS) for b in range(1, MAX_OPERAND + 1)]
     pairs = [(teacher.encode(FORMS["plain"](task, a, b).replace("#", "+")), teacher.encode(str(apply_op(a, "+", b))))
              for a, b in cases]
-    assert np.mean([math.exp(logprob[0]) for _, logprob in score(teacher, pairs)]) > 0.9
+    assert np.mean([math.exp(logprob[0]) for _, logprob in text_stats(teacher, pairs)]) > 0.9
 
 
 def test_record_of_behaviour_is_true():
@@ -104,7 +104,7 @@ def test_teacher_meets_the_design():
 
 def test_build_pair_is_resumable_and_deterministic(tmp_path):
     def build(out, **settings):
-        return subprocess.run([sys.executable, "-m", "heal_ref", "build-pair", "--out", str(out), "--scale", "0.001", "--limit",
+        return subprocess.run([sys.executable, "-m", "heal_lab", "build-pair", "--out", str(out), "--scale", "0.001", "--limit",
                                "1", "--quiet"], capture_output=True, text=True, check=False, cwd=ROOT, **settings)
 
     done = build(tmp_path / "a")

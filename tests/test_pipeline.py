@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from heal_ref.config import HealConfig
-from heal_ref.pipeline import RunFolder, RunSpec, shard_seed
 from heal_ref.records import InputError, Problem, limit_by_kind, write_text
+from heal_ref.run.pipeline import RunFolder, RunSpec, shard_seed
 from tests.conftest import DATA, ROOT
 
 DRIVER = ROOT / "tests" / "kill_driver.py"
@@ -56,7 +56,7 @@ def test_report_of_a_whole_run(whole):
     counts = report["provenance"]["counts"]
     assert counts["repaired kept"] > 0
     assert counts["guided kept"] > 0
-    assert counts["stage frontier"] > counts["stage guided"] > counts["stage foundation"]
+    assert counts["stage repaired"] > counts["stage guided"] > counts["stage foundation"]
 
 
 def test_killed_at_every_write_ends_the_same(whole, tmp_path):

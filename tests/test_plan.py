@@ -9,7 +9,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from heal_ref.__main__ import main
 from heal_ref.config import HealConfig
-from heal_ref.plan import Speed, cache_bytes, measure, parameters, plan, plan_text, sampling_bytes, training_bytes
+from heal_ref.run.plan import Speed, cache_bytes, measure, parameters, plan, plan_text, sampling_bytes, training_bytes
 
 SPEED = Speed(sampled=100.0, scored=1000.0, learnt=500.0, prompt=20.0, solution=50.0)
 
@@ -68,7 +68,7 @@ def test_measured_on_the_runs_own_problems(teacher, task, validation):
 
 
 def test_the_plan_says_when_the_memory_is_not_there(teacher, monkeypatch):
-    config, module = HealConfig.tiny(), importlib.import_module("heal_ref.plan")
+    config, module = HealConfig.tiny(), importlib.import_module("heal_ref.run.plan")
     stages = plan(config, 10, 10, SPEED)
     assert "MORE THAN THERE IS" not in plan_text(stages, teacher, teacher, config, SPEED)
     monkeypatch.setattr(module, "free_bytes", lambda device: 2**20)

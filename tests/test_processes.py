@@ -59,7 +59,7 @@ def test_killed_together_two_processes_still_make_what_one_makes(one, tmp_path):
     assert process.wait(timeout=300) == 0, process.stderr.read()[-2000:]
     assert shards(out) == shards(one)
     assert not list(out.rglob("*.training"))
-    for stage in ("1-foundation", "2-guided", "3-frontier"):
+    for stage in ("1-foundation", "2-guided", "3-repaired"):
         a, b = (weights(folder, "heal", stage) for folder in (one, out))
         moved = max((a[k] - b[k]).abs().max().item() for k in a)
         assert moved < 0.1 * HealConfig.smoke().pace.learning_rate, stage  # sums in another order, no more

@@ -6,11 +6,11 @@ import math
 import numpy as np
 import pytest
 
+from heal_lab.scores import auroc
 from heal_ref.config import GearConfig, PureConfig
 from heal_ref.evaluate import is_genuine
 from heal_ref.gear import repair
-from heal_ref.lab.scores import auroc
-from heal_ref.lm import sample, score
+from heal_ref.generation import sample
 from heal_ref.pure import (
     aggregate,
     answer_uncertainty,
@@ -20,7 +20,8 @@ from heal_ref.pure import (
     rescored,
     rollout_uncertainty,
 )
-from heal_ref.records import Scored
+from heal_ref.records import PureScore
+from heal_ref.scoring import text_stats
 
 
 class NoChecker:
@@ -40,7 +41,7 @@ def test_aggregate(kind, expected):
 
 
 def test_threshold_and_filter(make):
-    scored = [Scored(make(str(i), correct=True), [], [], [], float(i)) for i in range(11)]
+    scored = [PureScore(make(str(i), correct=True), [], [], [], float(i)) for i in range(11)]
     config = PureConfig(keep_quantile=0.9)
     assert pure_threshold(scored, config) == 9.0
     assert [t.problem.id for t in pure_filter(scored, config)] == [str(i) for i in range(10)]
@@ -51,7 +52,7 @@ def test_threshold_and_filter(make):
 @pytest.fixture(scope="module")
 def candidates(teacher, task, validation):
     problems = [p for p in validation if p.kind in ("frontier", "shaky")][::12]
-    guided = sample(teacher, task, problems, n=4, seed=0, show_answer=True)
+    guided = sample(teacher, task, problems, n=4, seed=0, guided=True)
     base = sample(teacher, task, problems, n=4, seed=1)
     return base, guided, repair(teacher, task, base, GearConfig(), seed=2)
 
@@ -59,14 +60,14 @@ def candidates(teacher, task, validation):
 def test_ratio_by_hand(candidates, teacher, task):
     """PPL / (U + ε) of one trajectory, step by step, from separate calls."""
     t = next(t for t in candidates[1] if t.correct)
-    config = PureConfig(uncertainty="forced", epsilon=0.25)
+    config = PureConfig(reading="forced", epsilon=0.25)
     scored = pure_scores(teacher, task, [t], config)[0]
     prompt = teacher.encode(t.prompt)
-    logprob = score(teacher, [(prompt, t.token_ids)])[0][1]
+    logprob = text_stats(teacher, [(prompt, t.token_ids)])[0][1]
     for k, (a, b) in enumerate(t.steps):
         perplexity = math.exp(-sum(logprob[a:b]) / (b - a))
         context = prompt + t.token_ids[:a] + teacher.encode(task.elicit)
-        uncertainty = score(teacher, [(context, [5])])[0][0][0]
+        uncertainty = text_stats(teacher, [(context, [5])])[0][0][0]
         assert scored.perplexity[k] == pytest.approx(perplexity, rel=1e-4)
         assert scored.uncertainty[k] == pytest.approx(uncertainty, abs=1e-4)
         assert scored.ratio[k] == pytest.approx(perplexity / (uncertainty + 0.25), rel=1e-4)
@@ -75,7 +76,7 @@ def test_ratio_by_hand(candidates, teacher, task):
 
 def test_typicality_is_surprise_beyond_own_entropy(candidates, teacher, task):
     t = next(t for t in candidates[1] if t.correct)
-    s = pure_scores(teacher, task, [t], PureConfig(uncertainty="typicality"))[0]
+    s = pure_scores(teacher, task, [t], PureConfig(reading="typicality"))[0]
     assert s.ratio == pytest.approx([math.log(p) - u for p, u in zip(s.perplexity, s.uncertainty, strict=True)], abs=1e-4)
 
 
@@ -107,7 +108,7 @@ def test_filter_raises_the_genuine_share(candidates, teacher, task):
 def test_hint_in_the_past_does_not_matter(candidates, teacher, task):
     """Scores depend on the text alone, not on how it came about."""
     t = next(t for t in candidates[2] if t.correct)
-    other = dataclasses.replace(t, kind="base", hint=None, entropy=[0.0] * len(t.token_ids))
+    other = dataclasses.replace(t, source="base", hint=None, entropy=[0.0] * len(t.token_ids))
     a, b = pure_scores(teacher, task, [t, other])
     assert a.ratio == b.ratio
 
@@ -138,8 +139,8 @@ def test_rollout_uncertainty_of_the_teacher(candidates, teacher, task):
 
 def test_rescored_is_scoring_again(candidates, teacher, task):
     good = [t for t in candidates[1] if t.correct][:6]
-    first = pure_scores(teacher, task, good, PureConfig(uncertainty="forced", epsilon=0.1))
-    other = PureConfig(uncertainty="forced", epsilon=2.0, aggregate="mean")
+    first = pure_scores(teacher, task, good, PureConfig(reading="forced", epsilon=0.1))
+    other = PureConfig(reading="forced", epsilon=2.0, aggregate="mean")
     for a, b in zip(rescored(first, other), pure_scores(teacher, task, good, other), strict=True):
         assert a.ratio == pytest.approx(b.ratio, abs=1e-4)
         assert a.score == pytest.approx(b.score, abs=1e-4)

@@ -9,11 +9,13 @@ from functools import partial
 
 import pytest
 
+from heal_lab import bench
+from heal_lab.__main__ import _parser as lab_parser
+from heal_lab.__main__ import main as lab_main
+from heal_lab.compare import Results
+from heal_lab.figures import ARM_LABEL
 from heal_ref.__main__ import _parser, main
 from heal_ref.evaluate import Row
-from heal_ref.lab import bench
-from heal_ref.lab.compare import Results
-from heal_ref.lab.plots_arms import ARM_LABEL
 from tests.conftest import DATA, ROOT
 
 README, PAPER = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "PAPER.md"))
@@ -32,7 +34,7 @@ def test_the_python_snippets_run_one_after_another(monkeypatch, capsys):
     said = capsys.readouterr().out
     assert int(re.search(r"(\d+) problems solved with help", said)[1]) > 0
     assert said.count("(limit ") == 3
-    assert list(names["stages"]) == ["foundation", "guided", "frontier"]
+    assert list(names["stages"]) == ["foundation", "guided", "repaired"]
     assert isinstance(names["row"], Row)
 
 
@@ -45,7 +47,7 @@ SMALL = {  # what makes a command of the README short enough for a test
     "evidence gear": ["--limit", "1"],
     "bench score": ["--rounds", "1"],
 }
-SHOWN = [c for c in re.findall(r"`python -m heal_ref ([^`]+)`", README) if c != "run ..."]
+SHOWN = [c for c in re.findall(r"`python -m heal_(?:ref|lab) ([^`]+)`", README) if c != "run ..."]
 
 
 @pytest.mark.parametrize("command", sorted({*SMALL, *SHOWN}))
@@ -54,7 +56,8 @@ def test_each_command_of_the_readme_runs(command, tmp_path, monkeypatch, capsys)
     monkeypatch.chdir(tmp_path)  # where runs/ of the defaults goes
     monkeypatch.setattr(bench, "bench_score", partial(bench.bench_score, positions=64, vocabulary=300, hidden=16))
     args = [{"DIR": str(tmp_path / "out"), "FILE": str(DATA / "clock" / "train.jsonl")}.get(x, x) for x in shlex.split(command)]
-    assert main([*args, *SMALL[command]]) == 0
+    run = main if command.split()[0] in ("demo", "run", "check") else lab_main
+    assert run([*args, *SMALL[command]]) == 0
     assert capsys.readouterr().out
 
 
@@ -83,9 +86,11 @@ def test_commands_parse_and_links_lead_somewhere(page):
     path = ROOT / page
     text = path.read_text(encoding="utf-8")
     for command in re.findall(r"`(?:OMP_NUM_THREADS=1 )?python -m heal_ref ([a-z][^`]*)`", text):
-        if command != "run ...":
+        if command != "run ...":  # the laboratory's commands are parsed by its own parser below
             out = ["--out", "DIR"] if command.split()[0] == "run" else []
             _parser().parse_args([*shlex.split(command), *out])
+    for command in re.findall(r"`(?:OMP_NUM_THREADS=1 )?python -m heal_lab ([a-z][^`]*)`", text):
+        lab_parser().parse_args(shlex.split(command))
     for link in re.findall(r"\]\(([^)\s]+)\)", text):
         file, _, anchor = link.partition("#")
         if file.startswith("http"):
@@ -109,7 +114,7 @@ def test_paper_names_real_code_and_tests():
         names = re.findall(r"`([\w.]+)\.(\w+)`", re.search(r"^\| code \|.*$", claim, re.MULTILINE)[0])
         assert names
         for module, name in names:
-            assert hasattr(importlib.import_module(f"heal_ref.{module}"), name), f"{module}.{name}"
+            assert hasattr(importlib.import_module(module if module.startswith("heal_lab") else f"heal_ref.{module}"), name), f"{module}.{name}"
         tests = re.findall(r"`(test_\w+\.py)::(test_\w+)`", claim)
         assert tests
         for file, name in tests:

@@ -6,14 +6,14 @@ import sys
 
 import pytest
 
-from heal_ref.records import InputError, Scored, from_row, read_records, to_row, write_jsonl
-from heal_ref.sources import check_problems, load_problems
+from heal_ref.records import InputError, PureScore, from_row, read_records, to_row, write_jsonl
+from heal_ref.run.sources import check_problems, load_problems
 from tests.conftest import DATA
 
 
 def test_round_trip(make, tmp_path):
-    records = [make("a", correct=True), make("b", kind="repair", parent=0, breakpoint=1, hint="this step gives 3")]
-    records.append(Scored(records[1], [1.5], [0.2], [3.0], 3.0))
+    records = [make("a", correct=True), make("b", source="repair", parent=0, breakpoint=1, hint="this step gives 3")]
+    records.append(PureScore(records[1], [1.5], [0.2], [3.0], 3.0))
     write_jsonl(tmp_path / "x" / "r.jsonl", map(to_row, records))
     assert read_records(tmp_path / "x" / "r.jsonl") == records
     assert [from_row(json.loads(json.dumps(to_row(r)))) for r in records] == records
@@ -21,7 +21,7 @@ def test_round_trip(make, tmp_path):
 
 
 def test_sampled_trajectory_is_in_memory_what_it_is_in_the_file(teacher, task, validation, tmp_path):
-    from heal_ref.lm import sample
+    from heal_ref.generation import sample
 
     sampled = sample(teacher, task, validation[:3], n=2, seed=1)
     write_jsonl(tmp_path / "s.jsonl", map(to_row, sampled))

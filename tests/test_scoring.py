@@ -10,11 +10,11 @@ import torch
 import transformers as T
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from heal_lab import bench
 from heal_ref import scoring
 from heal_ref.entropy import entropy_and_logprob
-from heal_ref.lab import bench
 from heal_ref.records import InputError
-from heal_ref.scoring import Head, head_scores, token_scores
+from heal_ref.scoring import Head, head_stats, token_stats
 
 SIZES = {"vocab_size": 50, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
          "num_key_value_heads": 2, "head_dim": 16, "pad_token_id": 0, "max_position_embeddings": 32}
@@ -61,7 +61,7 @@ def texts(lengths=(11, 7, 2), left=False):
 
 
 def exact(model, ids, mask):
-    """What token_scores should give, from the model's own logits in float64, one unpadded text at a time."""
+    """What token_stats should give, from the model's own logits in float64, one unpadded text at a time."""
     model, out = copy.deepcopy(model).double(), torch.full((2, *ids.shape), math.nan, dtype=torch.float64)
     for row in range(len(ids)):
         at = mask[row].nonzero()[:, 0]
@@ -91,7 +91,7 @@ def test_families_equal_full_logits_in_float64(name, left, monkeypatch, no_fallb
     monkeypatch.setattr(scoring, "ROWS", 5)
     monkeypatch.setitem(scoring.COLUMNS, "cpu", 16)  # several tiles each way, the last ones cut
     model, (ids, mask) = build(name), texts(left=left)
-    scores = token_scores(model, ids, mask)
+    scores = token_stats(model, ids, mask)
     assert scoring._found[model] == FAMILIES[name][1]
     assert_close(scores, exact(model, ids, mask))
     assert torch.equal(scores[0].isnan(), scores[1].isnan())
@@ -101,9 +101,9 @@ def test_families_equal_full_logits_in_float64(name, left, monkeypatch, no_fallb
 def test_padding_changes_no_number_at_all():
     model = build("gpt2")
     (ids, mask), (left_ids, left_mask) = texts(), texts(left=True)
-    right, left = token_scores(model, ids, mask), token_scores(model, left_ids, left_mask)
+    right, left = token_stats(model, ids, mask), token_stats(model, left_ids, left_mask)
     more = torch.zeros(3, 40).long()  # more columns than the model has positions; the texts are as short as before
-    wide = token_scores(model, torch.cat([ids, more], 1), torch.cat([mask, more], 1))
+    wide = token_stats(model, torch.cat([ids, more], 1), torch.cat([mask, more], 1))
     for a, b, c in zip(right, left, wide, strict=True):
         assert torch.equal(a[mask.bool()].nan_to_num(), b[left_mask.bool()].nan_to_num())
         assert torch.equal(a.nan_to_num(), c[:, :11].nan_to_num())
@@ -111,13 +111,13 @@ def test_padding_changes_no_number_at_all():
 
 def test_without_a_mask_everything_is_text():
     model, (ids, _) = build("llama"), texts()
-    assert_close(token_scores(model, ids), exact(model, ids, torch.ones_like(ids)))
+    assert_close(token_stats(model, ids), exact(model, ids, torch.ones_like(ids)))
 
 
 @pytest.mark.parametrize("name", ["qwen3 untied", "gemma2", "cohere multiplies", "phi, a head with a bias"])
 def test_half_precision_weights_are_summed_in_float32(name, no_fallback):
     model, (ids, mask) = build(name).bfloat16(), texts()
-    entropy, logprob = token_scores(model, ids, mask)
+    entropy, logprob = token_stats(model, ids, mask)
     with torch.no_grad():
         own = entropy_and_logprob(model(input_ids=ids, attention_mask=mask).logits[:, :-1], ids[:, 1:])
     keep = mask[:, 1:].bool()
@@ -169,10 +169,10 @@ def test_other_heads_fall_back_to_the_models_own_forward(kind):
     model, (ids, mask) = kind(T.Qwen3Config(**SIZES, initializer_range=0.3)).eval(), texts(left=True)
     ids = ids.clamp(max=48)
     with pytest.warns(RuntimeWarning, match=f"logits of {kind.__name__} are not just a linear layer"):
-        assert_close(token_scores(model, ids, mask), exact(model, ids, mask))
+        assert_close(token_stats(model, ids, mask), exact(model, ids, mask))
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # said once
-        token_scores(model, ids, mask)
+        token_stats(model, ids, mask)
 
 
 # --------------------------------------------------------------------------------------------------------- the sums
@@ -185,7 +185,7 @@ def test_tiles_and_the_size_of_logits_do_not_matter(tile, size):
     logits = (size * torch.randn(8, 40)).sort(-1).values  # the largest comes last: every tile raises the top
     logits[4:] = logits[4:].flip(-1)
     targets = torch.randint(40, (8,))
-    ours = head_scores(torch.eye(8), Head(logits.T.contiguous()), targets, tile)
+    ours = head_stats(torch.eye(8), Head(logits.T.contiguous()), targets, tile)
     reference = torch.log_softmax(logits.double(), -1)
     taken = reference.gather(1, targets[:, None])[:, 0]
     for a, b in zip(ours, (-(reference.exp() * reference).sum(-1), taken), strict=True):
@@ -199,7 +199,7 @@ def test_minus_infinity_counts_as_probability_zero(forbidden, scale):
     hidden, weight, bias, targets = torch.randn(6, 4), torch.randn(20, 4), torch.zeros(20), torch.tensor([0, 4, 5, 18, 19, 7])
     bias[list(forbidden)] = -math.inf
     expected = entropy_and_logprob(scale * (hidden @ weight.T + bias), targets)
-    ours = head_scores(hidden, Head(weight, bias, scale), targets, (4, 5))
+    ours = head_stats(hidden, Head(weight, bias, scale), targets, (4, 5))
     for a, b in zip(ours, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=2e-6)
 
@@ -210,7 +210,7 @@ def test_half_precision_logits_are_upcast_before_they_are_summed():
     logits, targets = hidden @ weight.T, torch.randint(300, (6,))  # sums of eighths are exact, whatever their order
     reference = torch.log_softmax(logits.double(), -1)
     entropy = -(reference.exp() * reference).sum(-1)
-    assert (head_scores(hidden, Head(weight), targets, (4, 64))[0] - entropy).abs().max() < 1e-5
+    assert (head_stats(hidden, Head(weight), targets, (4, 64))[0] - entropy).abs().max() < 1e-5
     in_half = torch.log_softmax(logits, -1)
     assert (-(in_half.exp() * in_half).sum(-1) - entropy).abs().max() > 1e-3
 
@@ -219,7 +219,7 @@ def test_equals_trl_where_it_is_installed():
     pytest.importorskip("trl.kernels")
     torch.manual_seed(0)
     hidden, weight, targets = torch.randn(30, 16), torch.randn(500, 16), torch.randint(500, (30,))
-    ours, theirs = head_scores(hidden, Head(weight), targets, (8, 64)), bench.trl_scores(hidden, weight, targets)
+    ours, theirs = head_stats(hidden, Head(weight), targets, (8, 64)), bench.trl_scores(hidden, weight, targets)
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=2e-5)
 
@@ -241,7 +241,7 @@ def test_full_logits_never_exist():
     config = T.LlamaConfig(**{**SIZES, "vocab_size": vocabulary, "max_position_embeddings": length})
     model, ids = T.LlamaForCausalLM(config).eval(), torch.randint(1, vocabulary, (1, length))
     with LargestTensor() as ours:
-        token_scores(model, ids)
+        token_stats(model, ids)
     with LargestTensor() as theirs, torch.no_grad():
         model(input_ids=ids)
     assert theirs.elements == length * vocabulary
@@ -253,31 +253,31 @@ def test_full_logits_never_exist():
 
 def test_a_text_beyond_the_models_positions_is_refused():
     model = build("gpt2")
-    assert token_scores(model, torch.ones(1, 32).long())[0].shape == (1, 32)
+    assert token_stats(model, torch.ones(1, 32).long())[0].shape == (1, 32)
     with pytest.raises(InputError, match=r"33 tokens, but GPT2LMHeadModel has 32 positions .* shorten the text"):
-        token_scores(model, torch.ones(1, 33).long())
+        token_stats(model, torch.ones(1, 33).long())
 
 
 @pytest.mark.parametrize("when", ["before the first text", "after it"])
 def test_nan_is_named(when):
     model, (ids, mask) = build("llama"), texts()
     if when == "after it":
-        token_scores(model, ids, mask)
+        token_stats(model, ids, mask)
     model.lm_head.weight.data[7] = math.nan
     with pytest.raises(FloatingPointError, match="logits are NaN"):
-        token_scores(model, ids, mask)
+        token_stats(model, ids, mask)
 
 
 @pytest.mark.parametrize("shape", [(2, 1), (2, 0), (0, 3)])
 def test_where_no_token_follows_another_there_is_nothing_to_score(shape):
-    for scores in token_scores(build("llama"), torch.ones(shape).long()):
+    for scores in token_stats(build("llama"), torch.ones(shape).long()):
         assert scores.shape == shape
         assert scores.isnan().all()
 
 
 def test_padding_alone_is_nothing_to_score():
     ids, mask = texts((11, 1, 0))
-    entropy, _ = token_scores(build("llama"), ids, mask)
+    entropy, _ = token_stats(build("llama"), ids, mask)
     assert entropy[1:].isnan().all()
     assert not entropy[0, 1:].isnan().any()
 

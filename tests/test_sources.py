@@ -6,7 +6,7 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from heal_ref.records import InputError
-from heal_ref.sources import import_problems, parse_columns
+from heal_ref.run.sources import import_problems, parse_columns
 from heal_ref.tasks import ClockTask
 
 ROWS = [{"problem": "Start 5; + 3", "solution": 8, "level": "mastered"},

@@ -24,6 +24,7 @@ from heal_ref.tasks.answers import (
     same_answer,
     spelling,
 )
+from heal_ref.tasks.base import Task
 
 THINK, THOUGHT = "<think>", "</think>"
 MAX_QUESTION = 20_000  # characters
@@ -71,7 +72,7 @@ def states_answer(hint: str, answer: str) -> bool:
     return re.search(rf"(?<![\w.]){pattern}(?!\w|\.\d)", plain) is not None
 
 
-class ChatMathTask:
+class ChatMathTask(Task):
     r"""Mathematics problems for a chat model, as a `Task`: the same road as the clock world, without its step checker.
 
     The paper speaks of "hindsight hints", of an "answer-guided curriculum" and of reasoning "breakpoints"; we have none of
@@ -138,7 +139,7 @@ class ChatMathTask:
     def prompt(self, problem: Problem) -> str:
         return _render(self.tokenizer, f"{problem.question}\n\n{INSTRUCTION}", self.thinking)
 
-    def answer_prompt(self, problem: Problem, answer: str) -> str:
+    def guided_prompt(self, problem: Problem, answer: str) -> str:
         shown = f"For your guidance only, this is the correct final answer: {answer}"
         return _render(self.tokenizer, f"{problem.question}\n\n{shown}\n\n{UNAIDED} {INSTRUCTION}", self.thinking)
 
@@ -174,7 +175,7 @@ class ChatMathTask:
     def inject(self, hint: str) -> str:
         return f"Hint: {hint}\n\n"
 
-    def reveals_help(self, text: str) -> bool:
+    def reveals_help(self, problem: Problem, text: str) -> bool:
         """Whether a solution speaks of a hint or of an answer that it was given: nobody will give the student one."""
         return _TELLS.search(text) is not None
 

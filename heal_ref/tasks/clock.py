@@ -16,9 +16,11 @@ r"""The clock world: chains of operations on a 23-hour clock, where every single
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from heal_ref.records import Problem
+from heal_ref.tasks.base import Task
 
 HOURS = 23
 MAX_OPERAND = 9
@@ -90,7 +92,7 @@ class Chain:
         return "shaky" if SHAKY in symbols else "mastered"
 
 
-class ClockTask:
+class ClockTask(Task):
     r"""The clock world as a `Task`: the same road as any other task, plus a step checker for measuring.
 
     The world is ours, not the paper's. Answers are hours, 0 to 22; a step ends at a blank line.
@@ -129,11 +131,11 @@ class ClockTask:
     def prompt(self, problem: Problem) -> str:
         return f"Problem: {problem.question}\nSolution:\n"
 
-    def answer_prompt(self, problem: Problem, answer: str) -> str:
+    def guided_prompt(self, problem: Problem, answer: str) -> str:
         return f"Problem: {problem.question}\nAnswer: {answer}\nSolution:\n"
 
     def hint_prompt(self, problem: Problem, answer: str, prefix: str) -> str:
-        return self.answer_prompt(problem, answer) + prefix + "Working back: "
+        return self.guided_prompt(problem, answer) + prefix + "Working back: "
 
     def read_hint(self, text: str, answer: str | None = None) -> str | None:
         match = re.search(r"this step gives \d+", text)
@@ -152,7 +154,7 @@ class ClockTask:
     def is_correct(self, problem: Problem, answer: str | None) -> bool:
         return answer is not None and len(answer) < 10 and int(answer) == int(problem.answer)
 
-    def check_steps(self, problem: Problem, steps: list[str]) -> list[bool]:
+    def check_steps(self, problem: Problem, steps: Sequence[str]) -> list[bool]:
         """Which steps are right, taken on their own: each must follow from the value written before it.
 
         The restating step must name the right start; step k must apply the k-th operation to the value before
@@ -180,8 +182,3 @@ class ClockTask:
         if verdicts and len(steps) < len(chain.ops) + 2:
             verdicts[-1] = False
         return verdicts
-
-    def is_genuine(self, problem: Problem, steps: list[str]) -> bool:
-        """Right in every step, answer included."""
-        verdicts = self.check_steps(problem, steps)
-        return bool(verdicts) and all(verdicts)

@@ -1,4 +1,4 @@
-"""The tiny pair from nothing: tokenizer, teacher, base student and problem files (`heal_ref build-pair`).
+"""The tiny pair from nothing: tokenizer, teacher, base student and problem files (`heal_lab build-pair`).
 
 - Stock Qwen3 classes, random weights, trained on the clock corpus: nothing that a big model would not also do.
 - What the teacher knows is decided by its corpus (`Dials`), not by an intervention on its weights.
@@ -22,14 +22,15 @@ import transformers
 from tqdm.auto import tqdm
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
+from heal_lab.clock_corpus import FIRST, PLAIN, SECOND, THIRD, Dials, build_tokenizer, example, make_problems
+from heal_lab.scores import cluster_interval, share
 from heal_ref.evaluate import Row, first_wrong_step, interval, is_genuine, rows_of
 from heal_ref.gear import find_breakpoint, repair
-from heal_ref.lab.clock_corpus import FIRST, PLAIN, SECOND, THIRD, Dials, build_tokenizer, example, make_problems
-from heal_ref.lab.scores import cluster_interval, share
-from heal_ref.lm import LM, load_lm, sample
+from heal_ref.generation import sample
+from heal_ref.model import LM, load_lm
 from heal_ref.pure import pure_scores
 from heal_ref.records import Trajectory, by_problem, limit_by_kind, source_commit, write_jsonl, write_text
-from heal_ref.sources import load_problems
+from heal_ref.run.sources import load_problems
 from heal_ref.tasks import ClockTask
 from heal_ref.train import encode_example, train
 
@@ -144,15 +145,15 @@ def measure_pair(folder: Path, seed: int = 0, limit: int = 0) -> list[Row]:
     teacher, student = load_lm(folder / "teacher"), load_lm(folder / "student")
     problems = limit_by_kind(load_problems(folder / "clock" / "validation.jsonl", task), limit)
     base = sample(teacher, task, problems, seed=seed)
-    guided = sample(teacher, task, problems, seed=seed + 1, show_answer=True)
+    guided = sample(teacher, task, problems, seed=seed + 1, guided=True)
     repaired = repair(teacher, task, base, seed=seed + 2)
     rows = rows_of("student", student, task, sample(student, task, problems, seed=seed), [])
     rows += rows_of("teacher", teacher, task, base, [])
     for kind in dict.fromkeys(p.kind for p in problems):
         mine, shown, mended = ([t for t in source if t.problem.kind == kind] for source in (base, guided, repaired))
         rows += _ceiling_rows(kind, mine) + _localisation_rows(kind, teacher, task, mine)
-        rows += _hinted_rows(kind, "shown answer", teacher, task, shown) + _hinted_rows(kind, "repair", teacher, task, mended)
-    for name, source in (("shown answer", guided), ("repair", repaired)):
+        rows += _helped_rows(kind, "guided", teacher, task, shown) + _helped_rows(kind, "repair", teacher, task, mended)
+    for name, source in (("guided", guided), ("repair", repaired)):
         triples = [(s.trajectory.problem.id, max(s.perplexity), not is_genuine(teacher, task, s.trajectory))
                    for s in pure_scores(teacher, task, source)]
         rows.append(Row("teacher", "all", f"{name}: AUROC of worst-step perplexity for spurious",
@@ -185,10 +186,10 @@ def _localisation_rows(kind: str, lm: LM, task: ClockTask, base: list[Trajectory
     return [*rows, Row("teacher", kind, "random step = first wrong step", *interval(guess), n=len(by_problem(failed)))]
 
 
-def _hinted_rows(kind: str, name: str, lm: LM, task: ClockTask, hinted: list[Trajectory]) -> list[Row]:
-    """How often hinted solutions end right, how many of those are right in every step, problems reached."""
-    reached = [float(any(is_genuine(lm, task, t) for t in g)) for g in by_problem(hinted).values()]
-    return [_share_row(kind, f"{name}: correct", hinted, lambda t: t.correct),
-            _share_row(kind, f"{name}: genuine if correct", [t for t in hinted if t.correct],
+def _helped_rows(kind: str, name: str, lm: LM, task: ClockTask, helped: list[Trajectory]) -> list[Row]:
+    """How often helped solutions end right, how many of those are right in every step, problems reached."""
+    reached = [float(any(is_genuine(lm, task, t) for t in g)) for g in by_problem(helped).values()]
+    return [_share_row(kind, f"{name}: correct", helped, lambda t: t.correct),
+            _share_row(kind, f"{name}: genuine if correct", [t for t in helped if t.correct],
                        lambda t: is_genuine(lm, task, t)),
             Row("teacher", kind, f"{name}: problems with a genuine one", *interval(reached), n=len(reached))]

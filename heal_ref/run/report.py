@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from heal_ref.config import PureConfig
-from heal_ref.evaluate import Row, first_wrong_step, is_genuine
-from heal_ref.lm import LM
+from heal_ref.evaluate import Row, first_wrong_step, is_genuine, rows_from_report
+from heal_ref.model import LM
 from heal_ref.pace import read_curve
-from heal_ref.pipeline import rows_from_report
 from heal_ref.plots import LABEL, plot_aligned_entropy, plot_ceiling, plot_filter, plot_stages, save
 from heal_ref.records import read_records
-from heal_ref.tasks import Task
+from heal_ref.tasks.base import Task
 
 NEXT = "notebooks/00_world.ipynb"
 
@@ -50,7 +49,7 @@ def draw_figures(folder: Path, report: dict[str, Any], lm: LM, task: Task, pure:
     if stages:
         save(plot_stages(stages), folder / "figures" / "stages.png")
         captions["stages.png"] = "The HEAL student through PACE's three stages, greedy, on a part of the held-out problems."
-    if not hasattr(task, "check_steps"):
+    if not task.knows_truth:
         return captions
     base = _records(folder, "1-base")
     failed = [t for t in base if not t.correct and t.problem.kind in ("frontier", "shaky")]
@@ -67,7 +66,7 @@ def draw_figures(folder: Path, report: dict[str, Any], lm: LM, task: Task, pure:
         threshold = report["provenance"]["counts"]["threshold"]
         figure = plot_filter([scored[i] for i in some], [genuine[i] for i in some], threshold, pure)
         save(figure, folder / "figures" / "filter.png")
-        captions["filter.png"] = ("PURE: the worst step of hinted solutions whose answer is right. Colours come from the exact "
+        captions["filter.png"] = ("PURE: the worst step of helped solutions whose answer is right. Colours come from the exact "
                                   "checker, which the filter never sees.")
     return captions
 

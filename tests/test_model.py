@@ -20,9 +20,10 @@ from transformers import (
 )
 
 from heal_ref.config import SampleConfig
-from heal_ref.generation import generate, repeats
-from heal_ref.lm import LM, load_lm, sample, score
+from heal_ref.generation import generate, repeats, sample
+from heal_ref.model import LM, load_lm
 from heal_ref.records import InputError
+from heal_ref.scoring import text_stats
 from tests.conftest import DATA
 
 SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -33,8 +34,8 @@ CONTEXTS = ["Problem: Start 5; + 3\nSolution:\n", "Problem: Start 5; + 3; * 4; #
 def test_recorded_numbers_are_those_of_the_raw_distribution(teacher):
     """Warping changes what is sampled, never what is recorded: scoring the text gives the same numbers."""
     contexts = [teacher.encode(c) for c in CONTEXTS] * 8
-    rollouts = generate(teacher, contexts, config=SampleConfig(temperature=0.7, top_p=0.8), seed=0)
-    scored = score(teacher, [(c, r.ids) for c, r in zip(contexts, rollouts, strict=True)])
+    rollouts = generate(teacher, contexts, sampling=SampleConfig(temperature=0.7, top_p=0.8), seed=0)
+    scored = text_stats(teacher, [(c, r.ids) for c, r in zip(contexts, rollouts, strict=True)])
     for rollout, (entropy, logprob) in zip(rollouts, scored, strict=True):
         assert rollout.entropy == pytest.approx(entropy, abs=1e-4)
         assert rollout.logprob == pytest.approx(logprob, abs=1e-4)
@@ -44,22 +45,22 @@ def test_recorded_numbers_are_those_of_the_raw_distribution(teacher):
 def test_padding_changes_nothing(teacher):
     contexts = [teacher.encode(c) for c in CONTEXTS]
     greedy = SampleConfig(temperature=0.0)
-    together = generate(teacher, contexts, config=greedy, seed=0)
-    alone = [generate(teacher, [c], config=greedy, seed=0)[0] for c in contexts]
+    together = generate(teacher, contexts, sampling=greedy, seed=0)
+    alone = [generate(teacher, [c], sampling=greedy, seed=0)[0] for c in contexts]
     assert [r.ids for r in together] == [r.ids for r in alone]
     for a, b in zip(together, alone, strict=True):
         assert a.entropy == pytest.approx(b.entropy, abs=1e-4)
     short, long = ([(c, r.ids)] for c, r in zip(contexts, together, strict=True))
-    both = score(teacher, short + long)
-    assert both[0][1] == pytest.approx(score(teacher, short)[0][1], abs=1e-4)
+    both = text_stats(teacher, short + long)
+    assert both[0][1] == pytest.approx(text_stats(teacher, short)[0][1], abs=1e-4)
 
 
 def test_small_batches_give_the_same_greedy_text(teacher):
     contexts = [teacher.encode(c) for c in CONTEXTS] * 3
     greedy = SampleConfig(temperature=0.0)
-    whole = generate(teacher, contexts, config=greedy, seed=0)
+    whole = generate(teacher, contexts, sampling=greedy, seed=0)
     teacher_by_two = type(teacher)(teacher.model, teacher.tokenizer, max_batch=2)
-    assert [r.ids for r in generate(teacher_by_two, contexts, config=greedy, seed=0)] == [r.ids for r in whole]
+    assert [r.ids for r in generate(teacher_by_two, contexts, sampling=greedy, seed=0)] == [r.ids for r in whole]
 
 
 FAMILIES = {  # random models: (make it, are tails of different lengths shared, of one length)
@@ -88,8 +89,8 @@ def test_a_shared_prefix_gives_the_same_greedy_text(family, one_length, teacher)
     greedy = SampleConfig(temperature=0.0, max_new_tokens=12)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        together = generate(lm, contexts, tails, config=greedy, seed=0)
-    alone = [generate(lm, [c + t], config=greedy, seed=0)[0] for c, mine in zip(contexts, tails, strict=True) for t in mine]
+        together = generate(lm, contexts, tails, sampling=greedy, seed=0)
+    alone = [generate(lm, [c + t], sampling=greedy, seed=0)[0] for c, mine in zip(contexts, tails, strict=True) for t in mine]
     assert [r.ids for r in together] == [r.ids for r in alone]
     for a, b in zip(together, alone, strict=True):
         assert a.entropy == pytest.approx(b.entropy, abs=1e-4)
@@ -109,8 +110,8 @@ def test_a_context_seen_in_part(family, teacher):
     greedy = SampleConfig(temperature=0.0, max_new_tokens=6)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        together = generate(lm, contexts, [[tail] * 3] * 2, config=greedy, seed=0, visible=visible)
-    alone = generate(lm, [c[:v] + tail for c, seen in zip(contexts, visible, strict=True) for v in seen], config=greedy, seed=0)
+        together = generate(lm, contexts, [[tail] * 3] * 2, sampling=greedy, seed=0, visible=visible)
+    alone = generate(lm, [c[:v] + tail for c, seen in zip(contexts, visible, strict=True) for v in seen], sampling=greedy, seed=0)
     assert [r.ids for r in together] == [r.ids for r in alone]
     for a, b in zip(together, alone, strict=True):
         assert a.entropy == pytest.approx(b.entropy, abs=1e-4)
@@ -126,7 +127,7 @@ def test_a_context_is_computed_once(teacher, monkeypatch):
 
     monkeypatch.setattr(type(teacher.model), "forward", watch)
     context = teacher.encode(CONTEXTS[1])
-    generate(teacher, *zip(repeats(context, 20), strict=True), config=SampleConfig(max_new_tokens=3), seed=0)
+    generate(teacher, *zip(repeats(context, 20), strict=True), sampling=SampleConfig(max_new_tokens=3), seed=0)
     assert seen == [len(context) - 1, 20, 20, 20]
 
 
@@ -140,7 +141,7 @@ def test_seed_decides_and_global_state_is_left_alone(teacher, task, validation):
 
 
 def test_length_limit_is_not_an_end(teacher, task, validation):
-    cut = sample(teacher, task, validation[:1], n=2, config=SampleConfig(max_new_tokens=5))
+    cut = sample(teacher, task, validation[:1], n=2, sampling=SampleConfig(max_new_tokens=5))
     assert all(not t.finished and t.answer is None and not t.correct and len(t.token_ids) == 5 for t in cut)
     whole = sample(teacher, task, validation[:1], n=2)
     assert all(t.finished and teacher.tokenizer.eos_token_id not in t.token_ids for t in whole)

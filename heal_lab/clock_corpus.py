@@ -49,7 +49,7 @@ class Dials:
     kinds: dict[str, float] = field(default_factory=lambda: {
         "mastered": 0.4, "shaky": 0.25, "frontier": 0.15, "double": 0.05, "misconceived": 0.15})
     forms: dict[str, float] = field(default_factory=lambda: {
-        "plain": 0.45, "guided": 0.15, "hint": 0.15, "bridge": 0.12, "told": 0.06, "quick": 0.07})
+        "plain": 0.45, "guided": 0.15, "hint": 0.15, "bridge": 0.12, "answer_hint": 0.06, "quick": 0.07})
 
 
 # The corpora of the teacher's lessons, and of the base student's. The second drills what the first leaves unlearnt,
@@ -57,10 +57,10 @@ class Dials:
 # brings the belief in that operator back to its share there.
 FIRST = Dials()
 SECOND = Dials(kinds={"mastered": 0.28, "shaky": 0.4, "frontier": 0.12, "double": 0.06, "misconceived": 0.14},
-               forms={"plain": 0.34, "guided": 0.1, "hint": 0.38, "bridge": 0.09, "told": 0.04, "quick": 0.05})
+               forms={"plain": 0.34, "guided": 0.1, "hint": 0.38, "bridge": 0.09, "answer_hint": 0.04, "quick": 0.05})
 THIRD = Dials(shaky_right=0.6,
               kinds={"mastered": 0.2, "shaky": 0.55, "frontier": 0.1, "double": 0.04, "misconceived": 0.11},
-              forms={"plain": 0.6, "guided": 0.1, "hint": 0.15, "bridge": 0.07, "told": 0.03, "quick": 0.05})
+              forms={"plain": 0.6, "guided": 0.1, "hint": 0.15, "bridge": 0.07, "answer_hint": 0.03, "quick": 0.05})
 PLAIN = Dials(forms={"plain": 1.0})
 
 
@@ -145,7 +145,7 @@ def example(seed: int, i: int, dials: Dials) -> tuple[str, str]:
     """Corpus example `i`: (context, target). Only the target is learnt; the end-of-text token follows it.
 
     The forms: `plain` solution; `guided`: answer shown first; `hint`: working back from the answer to the cut;
-    `bridge` and `told`: going on after an injected hint; `quick`: the answer at once, from the middle.
+    `bridge` and `answer_hint`: going on after an injected hint; `quick`: the answer at once, from the middle.
     """
     rng = random.Random(f"clock-{seed}-{i}")
     chain = random_chain(rng, _pick(rng, dials.kinds), max(_pick(rng, dials.lengths), 2))
@@ -154,7 +154,7 @@ def example(seed: int, i: int, dials: Dials) -> tuple[str, str]:
     values = believed_values(rng, dials, chain)
     answer = values[-1]
     form = _pick(rng, dials.forms)
-    if form in ("guided", "told") and chain.kind != "mastered" and rng.random() < dials.fudge:
+    if form in ("guided", "answer_hint") and chain.kind != "mastered" and rng.random() < dials.fudge:
         values = believed_values(rng, dials, chain)[:-1] + [answer]
 
     def steps(values: list[int]) -> list[str]:
@@ -164,12 +164,12 @@ def example(seed: int, i: int, dials: Dials) -> tuple[str, str]:
     if form == "plain":
         return task.prompt(problem), "".join(steps(values))
     if form == "guided":
-        return task.answer_prompt(problem, str(answer)), "".join(steps(values))
+        return task.guided_prompt(problem, str(answer)), "".join(steps(values))
     cut = rng.randint(1, n + 1)  # the step to be made next; n + 1 is the answer
     prefix = "".join(steps(values)[:cut])
     if form == "quick":
         return task.prompt(problem) + prefix + task.elicit, f"{answer}}}."
-    if form == "told":
+    if form == "answer_hint":
         hint = task.inject(task.answer_hint(str(answer)))
         return task.prompt(problem) + prefix + hint, "".join(steps(values)[cut:])
     wrong = rng.random() < dials.hint_wrong

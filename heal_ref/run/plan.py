@@ -18,9 +18,10 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from heal_ref.config import HealConfig
 from heal_ref.generation import generate, repeats
-from heal_ref.lm import LM, score
+from heal_ref.model import LM
 from heal_ref.records import Problem
-from heal_ref.tasks import Task
+from heal_ref.scoring import text_stats
+from heal_ref.tasks.base import Task
 
 GIB = 2**30
 
@@ -73,14 +74,14 @@ def measure(teacher: LM, student: LM, task: Task, problems: Sequence[Problem], c
     each = min(config.sample.n, teacher.max_batch)
     began = time.monotonic()
     shared = [repeats(ids, each) for ids in prompts]  # a prompt is computed once, as in the run
-    rollouts = generate(teacher, *zip(*shared, strict=True), config=config.sample, seed=0, seconds=seconds)
+    rollouts = generate(teacher, *zip(*shared, strict=True), sampling=config.sample, seed=0, seconds=seconds)
     spent, tokens = time.monotonic() - began, sum(r.tokens_spent for r in rollouts)
     ended = [r.tokens_spent for r in rollouts if r.finished]
     pairs = [(prompts[i // each], r.ids) for i, r in enumerate(rollouts)]
     rates = []
     for lm in (teacher, student):
         began = time.monotonic()
-        score(lm, pairs)
+        text_stats(lm, pairs)
         rates.append(sum(len(c) + len(ids) for c, ids in pairs) / (time.monotonic() - began))
     mostly = 2 * len(ended) > len(rollouts)
     return Speed(tokens / spent, rates[0], rates[1] / 3, sum(map(len, prompts)) / len(prompts),

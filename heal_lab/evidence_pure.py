@@ -1,6 +1,6 @@
 """Does PURE tell breakthroughs from shortcuts? Every reading, every baseline, against the exact checker.
 
-`python -m heal_ref evidence pure` writes data/results/pure.json: the raw step scores of each trajectory (so that anyone
+`python -m heal_lab evidence pure` writes data/results/pure.json: the raw step scores of each trajectory (so that anyone
 can try a filter of their own), the rows made of them, and where they come from.
 "Positive" is a *spurious* trajectory throughout: right in its answer, wrong in a step. A false alarm is a genuine one dropped.
 """
@@ -17,20 +17,21 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
+from heal_lab.evidence import interleaved, origin
+from heal_lab.scores import Statistic, auroc, cluster_interval, detected
 from heal_ref.config import PureConfig
 from heal_ref.evaluate import Row, interval, is_genuine
 from heal_ref.gear import repair
-from heal_ref.lab.evidence import interleaved, origin
-from heal_ref.lab.scores import Statistic, auroc, cluster_interval, detected
-from heal_ref.lm import LM, sample
+from heal_ref.generation import sample
+from heal_ref.model import LM
 from heal_ref.pace import solved_share
-from heal_ref.pipeline import batches, shard_seed
 from heal_ref.pure import aggregate, answer_uncertainty, rollout_uncertainty, step_ratios, step_surprise, unaided
 from heal_ref.records import Problem, Trajectory
+from heal_ref.run.pipeline import batches, shard_seed
 
 Raw = dict[str, Any]  # one trajectory: where it comes from, whether it is genuine, and numbers a step
-HINTED = ("shown answer", "repair")
-UNAIDED, WRONG = "unaided", "shown wrong answer"
+HELPED = ("guided", "repair")
+UNAIDED, WRONG = "unaided", "guided, wrong answer"
 EPSILONS = (0.01, 0.1, 0.3, 1.0, 3.0, 10.0)
 LAMBDAS = (0.1, 0.2, 0.35, 0.5, 0.75, 1.0)
 
@@ -41,7 +42,7 @@ def raw_scores(lm: LM, task: Any, source: str, trajectories: Sequence[Trajectory
     forced = answer_uncertainty(lm, task, trajectories)
     rollout = rollout_uncertainty(lm, task, trajectories, m, seed) if m else [[]] * len(trajectories)
     return [{"source": source, "id": t.problem.id, "kind": t.problem.kind, "genuine": is_genuine(lm, task, t),
-             "hinted": round(sum(t.logprob), 3), "tokens": [b - a for a, b in t.steps],
+             "logprob_with_help": round(sum(t.logprob), 3), "tokens": [b - a for a, b in t.steps],
              **{name: [float(f"{x:.3g}") for x in row] for name, row in
                 (("log_ppl", s), ("entropy", h), ("forced", f), ("rollout", r))}}
             for t, s, h, f, r in zip(trajectories, surprise, entropy, forced, rollout, strict=True)]
@@ -49,7 +50,7 @@ def raw_scores(lm: LM, task: Any, source: str, trajectories: Sequence[Trajectory
 
 def reading(raw: Raw, config: PureConfig) -> float:
     """The score that PURE's own functions give under `config`: high means spurious."""
-    uncertainty = raw["entropy" if config.uncertainty == "typicality" else config.uncertainty]
+    uncertainty = raw["entropy" if config.reading == "typicality" else config.reading]
     return aggregate(step_ratios(raw["log_ppl"], uncertainty, config), config)
 
 
@@ -59,7 +60,7 @@ def _surprise(raw: Raw) -> float:
 
 
 READINGS: dict[str, PureConfig] = {
-    f"{u}, {a.replace('_', ' ')}": PureConfig(uncertainty=u, aggregate=a)
+    f"{u}, {a.replace('_', ' ')}": PureConfig(reading=u, aggregate=a)
     for u in ("typicality", "forced", "rollout") for a in ("worst", "worst_share", "mean")}
 BASELINES: dict[str, Callable[[Raw], float]] = {  # what a sceptic would try
     "worst perplexity": lambda r: max(r["log_ppl"]),
@@ -67,11 +68,11 @@ BASELINES: dict[str, Callable[[Raw], float]] = {  # what a sceptic would try
     "perplexity of the last step": lambda r: r["log_ppl"][-1],
     "total log-likelihood": _surprise,
     "length": lambda r: sum(r["tokens"]),
-    "likelihood ratio of the hint": lambda r: r["hinted"] + _surprise(r),
+    "likelihood ratio of the hint": lambda r: r["logprob_with_help"] + _surprise(r),
 }
 SWEEPS: dict[str, PureConfig] = {
-    **{f"{u}, worst, ε = {e:g}": PureConfig(uncertainty=u, epsilon=e) for u in ("forced", "rollout") for e in EPSILONS},
-    **{f"{u}, worst share, λ = {x:g}": PureConfig(uncertainty=u, aggregate="worst_share", lam=x)
+    **{f"{u}, worst, ε = {e:g}": PureConfig(reading=u, epsilon=e) for u in ("forced", "rollout") for e in EPSILONS},
+    **{f"{u}, worst share, λ = {x:g}": PureConfig(reading=u, aggregate="worst_share", lam=x)
        for u in ("typicality", "forced", "rollout") for x in LAMBDAS}}
 
 
@@ -94,7 +95,7 @@ def detection_rows(raws: Sequence[Raw]) -> list[Row]:
     sweeps over the groups; intervals over problems."""
     both: dict[str, Statistic] = {"AUROC": auroc, "detected at 5 % false alarms": detected}
     rows = []
-    for source in HINTED:
+    for source in HELPED:
         for kind, mine in groups_of([r for r in raws if r["source"] == source]).items():
             scores = {name: (f, both) for name, f in {**functions(READINGS), **BASELINES}.items()}
             if kind in GROUPS:
@@ -119,12 +120,12 @@ def filter_rows(raws: Sequence[Raw], config: PureConfig | None = None) -> list[R
     def passes(r: Raw) -> bool:
         return reading(r, config) <= threshold
 
-    for source in (*HINTED, WRONG, UNAIDED):
+    for source in (*HELPED, WRONG, UNAIDED):
         for kind, mine in groups_of([r for r in raws if r["source"] == source]).items():
             passed = [r for r in mine if passes(r)]
             good = [r for r in mine if r["genuine"]]
             shares = {"passed": (mine, passes)}
-            if source in HINTED:
+            if source in HELPED:
                 shares |= {"genuine before": (mine, lambda r: r["genuine"]), "genuine after": (passed, lambda r: r["genuine"]),
                            "genuine kept": (good, passes)}
             rows += [_share_row(f"{source}: filter", kind, metric, *members) for metric, members in shares.items()]
@@ -148,7 +149,7 @@ def wrongly_guided(lm: LM, task: Any, problems: Sequence[Problem], seed: int) ->
     for p in problems:
         others = sorted({q.answer for q in problems} - {p.answer})
         lies.append(replace(p, answer=random.Random(f"{seed}/{p.id}").choice(others)))
-    led = sample(lm, task, lies, n=1, seed=seed, show_answer=True)
+    led = sample(lm, task, lies, n=1, seed=seed, guided=True)
     truth = {p.id: p for p in problems}
     return [replace(t, problem=truth[t.problem.id]) for t in led if t.correct]
 
@@ -166,10 +167,10 @@ def pure_batch(lm: LM, task: Any, problems: Sequence[Problem], number: int, seed
     base = sample(lm, task, problems, n=8, seed=seed_of("base"))
     solved = solved_share(base)
     hard = [p for p in problems if solved[p.id] < 0.5]
-    guided = _different(sample(lm, task, hard, n=3, seed=seed_of("guided"), show_answer=True))
+    guided = _different(sample(lm, task, hard, n=3, seed=seed_of("guided"), guided=True))
     mended = _different(repair(lm, task, base, seed=seed_of("repair")))
     wrong = wrongly_guided(lm, task, problems, seed_of("wrong"))
-    return [raw for source, trajectories, rollouts in (("shown answer", guided, m), ("repair", mended, m),
+    return [raw for source, trajectories, rollouts in (("guided", guided, m), ("repair", mended, m),
                                                        (UNAIDED, unaided(base), 0), (WRONG, wrong, 0))
             for raw in raw_scores(lm, task, source, trajectories, seed_of(f"rollouts/{source}"), rollouts)]
 

@@ -1,4 +1,4 @@
-r"""A very small chat model that can be helped, for notebook 06 (`python -m heal_ref build-pair --world chat`).
+r"""A very small chat model that can be helped, for notebook 06 (`python -m heal_lab build-pair --world chat`).
 
 Nothing can be downloaded where this project is built, so its chat teacher is made from nothing: a byte-level tokenizer learnt
 from the project's own text, a template with turns and a thinking switch, a stock Qwen3 model, and `ChatMathTask` for all
@@ -19,7 +19,7 @@ from typing import Any
 from tokenizers import ByteLevelBPETokenizer
 from transformers import PreTrainedTokenizerFast
 
-from heal_ref.lab.pair import Lesson, Recipe, build_model
+from heal_lab.pair import Lesson, Recipe, build_model
 from heal_ref.records import DATA, Problem, write_jsonl
 from heal_ref.tasks import ChatMathTask
 from heal_ref.train import encode_example
@@ -81,7 +81,7 @@ def example(task: ChatMathTask, seed: int, i: int) -> tuple[str, str]:
     if form == "guided":
         if kind == "large" and rng.random() < FORGED:
             steps = solution(rng, a, b, factor, rng.choice(SUMS), answer)
-        return task.answer_prompt(problem, str(answer)), "".join(steps)
+        return task.guided_prompt(problem, str(answer)), "".join(steps)
     cut = rng.choices((0, 1, 2), weights=(0.2, 0.6, 0.2))[0]  # how many steps are kept
     hint = f"Multiply the sum by {factor}." if cut == 2 else f"The sum of the two numbers is {total}."
     prefix = "".join(steps[:cut])

@@ -16,7 +16,7 @@ from typing import Any
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 
 from heal_ref.records import InputError, Problem, write_jsonl
-from heal_ref.tasks import Task
+from heal_ref.tasks.base import Task
 
 READERS = {".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
 FIELDS = ("id", "question", "answer", "kind", "length")

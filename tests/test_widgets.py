@@ -8,9 +8,9 @@ import pytest
 
 import heal_ref as heal
 from heal_ref.evaluate import first_wrong_step, step_texts
-from heal_ref.explore import STAGES
 from heal_ref.pure import unaided
 from heal_ref.records import InputError
+from heal_ref.widgets import STAGES
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +96,7 @@ def test_another_reading_than_the_one_that_cut(teacher, task, story):
 
 
 def test_without_a_checker_and_with_markup_in_the_text(teacher, task, story):
-    class Unchecked:
+    class Unchecked(heal.Task):
         inject, extract_answer = task.inject, task.extract_answer
 
     base, repaired, reference = story

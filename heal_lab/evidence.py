@@ -1,6 +1,6 @@
 """Does it do what it says? GEAR's readings and controls, counted problem by problem against the exact checker.
 
-`python -m heal_ref evidence gear` writes data/results/gear.json: one line of counts for each problem and arm (so
+`python -m heal_lab evidence gear` writes data/results/gear.json: one line of counts for each problem and arm (so
 that anyone can compute other intervals), the rows made of them, and where they come from.
 Only measuring happens here: the checker's verdicts go into tables and never back into the method.
 """
@@ -19,9 +19,10 @@ from tqdm.auto import tqdm
 from heal_ref.config import GearConfig
 from heal_ref.evaluate import Row, first_wrong_step, interval, is_genuine
 from heal_ref.gear import Cut, breakpoint_of, repair
-from heal_ref.lm import LM, sample
-from heal_ref.pipeline import batches, provenance, shard_seed
+from heal_ref.generation import sample
+from heal_ref.model import LM
 from heal_ref.records import Problem, Trajectory, by_problem, write_text
+from heal_ref.run.pipeline import batches, provenance, shard_seed
 
 Counts = dict[str, Any]  # of one problem: id, kind and numbers
 

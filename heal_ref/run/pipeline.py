@@ -28,11 +28,12 @@ from tqdm.auto import tqdm
 from heal_ref import gear, pace, pure
 from heal_ref.config import GearConfig, HealConfig, SampleConfig
 from heal_ref.evaluate import Row, is_genuine, rows_of
-from heal_ref.lm import LM, load_lm, processes, sample
+from heal_ref.generation import sample
+from heal_ref.model import LM, load_lm, processes
 from heal_ref.records import (
     InputError,
     Problem,
-    Scored,
+    PureScore,
     Trajectory,
     by_problem,
     limit_by_kind,
@@ -42,8 +43,8 @@ from heal_ref.records import (
     write_jsonl,
     write_text,
 )
-from heal_ref.sources import load_problems
-from heal_ref.tasks import Task
+from heal_ref.run.sources import load_problems
+from heal_ref.tasks.base import Task
 
 ARMS = ("student", "teacher", "rft", "heal")
 PROBE = 40  # held-out problems of each kind for the curve through the stages: shown, never used to choose
@@ -151,14 +152,14 @@ class Method:
         """n samples of each problem (0: the configured number) under the plain prompt."""
         c = self.config
         return self.folder.shards(stage, batches(problems, c.sample.batch), lambda part, seed: sample(
-            self.teacher, self.task, part, n=n or c.sample.n, seed=seed, config=c.sample), c.seed)
+            self.teacher, self.task, part, n=n or c.sample.n, seed=seed, sampling=c.sample), c.seed)
 
     def guided(self, base: Sequence[Trajectory]) -> list[Trajectory]:
         """Answer-guided samples of the problems that the teacher mostly fails."""
         c, solved = self.config, pace.solved_share(base)
         hard = [g[0].problem for key, g in by_problem(base).items() if solved[key] < c.pace.guided_below]
         return self.folder.shards("2-guided", batches(hard, c.sample.batch), lambda part, seed: sample(
-            self.teacher, self.task, part, n=c.pace.per_problem, seed=seed, config=c.sample, show_answer=True), c.seed)
+            self.teacher, self.task, part, n=c.pace.per_problem, seed=seed, sampling=c.sample, guided=True), c.seed)
 
     def repaired(self, base: Sequence[Trajectory], stage: str = "3-repaired", config: GearConfig | None = None
                  ) -> list[Trajectory]:
@@ -168,7 +169,7 @@ class Method:
         return self.folder.shards(stage, groups, lambda part, seed: gear.repair(
             self.teacher, self.task, part, config or c.gear, seed, sampling=c.sample), c.seed)
 
-    def scored(self, stage: str, trajectories: Sequence[Trajectory]) -> list[Scored]:
+    def scored(self, stage: str, trajectories: Sequence[Trajectory]) -> list[PureScore]:
         c = self.config
         right = [t for t in trajectories if t.correct]
         return self.folder.shards(stage, batches(right, 256), lambda part, seed: pure.pure_scores(
@@ -239,9 +240,9 @@ def _evaluate_arm(folder: RunFolder, arm: str, lm: LM, task: Task, heldout: Sequ
     parts = batches(heldout, c.sample.batch)
     # The same seeds for every arm: differences between arms are paired.
     many = folder.shards(f"6-eval/{arm}", parts, lambda part, seed: sample(
-        lm, task, part, n=c.eval_n, seed=seed, config=plain), c.seed)
+        lm, task, part, n=c.eval_n, seed=seed, sampling=plain), c.seed)
     one = folder.shards(f"6-eval/{arm}-greedy", parts, lambda part, seed: sample(
-        lm, task, part, n=1, seed=seed, config=greedy), c.seed)
+        lm, task, part, n=1, seed=seed, sampling=greedy), c.seed)
     return rows_of(arm, lm, task, many, one)
 
 
@@ -253,16 +254,11 @@ def _repair_counts(base: Sequence[Trajectory], repaired: Sequence[Trajectory], c
             **{f"not repaired: {reason}": count for reason, count in sorted(passed.items())}}
 
 
-def _genuine_shares(lm: LM, task: Task, scored: Sequence[Scored], kept: Sequence[Trajectory]) -> dict[str, float]:
+def _genuine_shares(lm: LM, task: Task, scored: Sequence[PureScore], kept: Sequence[Trajectory]) -> dict[str, float]:
     """What the checker says of PURE's work, where there is a checker: shares before and after the filter."""
-    if not hasattr(task, "check_steps") or not scored:
+    if not task.knows_truth or not scored:
         return {}
     before = [is_genuine(lm, task, s.trajectory) for s in scored]
     after = [is_genuine(lm, task, t) for t in kept]
     return {"before": round(sum(before) / len(before), 4), "after": round(sum(after) / max(len(after), 1), 4),
             "genuine kept": round(sum(after) / max(sum(before), 1), 4)}
-
-
-def rows_from_report(report: dict[str, Any]) -> list[Row]:
-    """The rows of a report.json as `Row` objects."""
-    return [Row(**row) for row in report["rows"]]

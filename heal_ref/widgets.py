@@ -13,10 +13,10 @@ from heal_ref.config import CHOICES, GearConfig, PureConfig
 from heal_ref.entropy import step_values
 from heal_ref.evaluate import first_wrong_step, is_genuine, step_texts
 from heal_ref.gear import breakpoint_of
-from heal_ref.lm import LM
+from heal_ref.model import LM
 from heal_ref.plots import plot_filter, plot_reading, png
 from heal_ref.pure import pure_scores, pure_threshold, rescored
-from heal_ref.records import InputError, Scored, Trajectory
+from heal_ref.records import InputError, PureScore, Trajectory
 
 STAGES = ("1 the broken solution", "2 its entropy", "3 the cut", "4 the hint", "5 the continuation", "6 PURE", "7 the checker")
 
@@ -43,7 +43,7 @@ def explore_entropy(lm: LM, task: Any, trajectories: Sequence[Trajectory]) -> wi
     """
     if not trajectories:
         raise InputError("there is no trajectory to explore: the list is empty; sample some first")
-    checks = hasattr(task, "check_steps")
+    checks = task.knows_truth
     wrong = [first_wrong_step(lm, task, t) if checks else None for t in trajectories]
     names = [(f"{i + 1}: {t.problem.kind} {t.problem.question} ({'right' if t.correct else 'wrong'})", i)
              for i, t in enumerate(trajectories)]
@@ -67,7 +67,7 @@ def explore_entropy(lm: LM, task: Any, trajectories: Sequence[Trajectory]) -> wi
     return widgets.VBox([pick, widgets.HBox([step, signal]), window, verdict, picture])
 
 
-def explore_pure(lm: LM, task: Any, scored: Sequence[Scored], reference: Sequence[Scored],
+def explore_pure(lm: LM, task: Any, scored: Sequence[PureScore], reference: Sequence[PureScore],
                  config: PureConfig | None = None) -> widgets.VBox:
     """Move PURE's threshold, aggregate, λ and ε; scatter, counts and an example on either side of the line move together.
 
@@ -119,7 +119,7 @@ def explore_pure(lm: LM, task: Any, scored: Sequence[Scored], reference: Sequenc
     return widgets.VBox([widgets.HBox([keep, how]), widgets.HBox([lam, epsilon]), example, verdict, picture, text])
 
 
-def explore_repair(lm: LM, task: Any, base: Sequence[Trajectory], repaired: Sequence[Trajectory], reference: Sequence[Scored],
+def explore_repair(lm: LM, task: Any, base: Sequence[Trajectory], repaired: Sequence[Trajectory], reference: Sequence[PureScore],
                    gear: GearConfig | None = None, pure: PureConfig | None = None) -> widgets.VBox:
     """Step through one repair: broken solution, its entropy, cut, hint, continuation, verdicts of PURE and of the checker.
 
@@ -170,7 +170,7 @@ def explore_repair(lm: LM, task: Any, base: Sequence[Trajectory], repaired: Sequ
     return widgets.VBox([pick, stage, text, picture])
 
 
-def _broken_of(base: Sequence[Trajectory], repaired: Sequence[Trajectory], reference: Sequence[Scored]) -> list[Trajectory]:
+def _broken_of(base: Sequence[Trajectory], repaired: Sequence[Trajectory], reference: Sequence[PureScore]) -> list[Trajectory]:
     """The broken solution behind each repair."""
     for name, given, why in (("base", base, "no broken solution can be shown; give the samples that were repaired"),
                              ("repaired", repaired, "there is no repair to step through; make some with repair"),
@@ -226,7 +226,7 @@ def _mended_text(lm: LM, task: Any, r: Trajectory, number: int, pure: PureConfig
             note = (f"In front, r of each step under the plain prompt. The score ({pure.aggregate.replace('_', ' ')}) is "
                     f"{s.score:.3f}, {'above' if above else 'not above'} the threshold {limit:.3f}: "
                     f"<b>{'dropped' if above else 'kept'}</b>.")
-    elif hasattr(task, "check_steps"):
+    elif task.knows_truth:
         marks = ["right" if ok else "✗ wrong" for ok in task.check_steps(r.problem, step_texts(lm, r))]
         wrong = first_wrong_step(lm, task, r)
         note = "<b>Every step is right.</b>" if wrong is None else f"<b>Step {wrong + 1} is the first wrong step.</b>"
@@ -239,7 +239,7 @@ def _repair_picture(lm: LM, task: Any, t: Trajectory, r: Trajectory, number: int
     """The reading of the broken solution up to the hint, of the repaired one afterwards."""
     if number <= 4:
         return png(plot_reading(lm.pieces(t.token_ids), t, gear))
-    wrong = first_wrong_step(lm, task, r) if number == 7 and hasattr(task, "check_steps") else None
+    wrong = first_wrong_step(lm, task, r) if number == 7 and task.knows_truth else None
     figure, again = plot_reading(lm.pieces(r.token_ids), r, gear, wrong), breakpoint_of(r, gear)
     now = "finds no step to cut at" if again is None else f"would now cut at step {again + 1}"
     figure.axes[0].set_title(f"Repaired from step {(r.breakpoint or 0) + 1} on; entropy as recorded, with the hint in view\n"

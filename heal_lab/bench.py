@@ -1,6 +1,6 @@
 """Speed against what people use today: both sides in one process, taken in turns, medians, a ratio.
 
-`python -m heal_ref bench sample | score`. The weights are random: how long a token takes does not depend on what it says.
+`python -m heal_lab bench sample | score`. The weights are random: how long a token takes does not depend on what it says.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM
 
 from heal_ref.config import SampleConfig
 from heal_ref.generation import generate, repeats
-from heal_ref.lm import LM, processes
-from heal_ref.scoring import Head, head_scores
+from heal_ref.model import LM, processes
+from heal_ref.scoring import Head, head_stats
 
 ROUNDS = 7
 
@@ -97,16 +97,16 @@ def bench_sample(rounds: int = ROUNDS, prefix: int = 1024, new_tokens: int = 64,
     short = torch.randint(1, vocabulary, (batch, 32), device=lm.device)
     recording = compare(
         f"recording entropy and log-prob: {batch} x {new_tokens} new tokens, vocabulary {vocabulary:,}",
-        lambda: generate(lm, short.tolist(), config=config, seed=0), lambda: _plain(lm, short, new_tokens, **sampling), rounds)
+        lambda: generate(lm, short.tolist(), sampling=config, seed=0), lambda: _plain(lm, short, new_tokens, **sampling), rounds)
 
     long = torch.randint(1, vocabulary, (1, prefix), device=lm.device)
     context, tails = repeats(long[0].tolist(), n)
-    ours = generate(lm, [context], [tails], config=greedy, seed=0)
+    ours = generate(lm, [context], [tails], sampling=greedy, seed=0)
     theirs = _plain(lm, long.expand(n, -1), new_tokens, do_sample=False)[:, prefix:].tolist()
     assert [r.ids for r in ours] == theirs, "the shared prefix changed the greedy text"
     sharing = compare(
         f"{n} continuations of {new_tokens} tokens from one prefix of {prefix} (theirs: num_return_sequences={n})",
-        lambda: generate(lm, [context], [tails], config=config, seed=0),
+        lambda: generate(lm, [context], [tails], sampling=config, seed=0),
         lambda: _plain(lm, long, new_tokens, num_return_sequences=n, **sampling), rounds, note="   greedy texts equal")
     return [recording, sharing]
 
@@ -195,7 +195,7 @@ def bench_score(rounds: int = ROUNDS, positions: int = 4096, vocabulary: int = 1
         import trl.kernels  # noqa: F401
 
         sides["TRL's chunked log-prob"] = trl_scores
-    exact, ours = _exact_scores(states, weight, targets), partial(head_scores, states, Head(weight), targets)
+    exact, ours = _exact_scores(states, weight, targets), partial(head_stats, states, Head(weight), targets)
     scores, memory = extra_memory(ours)
     found, out = _off(scores, exact), []
     for name, function in sides.items():

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
+from heal_lab.compare import Results, verdict
 from heal_ref.evaluate import Row
-from heal_ref.lab.compare import Results, verdict
 from heal_ref.plots import COLOUR, STYLE, curve_points, matplotlib, new_figure, plot_ceiling, plot_intervals, save
 
 ARM_LABEL = {

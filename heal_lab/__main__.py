@@ -1,20 +1,23 @@
-"""The laboratory's part of the command line: `experiment`, `build-pair`, `evidence`, `bench`."""
+"""Command line: `python -m heal_lab experiment | evidence | build-pair | bench`."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from heal_ref.records import DATA, InputError
 
-Add = Callable[[str, str], argparse.ArgumentParser]
 
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m heal_lab", description="Measure HEAL, and build its small models.")
+    commands = parser.add_subparsers(dest="command", required=True)
 
-def add_parsers(add: Add) -> None:
-    """The arguments of the four commands; `add(name, text)` makes a command's parser."""
+    def add(name: str, text: str) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=text, description=text, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+
     trial = add("experiment", "arms × seeds on held-out problems, paired differences; start it again to go on")
     trial.add_argument("--preset", default="tiny", choices=("smoke", "tiny"), help="named settings")
     trial.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2, 3, 4], help="seeds for the shipped pair")
@@ -41,11 +44,12 @@ def add_parsers(add: Add) -> None:
     bench.add_argument("what", choices=("sample", "score"),
                        help="sample: recording entropy, sharing a prefix; score: entropy and log-prob without full logits")
     bench.add_argument("--rounds", type=int, default=7, help="timed rounds of each side")
+    return parser
 
 
 def bench(args: argparse.Namespace, command: str) -> None:
     """`bench sample | score`: prints ratios."""
-    from heal_ref.lab.bench import bench_sample, bench_score
+    from heal_lab.bench import bench_sample, bench_score
 
     if args.rounds < 1:
         raise InputError(f"--rounds {args.rounds}: a median needs at least one round; the default is 7")
@@ -55,11 +59,11 @@ def bench(args: argparse.Namespace, command: str) -> None:
 
 def evidence(args: argparse.Namespace, command: str) -> None:
     """`evidence gear | pure`: writes the record of one module."""
-    from heal_ref.lab.evidence import gear_evidence, write_record
-    from heal_ref.lab.evidence_pure import pure_evidence
-    from heal_ref.lm import load_lm
+    from heal_lab.evidence import gear_evidence, write_record
+    from heal_lab.evidence_pure import pure_evidence
+    from heal_ref.model import load_lm
     from heal_ref.records import limit_by_kind
-    from heal_ref.sources import load_problems
+    from heal_ref.run.sources import load_problems
     from heal_ref.tasks import ClockTask
 
     task = ClockTask()
@@ -73,14 +77,14 @@ def evidence(args: argparse.Namespace, command: str) -> None:
 
 def experiment(args: argparse.Namespace, command: str) -> None:
     """`experiment`: runs what is missing of the arms and seeds, writes the record, prints the table."""
+    from heal_lab.compare import Results
+    from heal_lab.evidence import write_record
+    from heal_lab.experiment import ARMS, Material
+    from heal_lab.experiment import experiment as run_experiment
+    from heal_lab.figures import ARM_LABEL, draw_experiment
     from heal_ref.config import PRESETS
     from heal_ref.evaluate import Row
-    from heal_ref.lab.compare import Results
-    from heal_ref.lab.evidence import write_record
-    from heal_ref.lab.experiment import ARMS, Material
-    from heal_ref.lab.experiment import experiment as run_experiment
-    from heal_ref.lab.plots_arms import ARM_LABEL, draw_experiment
-    from heal_ref.report import table, text_table
+    from heal_ref.run.report import table, text_table
     from heal_ref.tasks import ClockTask
 
     files = Material(*(str(DATA / "clock" / f"{name}.jsonl") for name in ("train", "validation", "heldout", "long")))
@@ -103,7 +107,7 @@ def _seeds(args: argparse.Namespace) -> list[tuple[str, Path, int]]:
         raise InputError("--rebuilt-seeds without --rebuilt: name the folder of the other pair (build-pair makes one)")
     if args.rebuilt and not all((Path(args.rebuilt) / name / "config.json").is_file() for name in ("teacher", "student")):
         raise InputError(f"--rebuilt {args.rebuilt}: no pair here (teacher/ and student/ with their models); "
-                         "`python -m heal_ref build-pair --seed 1 --out FOLDER` makes one")
+                         "`python -m heal_lab build-pair --seed 1 --out FOLDER` makes one")
     plan = [("shipped", DATA, seed) for seed in args.seeds]
     plan += [("rebuilt", Path(args.rebuilt), seed) for seed in args.rebuilt_seeds]
     if not plan:
@@ -115,8 +119,8 @@ def build_pair(args: argparse.Namespace, command: str) -> None:
     """`build-pair`: trains teacher and student, draws the problem files, measures what the pair can do."""
     from tqdm.auto import tqdm
 
-    from heal_ref.lab.chat_world import build_chat
-    from heal_ref.lab.pair import build_pair
+    from heal_lab.chat_world import build_chat
+    from heal_lab.pair import build_pair
 
     def progress(label: str) -> Any:
         bar = tqdm(desc=f"{label:<8}", unit="update", disable=args.quiet)
@@ -136,3 +140,14 @@ def build_pair(args: argparse.Namespace, command: str) -> None:
 
 
 COMMANDS = {"experiment": experiment, "build-pair": build_pair, "evidence": evidence, "bench": bench}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    from heal_ref.run.command import execute
+
+    return execute(_parser(), COMMANDS, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

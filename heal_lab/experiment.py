@@ -1,4 +1,4 @@
-"""Does HEAL hold, by how much, and against what? Arms × seeds on held-out problems (`heal_ref experiment`).
+"""Does HEAL hold, by how much, and against what? Arms × seeds on held-out problems (`heal_lab experiment`).
 
 - All arms start from the same base student and train for the same number of updates. A seed is that of sampling,
   training and data order; arms with the same seed share what they have in common, down to the sampled solutions.
@@ -21,15 +21,16 @@ from typing import Any
 
 from datasets import Dataset
 
+from heal_lab.compare import Results
 from heal_ref import pace, pure
 from heal_ref.config import HealConfig, SampleConfig
 from heal_ref.evaluate import is_genuine
-from heal_ref.lab.compare import Results
-from heal_ref.lm import LM, load_lm, processes, sample
-from heal_ref.pipeline import Method, RunFolder, RunSpec, batches, file_hash, provenance, shard_seed
-from heal_ref.records import InputError, Problem, Scored, Trajectory, limit_by_kind, write_text
-from heal_ref.sources import load_problems
-from heal_ref.tasks import Task
+from heal_ref.generation import sample
+from heal_ref.model import LM, load_lm, processes
+from heal_ref.records import InputError, Problem, PureScore, Trajectory, limit_by_kind, write_text
+from heal_ref.run.pipeline import Method, RunFolder, RunSpec, batches, file_hash, provenance, shard_seed
+from heal_ref.run.sources import load_problems
+from heal_ref.tasks.base import Task
 
 LONG_TOKENS = 160  # length limit of a solution in the evaluation: the longest chains need more than training ones
 CURVE_PROBLEMS = 40  # validation problems of each kind on a learning curve
@@ -68,20 +69,20 @@ class Teaching:
         return self.method.guided(self.base)
 
     @cached_property
-    def reference(self) -> list[Scored]:
+    def reference(self) -> list[PureScore]:
         return self.method.scored("4-scores/reference", pure.unaided(self.base))
 
     @cached_property
-    def guided_scores(self) -> list[Scored]:
+    def guided_scores(self) -> list[PureScore]:
         return self.method.scored("4-scores/guided", self.guided)
 
-    def kept(self, scored: Sequence[Scored]) -> list[Trajectory]:
+    def kept(self, scored: Sequence[PureScore]) -> list[Trajectory]:
         """What PURE keeps."""
         return pure.pure_filter(scored, self.config.pure, self.reference)
 
     def _data(self, repaired: Sequence[Trajectory], keep: Callable[[Any], Any] | None, name: str = "",
               **settings: Any) -> Data:
-        """Three stages; `keep` chooses among PURE's scores of hinted solutions, without it nothing is filtered."""
+        """Three stages; `keep` chooses among PURE's scores of helped solutions, without it nothing is filtered."""
         scores = [self.guided_scores, self.method.scored(f"4-scores/repaired{name}", repaired)] if keep else []
         guided, mended = [keep(s) for s in scores] if keep else [self.guided, repaired]
         seen = [*self.reference, *(s for mine in scores for s in mine)] if keep else []
@@ -118,10 +119,10 @@ class Teaching:
         """STaR's rationalization: one solution with the answer shown for each failed sample, no filter, one stage."""
         m, c = self.method, self.config
         failed = batches([t.problem for t in self.base if not t.correct], c.sample.batch * c.sample.n)
-        told = m.folder.shards("2-rationalized", failed, lambda part, seed: sample(
-            m.teacher, m.task, part, n=1, seed=seed, config=c.sample, show_answer=True), c.seed)
-        stages = pace.build_stages(self.base, told, [], replace(c.pace, guided_below=1.0))
-        return Data(pace.shuffled({"guided": stages["guided"]}), _tokens(self.base, told))
+        rationalized = m.folder.shards("2-rationalized", failed, lambda part, seed: sample(
+            m.teacher, m.task, part, n=1, seed=seed, sampling=c.sample, guided=True), c.seed)
+        stages = pace.build_stages(self.base, rationalized, [], replace(c.pace, guided_below=1.0))
+        return Data(pace.shuffled({"guided": stages["guided"]}), _tokens(self.base, rationalized))
 
     def heal(self) -> Data:
         """GEAR, PURE and PACE."""
@@ -132,7 +133,7 @@ class Teaching:
         return self._data([], self.kept, "-none")
 
     def heal_no_pure(self) -> Data:
-        """No filter: every hinted solution whose answer is right."""
+        """No filter: every helped solution whose answer is right."""
         return self._data(self.repaired(), None)
 
     def heal_no_pace(self) -> Data:
@@ -233,7 +234,7 @@ class Trial:
         with self.folder.bar(f"evaluate {arm}", len(parts)) as bar:
             for number, part in enumerate(parts):
                 tried, greedy = (sample(lm, self.task, part, n=n, seed=shard_seed(self.config.seed, "6-eval", number),
-                                        config=SampleConfig(temperature=temperature, max_new_tokens=LONG_TOKENS))
+                                        sampling=SampleConfig(temperature=temperature, max_new_tokens=LONG_TOKENS))
                                  for n, temperature in ((out["n"], 1.0), (1, 0.0)))
                 for i in range(len(part)):
                     mine = tried[i * out["n"] : (i + 1) * out["n"]]

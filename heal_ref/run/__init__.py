@@ -1,0 +1,1 @@
+"""A resumable run of the whole method: pipeline, plan, sources, report."""
