@@ -2,42 +2,46 @@
 
 - `HealConfig.tiny()`: the shipped pair on two cores; chosen on validation problems.
 - `HealConfig.smoke()`: the same, as small as it runs, for tests.
-- `HealConfig.paper()`: the constants of second-hand summaries of the paper (we have only its abstract): leads,
-  not facts. Which of them are sure is listed in PAPER.md.
+- `HealConfig.paper()`: constants that secondary sources give for the paper (we have only its
+  abstract). They are leads, not facts; PAPER.md says which of them are sure.
 """
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, Literal, get_args, get_type_hints
 
 from heal_ref.records import InputError
 
-CHOICES = {
-    "hint": ("bridge", "answer", "wrong_answer"),
-    "step": ("mean", "max", "first"),
-    "signal": ("surge", "level", "relative", "random"),
-    "reading": ("typicality", "forced", "rollout"),
-    "aggregate": ("worst", "worst_share", "mean"),
-}
+
+def choices(config: type, name: str) -> tuple[str, ...]:
+    """What the field `name` of a config may be, if it is one of several words; else empty."""
+    values = get_args(get_type_hints(config)[name])
+    return tuple(v for v in values if isinstance(v, str))
 
 
 class _Checked:
-    """Checks every field against the range in its metadata when a config is made."""
+    """Checks every field when a config is made: its words, its truth value, or its range."""
 
     def __post_init__(self) -> None:
+        types = get_type_hints(type(self))
         for f in fields(self):  # type: ignore[arg-type]
             value, where = getattr(self, f.name), f"{type(self).__name__}.{f.name}"
-            low, high = f.metadata.get("range", (None, None))
-            if f.name in CHOICES and value not in CHOICES[f.name]:
-                raise InputError(f"{where} is {value!r}; it must be one of {', '.join(CHOICES[f.name])}")
-            if low is not None:
-                if isinstance(value, bool) or not isinstance(value, int | float):
-                    raise InputError(f"{where} is {value!r}; it must be a number")
-                if f.type == "int" and not isinstance(value, int):
-                    raise InputError(f"{where} is {value!r}; it must be a whole number")
-                if not low <= value <= high:
-                    raise InputError(f"{where} is {value}; it must lie between {low} and {high}")
+            words = choices(type(self), f.name)
+            if words and value not in words:
+                raise InputError(f"{where} is {value!r}; it must be one of {', '.join(words)}")
+            if types[f.name] is bool and not isinstance(value, bool):
+                raise InputError(f"{where} is {value!r}; it must be True or False")
+            if "range" in f.metadata:
+                self._check_number(value, where, types[f.name], *f.metadata["range"])
+
+    def _check_number(self, value: Any, where: str, kind: type, low: float, high: float) -> None:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise InputError(f"{where} is {value!r}; it must be a number")
+        if kind is int and not isinstance(value, int):
+            raise InputError(f"{where} is {value!r}; it must be a whole number")
+        if not low <= value <= high:
+            raise InputError(f"{where} is {value}; it must lie between {low} and {high}")
 
 
 def _number(default: float, low: float, high: float = float("inf")) -> Any:
@@ -46,9 +50,7 @@ def _number(default: float, low: float, high: float = float("inf")) -> Any:
 
 @dataclass(frozen=True)
 class SampleConfig(_Checked):
-    """How trajectories are sampled. `batch` is the number of problems in one shard.
-
-    `n` samples a problem; `temperature` 0 is greedy; `top_p` 1 is the whole distribution; lengths are in tokens.
+    """How trajectories are sampled.
 
     Raises:
         InputError: a field lies outside its range.
@@ -63,20 +65,19 @@ class SampleConfig(_Checked):
         heal_ref.records.InputError: SampleConfig.temperature is -1; it must lie between 0.0 and inf
     """
 
-    n: int = _number(8, 1)
-    temperature: float = _number(1.0, 0.0)
-    top_p: float = _number(1.0, 1e-6, 1.0)
+    n: int = _number(8, 1)  # samples per problem
+    temperature: float = _number(1.0, 0.0)  # 0 is greedy
+    top_p: float = _number(1.0, 1e-6, 1.0)  # 1 is the whole distribution
     max_new_tokens: int = _number(96, 1)
-    batch: int = _number(64, 1)
+    batch: int = _number(64, 1)  # problems per shard of a run
 
 
 @dataclass(frozen=True)
 class GearConfig(_Checked):
     """Guided Entropy-Assisted Repair: which problems, which step, which hint, how many tries.
 
-    Only the name is the paper's; the fields are our reading, and what hearsay gives for them is in `HealConfig.paper()`.
-    `hint` is "bridge", "answer" or "wrong_answer" (`repair`); `step` is "mean", "max" or "first" (`step_values`); `signal`
-    is "surge", "level", "relative" or "random" (`breakpoint_of`). "wrong_answer" and "random" are controls.
+    Only the name is the paper's; the fields are our reading. `HealConfig.paper()` holds what
+    secondary sources give for them. "wrong_answer" and "random" are controls.
 
     Raises:
         InputError: a field lies outside its range, or is none of its choices.
@@ -84,30 +85,26 @@ class GearConfig(_Checked):
     Example:
         >>> import heal_ref as heal
         >>> config = heal.GearConfig(paths=2, hints=1, continuations=3)
-        >>> config.paths * config.hints * config.continuations  # repairs of one problem, at most
+        >>> config.paths * config.hints * config.continuations  # repairs per problem, at most
         6
-        >>> heal.GearConfig(hint="guess")
-        Traceback (most recent call last):
-            ...
-        heal_ref.records.InputError: GearConfig.hint is 'guess'; it must be one of bridge, answer, wrong_answer
     """
 
-    max_correct: int = _number(0, 0)  # problems with at most this many correct samples are repaired
-    paths: int = _number(3, 1)  # wrong trajectories taken of each such problem
-    hints: int = _number(1, 1)  # hints written for each of them
-    continuations: int = _number(2, 1)  # continuations of each hint
-    hint: str = "bridge"
-    step: str = "mean"  # one entropy a step: mean or max of its tokens, or its first token
-    signal: str = "surge"  # what is largest at the breakpoint; "random" is the control
+    max_correct: int = _number(0, 0)  # repair problems with at most this many correct samples
+    paths: int = _number(3, 1)  # wrong trajectories repaired per such problem
+    hints: int = _number(1, 1)  # hints written per wrong trajectory
+    continuations: int = _number(2, 1)  # continuations per hint
+    hint: Literal["bridge", "answer", "wrong_answer"] = "bridge"  # see `gear.write_hints`
+    refuse_answers: bool = True  # a bridge hint that states the answer is not used
+    step: Literal["mean", "max", "first"] = "mean"  # one entropy per step, from its tokens
+    signal: Literal["surge", "level", "relative", "random"] = "surge"  # largest at the breakpoint
     window: float = _number(1.0, 1e-6, 1.0)  # share f of the steps that is searched, from the start
 
 
 @dataclass(frozen=True)
 class PureConfig(_Checked):
-    """Perplexity-Uncertainty Ratio Estimator: the reading of U_k, the aggregate over steps, the threshold.
+    """Perplexity-Uncertainty Ratio Estimator: the reading, the aggregate over steps, the threshold.
 
-    Only the name is the paper's. `reading` is "typicality" (ours), "forced" or "rollout" (`pure_scores`); `aggregate` is
-    "worst", "worst_share" or "mean" of the K step ratios. ε is in nats, like the uncertainty it is added to.
+    Only the name is the paper's; `pure_scores` describes the readings.
 
     Raises:
         InputError: a field lies outside its range, or is none of its choices.
@@ -116,26 +113,22 @@ class PureConfig(_Checked):
         >>> import heal_ref as heal
         >>> heal.PureConfig().reading, heal.PureConfig().aggregate
         ('typicality', 'worst')
-        >>> strict, lax = heal.PureConfig(keep_quantile=0.5), heal.PureConfig(keep_quantile=1.0)
-        >>> reference = [heal.PureScore(None, [], [], [], score=x) for x in (0.0, 0.25, 1.0)]  # only scores count here
-        >>> heal.pure_threshold(reference, strict), heal.pure_threshold(reference, lax)
-        (0.25, 1.0)
     """
 
-    reading: str = "typicality"
-    aggregate: str = "worst"
-    epsilon: float = _number(3.0, 1e-9)  # of the `forced` and `rollout` readings
-    rollouts: int = _number(8, 2)  # continuations of each prefix in the `rollout` reading
-    lam: float = _number(0.2, 1e-6, 1.0)  # share of steps that `worst_share` averages
-    keep_quantile: float = _number(0.85, 0.0, 1.0)  # of unaided correct trajectories' scores: the threshold
+    reading: Literal["typicality", "forced", "rollout"] = "typicality"
+    aggregate: Literal["worst", "worst_share", "mean"] = "worst"  # of the K step ratios
+    epsilon: float = _number(3.0, 1e-9)  # ε in nats, of the readings `forced` and `rollout`
+    rollouts: int = _number(8, 2)  # continuations per prefix in the reading `rollout`
+    lam: float = _number(0.2, 1e-6, 1.0)  # λ: share of the steps that `worst_share` averages
+    keep_quantile: float = _number(0.85, 0.0, 1.0)  # of the reference scores: the threshold
 
 
 @dataclass(frozen=True)
 class PaceConfig(_Checked):
-    """Progressive Answer-guided Curriculum Evolution: what enters which stage, and how long each one trains.
+    """Progressive Answer-guided Curriculum Evolution: what enters which stage, how long each trains.
 
-    Name and three stages are the paper's; the fields are our reading. Lengths are in updates (optimizer steps), `batch` in
-    examples, `shares` are of `updates` and follow the order foundation, guided, repaired.
+    Name and three stages are the paper's; the fields are our reading. Lengths are in updates
+    (optimizer steps).
 
     Raises:
         InputError: a field lies outside its range, or the shares are not three that sum to 1.
@@ -145,46 +138,37 @@ class PaceConfig(_Checked):
         >>> config = heal.PaceConfig(updates=100)
         >>> [round(config.updates * share) for share in config.shares]  # updates of each stage
         [20, 20, 60]
-        >>> heal.PaceConfig(shares=(0.5, 0.1, 0.1))
-        Traceback (most recent call last):
-            ...
-        heal_ref.records.InputError: PaceConfig.shares is (0.5, 0.1, 0.1); it must be three shares that sum to 1
     """
 
-    guided_below: float = _number(0.5, 0.0, 1.0)  # accuracy under which a problem gets answer-guided samples
-    per_problem: int = _number(4, 1)  # at most so many trajectories of one problem in one stage
-    cumulative: bool = True
+    guided_below: float = _number(0.5, 0.0, 1.0)  # accuracy below which a problem is guided
+    per_problem: int = _number(4, 1)  # trajectories per problem and stage, at most
+    cumulative: bool = True  # a stage also holds the data of the stages before it
     updates: int = _number(600, 1)
-    shares: tuple[float, float, float] = (0.2, 0.2, 0.6)  # of the updates, stage by stage
-    batch: int = _number(64, 1)
+    shares: tuple[float, float, float] = (0.2, 0.2, 0.6)  # foundation, guided, repaired
+    batch: int = _number(64, 1)  # examples per update
     learning_rate: float = _number(1e-3, 0.0)
     warmup: int = _number(20, 0)
     accumulate: int = _number(1, 1)  # parts that a batch is computed in: less memory, same gradient
     save_every: int = _number(200, 0)  # updates between checkpoints, 0 for none
-    curve_every: int = _number(60, 0)  # updates between points of the learning curve, 0 for the ends of stages only
+    curve_every: int = _number(60, 0)  # updates between points of the curve, 0: ends of stages only
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.cumulative, bool):
-            raise InputError(f"PaceConfig.cumulative is {self.cumulative!r}; it must be True or False")
         shares = self.shares if isinstance(self.shares, tuple | list) else ()
         if len(shares) != 3 or min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
-            raise InputError(f"PaceConfig.shares is {self.shares}; it must be three shares that sum to 1")
+            raise InputError(
+                f"PaceConfig.shares is {self.shares}; it must be three shares that sum to 1")
 
 
 @dataclass(frozen=True)
 class HealConfig(_Checked):
-    """One run of the whole method: the settings of its parts, and how much is trained and evaluated on.
-
-    Take a preset, `tiny`, `smoke` or `paper`, and change what should differ. `eval_n` is samples a held-out problem.
+    """One run of the whole method. Take a preset and change what should differ.
 
     Example:
         >>> import heal_ref as heal
         >>> from dataclasses import replace
         >>> tiny = heal.HealConfig.tiny(seed=1)
-        >>> tiny.seed, tiny.sample.n, tiny.pace.updates
-        (1, 4, 600)
-        >>> short = replace(tiny, pace=replace(tiny.pace, updates=60))  # a config never changes: make another
+        >>> short = replace(tiny, pace=replace(tiny.pace, updates=60))  # makes another config
         >>> short.pace.updates, tiny.pace.updates
         (60, 600)
     """
@@ -194,24 +178,26 @@ class HealConfig(_Checked):
     gear: GearConfig = GearConfig()
     pure: PureConfig = PureConfig()
     pace: PaceConfig = PaceConfig()
-    eval_n: int = _number(8, 1)
-    train_limit: int = _number(0, 0)  # problems of each kind used for training, 0 for all
+    eval_n: int = _number(8, 1)  # samples per held-out problem
+    train_limit: int = _number(0, 0)  # training problems of each kind, 0 for all
     eval_limit: int = _number(0, 0)  # held-out problems of each kind, 0 for all
 
     @classmethod
     def tiny(cls, seed: int = 0) -> HealConfig:
         """The shipped pair on two CPU cores."""
-        return cls(seed=seed, sample=SampleConfig(n=4), pace=PaceConfig(learning_rate=3e-3), eval_limit=100)
+        return cls(seed=seed, sample=SampleConfig(n=4), pace=PaceConfig(learning_rate=3e-3),
+                   eval_limit=100)
 
     @classmethod
     def smoke(cls, seed: int = 0) -> HealConfig:
         """Every stage, as small as it runs: for tests."""
-        return cls(seed=seed, sample=SampleConfig(n=4, batch=32), gear=GearConfig(paths=1),
-                   pace=PaceConfig(updates=12, batch=16, warmup=2, learning_rate=3e-3), eval_n=2, train_limit=16, eval_limit=16)
+        pace = PaceConfig(updates=12, batch=16, warmup=2, learning_rate=3e-3)
+        return cls(seed=seed, sample=SampleConfig(n=4, batch=32), gear=GearConfig(paths=1), pace=pace,
+                   eval_n=2, train_limit=16, eval_limit=16)
 
     @classmethod
     def paper(cls, seed: int = 0) -> HealConfig:
-        """Constants that second-hand summaries give for the paper. Leads, not facts: see PAPER.md."""
+        """Constants that secondary sources give for the paper: leads, not facts (PAPER.md)."""
         return cls(
             seed=seed,
             sample=SampleConfig(n=30, temperature=0.6, top_p=0.95, max_new_tokens=32768, batch=4),

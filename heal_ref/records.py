@@ -1,10 +1,10 @@
 """Problems and trajectories: the two things that flow through HEAL, and their files.
 
-- A `Trajectory` carries everything that a plot or a filter needs (per-token entropy and log-prob, step
-  boundaries, answer, origin), so that nothing is ever computed twice.
-- Files are JSON Lines. A file is written under a temporary name, flushed to disk and renamed, so that a
-  reader sees either nothing or all of it.
-- Numbers per token are rounded to 6 decimals when a trajectory is made: what is in memory is what is in the file.
+- A `Trajectory` holds everything that a plot or a filter needs (per-token entropy and log-prob,
+  step boundaries, answer, origin), so that nothing is computed twice.
+- Files are JSON Lines. A file is written under a temporary name, flushed to disk and renamed, so
+  that a reader sees either nothing or all of it.
+- Numbers per token are rounded to 6 decimals when a trajectory is made: memory and file agree.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-DATA = Path(__file__).resolve().parent.parent / "data"  # what the repository ships: pair, problems, results
+DATA = Path(__file__).resolve().parent.parent / "data"  # shipped: pair, problems, results
 
 
 class InputError(ValueError):
-    """Something a person gave us is wrong. The message says what, why it matters and what to do.
+    """Invalid user input. The message says what was found, why it matters and what to do.
 
     The command line prints it without a traceback and exits with code 2.
 
@@ -33,22 +33,18 @@ class InputError(ValueError):
         Traceback (most recent call last):
             ...
         heal_ref.records.InputError: GearConfig.window is 2; it must lie between 1e-06 and 1.0
-        >>> issubclass(heal.InputError, ValueError)
-        True
     """
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One problem with a known answer. `kind` and `length` are for reporting only; no method reads them.
+    """One problem with a known answer. Only reports read `kind` and `length`.
 
     Example:
         >>> import heal_ref as heal
         >>> problem = heal.Problem("p1", "Start 5; + 3; * 4", "9")
         >>> heal.ClockTask().is_correct(problem, "9")  # (5 + 3) * 4 = 32, on a clock of 23 hours
         True
-        >>> problem.kind, problem.length  # not told: nothing but a report would ask
-        ('', 0)
     """
 
     id: str
@@ -62,26 +58,28 @@ class Problem:
 class Trajectory:
     r"""One sampled solution and all that was measured while it was sampled.
 
-    `token_ids`, `entropy` and `logprob` have one entry a token (T). Entropy is that of the model's raw
-    next-token distribution in nats (whole vocabulary, temperature 1, before any warping), logprob is the
-    log-probability of the sampled token under the same distribution. `steps` holds K half-open token ranges.
-    `source` is "base" (unaided), "guided" (with the answer in view) or "repair" (GEAR's). `tokens_spent` counts every token
-    that making it cost, end-of-text included.
+    `token_ids`, `entropy` and `logprob` have one entry per token (T). Entropy is that of the
+    model's raw next-token distribution in nats (whole vocabulary, temperature 1, before any
+    warping); logprob is the log-probability of the sampled token under the same distribution.
+    `steps` holds K half-open token ranges. `source` is "base" (unaided), "guided" (with the answer
+    in view) or "repair" (GEAR's). `tokens_spent` counts every token that it cost, end of turn
+    included; its sum over all trajectories of a call is what the call cost.
 
-    For a repair, `token_ids` is kept prefix + continuation *without the hint*; `parent`, `breakpoint` (0-based
-    step index at which it was cut) and `hint` say where it came from.
+    For a repair, `token_ids` is kept prefix + continuation *without the hint*; `parent` (index of
+    the broken sample), `breakpoint` (0-based step at which it was cut) and `hint` say where it
+    comes from. If no usable hint was written, the repair ends at the cut: `hint` is None and
+    `note` says why.
 
     Example:
         >>> import heal_ref as heal
         >>> teacher, task = heal.load_lm(heal.DATA / "teacher"), heal.ClockTask()
         >>> problem = heal.Problem("p", "Start 5; + 3; # 4; * 2", "17")
-        >>> t, = heal.sample(teacher, task, [problem], n=1, sampling=heal.SampleConfig(temperature=0.0))
+        >>> greedy = heal.SampleConfig(temperature=0.0)
+        >>> t, = heal.sample(teacher, task, [problem], n=1, sampling=greedy)
         >>> t.text.split("\n\n")[1:4]  # 8 # 4 is 2 * 8 + 4 = 20, but the teacher never learnt "#"
         ['Then compute 5 + 3 = 8.', 'Then compute 8 # 4 = 8.', 'Then compute 8 * 2 = 16.']
-        >>> t.answer, t.correct
-        ('16', False)
-        >>> t.steps
-        [(0, 4), (4, 13), (13, 22), (22, 31), (31, 36)]
+        >>> t.answer, t.correct, t.steps
+        ('16', False, [(0, 4), (4, 13), (13, 22), (22, 31), (31, 36)])
         >>> [round(h, 1) for h in t.step_entropy]  # nats: highest where the teacher does not know
         [0.4, 0.3, 0.6, 0.3, 0.0]
     """
@@ -102,10 +100,11 @@ class Trajectory:
     parent: int | None = None
     breakpoint: int | None = None
     hint: str | None = None
+    note: str = ""
 
     @property
     def step_entropy(self) -> list[float]:
-        """Mean token entropy of each step, K numbers in nats (paper: "entropy dynamics"; reading 1)."""
+        """Mean token entropy of each step, K numbers in nats (paper: "entropy dynamics")."""
         return [sum(self.entropy[a:b]) / (b - a) for a, b in self.steps]
 
     def step_ids(self, k: int) -> list[int]:
@@ -116,19 +115,15 @@ class Trajectory:
 
 @dataclass(frozen=True)
 class PureScore:
-    """A trajectory with its PURE scores: one ratio r_k a step (K), and the one number that is compared.
+    """A trajectory with its PURE score: one ratio r_k per step (K), and the number that is compared.
 
-    `perplexity` (PPL, at least 1) and `uncertainty` (nats) have K entries too. What `ratio` holds depends on the reading,
-    see `pure_scores`; `score` is its aggregate over the steps, and a high one speaks for a shortcut.
+    `perplexity` (PPL, at least 1) and `uncertainty` (nats) have K entries too. What `ratio` holds
+    depends on the reading (`pure_scores`). `score` is its aggregate over the steps; a high one
+    suggests a shortcut.
 
     Example:
         >>> import heal_ref as heal
-        >>> teacher, task = heal.load_lm(heal.DATA / "teacher"), heal.ClockTask()
-        >>> problem = heal.Problem("p", "Start 5; + 3; * 4", "9")
-        >>> t, = heal.sample(teacher, task, [problem], n=1, sampling=heal.SampleConfig(temperature=0.0))
-        >>> s, = heal.pure_scores(teacher, task, [t])
-        >>> len(s.perplexity) == len(s.uncertainty) == len(s.ratio) == len(t.steps)
-        True
+        >>> s = heal.PureScore(None, [1.0, 4.0], [0.1, 0.2], ratio=[-0.1, 1.2], score=1.2)
         >>> s.score == max(s.ratio)  # by default the worst step counts
         True
     """
@@ -140,11 +135,11 @@ class PureScore:
     score: float
 
 
-# --------------------------------------------------------------------------------------------- files
+# --------------------------------------------------------------------------------------- files
 
 
 def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Write rows to `path` so that the file is either complete or absent, even if the machine stops."""
+    """Write rows so that the file is either complete or absent, even if the machine stops."""
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
@@ -152,10 +147,11 @@ def write_text(path: Path, text: str) -> None:
     """Write `text` atomically: temporary name, flush, fsync, rename.
 
     Raises:
-        InputError: the file cannot be written (disk full, no permission); what was there before is left as it was.
+        InputError: the file cannot be written (disk full, no permission). What was there before
+            is left as it was.
     """
     path = Path(path)
-    tmp = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # another process may be writing the same file
+    tmp = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # another process may write the same file
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(tmp, "w", encoding="utf-8", newline="\n") as f:
@@ -165,9 +161,10 @@ def write_text(path: Path, text: str) -> None:
         os.replace(tmp, path)
     except OSError as e:
         with contextlib.suppress(OSError):
-            tmp.unlink(missing_ok=True)  # half a file would only take up room
-        raise InputError(f"{path} cannot be written: {e.strerror or e}; make room or mend the permissions, then start the same "
-                         "command again: what was finished is kept") from e
+            tmp.unlink(missing_ok=True)
+        raise InputError(
+            f"{path} cannot be written: {e.strerror or e}; make room or mend the permissions, then "
+            "start the same command again: what was finished is kept") from e
 
 
 def to_row(record: Trajectory | PureScore) -> dict[str, Any]:
@@ -189,7 +186,7 @@ def read_records(path: Path) -> list[Any]:
         return [from_row(json.loads(line)) for line in f]
 
 
-# ------------------------------------------------------------------------------------------ groups
+# -------------------------------------------------------------------------------------- groups
 
 
 def by_problem(trajectories: Sequence[Trajectory]) -> dict[str, list[Trajectory]]:
@@ -214,7 +211,7 @@ def limit_by_kind(problems: Sequence[Problem], limit: int) -> list[Problem]:
 def source_commit() -> str:
     """The commit of the source tree, or "unknown" outside of one."""
     try:
-        return subprocess.run(["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent, check=True,
-                              capture_output=True, text=True).stdout.strip()
+        return subprocess.run(["git", "describe", "--always", "--dirty"], check=True, text=True,
+                              cwd=Path(__file__).parent, capture_output=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"

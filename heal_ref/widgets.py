@@ -9,7 +9,7 @@ from typing import Any
 
 import ipywidgets as widgets
 
-from heal_ref.config import CHOICES, GearConfig, PureConfig
+from heal_ref.config import GearConfig, PureConfig, choices
 from heal_ref.entropy import step_values
 from heal_ref.evaluate import first_wrong_step, is_genuine, step_texts
 from heal_ref.gear import breakpoint_of
@@ -48,8 +48,8 @@ def explore_entropy(lm: LM, task: Any, trajectories: Sequence[Trajectory]) -> wi
     names = [(f"{i + 1}: {t.problem.kind} {t.problem.question} ({'right' if t.correct else 'wrong'})", i)
              for i, t in enumerate(trajectories)]
     pick = widgets.Dropdown(options=names, description="trajectory", layout={"width": "auto"})
-    step = widgets.Dropdown(options=CHOICES["step"], description="step")
-    signal = widgets.Dropdown(options=CHOICES["signal"], description="signal")
+    step = widgets.Dropdown(options=choices(GearConfig, "step"), description="step")
+    signal = widgets.Dropdown(options=choices(GearConfig, "signal"), description="signal")
     window = widgets.FloatSlider(value=1.0, min=0.1, max=1.0, step=0.05, description="window f")
     picture, verdict = widgets.Image(format="png"), widgets.HTML()
 
@@ -95,7 +95,7 @@ def explore_pure(lm: LM, task: Any, scored: Sequence[PureScore], reference: Sequ
             raise InputError(f"there is nothing to explore: {name} is empty; score some trajectories with pure_scores")
     config, genuine = config or PureConfig(), [is_genuine(lm, task, s.trajectory) for s in scored]
     keep = widgets.FloatSlider(value=config.keep_quantile, min=0.5, max=1.0, step=0.01, description="quantile")
-    how = widgets.Dropdown(options=CHOICES["aggregate"], value=config.aggregate, description="aggregate")
+    how = widgets.Dropdown(options=choices(PureConfig, "aggregate"), value=config.aggregate, description="aggregate")
     lam = widgets.FloatSlider(value=config.lam, min=0.05, max=1.0, step=0.05, description="λ")
     choices = sorted({0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, config.epsilon})
     epsilon = widgets.SelectionSlider(options=choices, value=config.epsilon, description="ε")
