@@ -5,8 +5,8 @@ In the order of the method:
     problems      Problem, load_problems, import_problems, Task, ClockTask, ChatMathTask
     models        LM, load_lm, sample, generate, text_stats
     entropy       token_stats, entropy_and_logprob, step_values, surges   where the model is uncertain
-    GEAR          find_breakpoint, breakpoint_of, repair           cut, hint, go on
-    PURE          pure_scores, pure_threshold, pure_filter         breakthrough or shortcut?
+    GEAR          find_breakpoint, breakpoint_of, repair           cut, hint, continue
+    PURE          pure_scores, unaided, pure_threshold, pure_filter  breakthrough or shortcut?
     PACE          build_stages, distill                            the student, in three stages
     measuring     evaluate, pass_at_k                              pass@k with intervals
     exploring     explore_entropy, explore_repair, explore_pure    widgets for notebooks
@@ -22,7 +22,7 @@ from heal_ref.gear import breakpoint_of, find_breakpoint, repair
 from heal_ref.generation import generate, sample
 from heal_ref.model import LM, load_lm, quiet
 from heal_ref.pace import build_stages, distill
-from heal_ref.pure import pure_filter, pure_scores, pure_threshold
+from heal_ref.pure import pure_filter, pure_scores, pure_threshold, unaided
 from heal_ref.records import DATA, InputError, Problem, PureScore, Trajectory
 from heal_ref.run.sources import import_problems, load_problems
 from heal_ref.scoring import text_stats, token_stats
@@ -36,5 +36,5 @@ __all__ = [
     "PureConfig", "Row", "SampleConfig", "PureScore", "Task", "Trajectory", "breakpoint_of", "build_stages", "distill",
     "entropy_and_logprob", "evaluate", "explore_entropy", "explore_pure", "explore_repair", "find_breakpoint", "generate",
     "import_problems", "load_lm", "load_problems", "pass_at_k", "pure_filter", "pure_scores", "pure_threshold", "quiet",
-    "repair", "sample", "text_stats", "step_values", "surges", "token_stats",
+    "repair", "sample", "text_stats", "step_values", "surges", "token_stats", "unaided",
 ]

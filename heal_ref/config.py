@@ -125,7 +125,7 @@ class PureConfig(_Checked):
 
 @dataclass(frozen=True)
 class PaceConfig(_Checked):
-    """Progressive Answer-guided Curriculum Evolution: what enters which stage, how long each trains.
+    """Progressive Answer-guided Curriculum Evolution: what enters a stage, how long it trains.
 
     Name and three stages are the paper's; the fields are our reading. Lengths are in updates
     (optimizer steps).
@@ -192,8 +192,8 @@ class HealConfig(_Checked):
     def smoke(cls, seed: int = 0) -> HealConfig:
         """Every stage, as small as it runs: for tests."""
         pace = PaceConfig(updates=12, batch=16, warmup=2, learning_rate=3e-3)
-        return cls(seed=seed, sample=SampleConfig(n=4, batch=32), gear=GearConfig(paths=1), pace=pace,
-                   eval_n=2, train_limit=16, eval_limit=16)
+        return cls(seed=seed, sample=SampleConfig(n=4, batch=32), gear=GearConfig(paths=1),
+                   pace=pace, eval_n=2, train_limit=16, eval_limit=16)
 
     @classmethod
     def paper(cls, seed: int = 0) -> HealConfig:

@@ -1,14 +1,16 @@
-"""GEAR, Guided Entropy-Assisted Repair: find where a trajectory breaks, and mend it with a hint.
+"""GEAR, Guided Entropy-Assisted Repair: find where a trajectory breaks, and repair it with a hint.
 
-Paper: "an active intervention mechanism that detects critical reasoning breakpoints via entropy dynamics and
-injects targeted hindsight hints to repair broken trajectories".
+Paper: "an active intervention mechanism that detects critical reasoning breakpoints via entropy
+dynamics and injects targeted hindsight hints to repair broken trajectories".
 
-Our reading, one line a step:
-1. problems that the teacher keeps failing; some of its wrong trajectories of each (`choose_paths`);
-2. the breakpoint: the step at which step entropy surges most (`breakpoint_of`); the steps before it are kept;
-3. a hint written in hindsight: the teacher sees problem, answer and kept prefix, and works towards the answer
-   (`write_hints`);
-4. the teacher goes on behind prefix + hint, without seeing the answer;
+Our reading, one line per step:
+1. take problems that the teacher keeps failing, and some of its wrong trajectories of each
+   (`choose_paths`);
+2. the breakpoint is the step at which step entropy surges most (`breakpoint_of`); keep the steps
+   before it;
+3. the hint is written in hindsight: the teacher sees problem, answer and kept prefix, and says what
+   comes next (`write_hints`). A hint that states the answer is refused;
+4. the teacher continues from prefix + hint, without seeing the answer (`repair`);
 5. the repaired trajectory is prefix + continuation. The hint is not in it.
 """
 
@@ -31,15 +33,18 @@ Cut = Callable[[Trajectory], int | None]  # a trajectory's breakpoint, or None i
 
 
 def window_end(window: float, steps: int) -> int:
-    """How many of K steps lie in the window: ⌈fK⌉, whatever f times K is in floats."""
+    """How many of K steps are in the window: ⌈fK⌉, safe against float error in f times K."""
     return math.ceil(round(window * steps, 9))
 
 
-def find_breakpoint(step_entropy: Sequence[float], window: float = 1.0, signal: str = "surge") -> int | None:
+def find_breakpoint(
+    step_entropy: Sequence[float], window: float = 1.0, signal: str = "surge"
+) -> int | None:
     """The step (0-based) at which reasoning breaks: k* = argmax of the signal within the window.
 
-    Stands on "detects critical reasoning breakpoints via entropy dynamics" (paper); that it is the *largest
-    surge* in an early part of the trajectory is hearsay. The first step has no surge and cannot be chosen by it.
+    Paper: "detects critical reasoning breakpoints via entropy dynamics". That it is the *largest
+    surge* in an early part of the trajectory is from secondary sources. The first step has no
+    surge, so the surge cannot choose it.
 
     Args:
         step_entropy: K step entropies in nats.
@@ -47,10 +52,10 @@ def find_breakpoint(step_entropy: Sequence[float], window: float = 1.0, signal: 
         signal: "surge", Δ_k = H_k − H_{k−1}; "relative", Δ_k / H_{k−1}; or "level", H_k itself.
 
     Returns:
-        k*, or None where the window holds no step with a signal.
+        k*, or None if no step in the window has a signal.
 
     Raises:
-        ValueError: there is no such signal ("random" is not one: see `breakpoint_of`).
+        ValueError: there is no such signal ("random" is a matter of `breakpoint_of`).
 
     Example:
         >>> import heal_ref as heal
@@ -61,156 +66,193 @@ def find_breakpoint(step_entropy: Sequence[float], window: float = 1.0, signal: 
         >>> heal.find_breakpoint([1.5, 0.1, 0.9, 0.3], signal="level")
         0
     """
-    if signal not in ("surge", "level", "relative"):
-        raise ValueError(f"signal {signal!r} is none of surge, level, relative; a random step comes from breakpoint_of")
-    values = list(step_entropy) if signal == "level" else surges(step_entropy, relative=signal == "relative")
+    if signal == "level":
+        values = list(step_entropy)
+    elif signal in ("surge", "relative"):
+        values = surges(step_entropy, relative=signal == "relative")
+    else:
+        raise ValueError(f"signal {signal!r} is none of surge, level, relative; "
+                         "a random step comes from breakpoint_of")
     inside = [k for k in range(window_end(window, len(values))) if not math.isnan(values[k])]
-    return max(inside, key=values.__getitem__, default=None)
+    return max(inside, key=lambda k: values[k], default=None)
 
 
 def breakpoint_of(t: Trajectory, config: GearConfig, seed: int = 0) -> int | None:
-    """A trajectory's breakpoint by the configured reading; None if there is no boundary in the window to cut at.
+    """A trajectory's breakpoint by the configured reading; None if there is none in the window.
 
-    With `config.signal` "random", any step that a surge could have chosen, each as likely: the control. Otherwise
-    `find_breakpoint` on the step entropies, and stands on the same words of the paper.
+    `find_breakpoint` on the step entropies, or, with `config.signal` "random", any step that a
+    surge could have chosen, each equally likely: the control.
 
     Args:
-        seed: of the random control; the other readings have no chance in them.
-
-    Returns:
-        Index of a step, 0-based.
+        seed: of the random control; the other readings are deterministic.
 
     Example:
-        The teacher never learnt "#" and is unsure there:
-
         >>> import heal_ref as heal
         >>> teacher, task = heal.load_lm(heal.DATA / "teacher"), heal.ClockTask()
-        >>> problem = heal.Problem("p", "Start 5; + 3; # 4; * 2", "17")
-        >>> t, = heal.sample(teacher, task, [problem], n=1, sampling=heal.SampleConfig(temperature=0.0))
+        >>> problem = heal.Problem("p", "Start 5; + 3; # 4; * 2", "17")  # "#" was never learnt
+        >>> greedy = heal.SampleConfig(temperature=0.0)
+        >>> t, = heal.sample(teacher, task, [problem], n=1, sampling=greedy)
         >>> k = heal.breakpoint_of(t, heal.GearConfig())
         >>> k, teacher.decode(t.step_ids(k)).strip()
         (2, 'Then compute 8 # 4 = 8.')
     """
     if config.signal != "random":
-        return find_breakpoint(step_values(t.entropy, t.steps, config.step), config.window, config.signal)
+        step_entropy = step_values(t.entropy, t.steps, config.step)
+        return find_breakpoint(step_entropy, config.window, config.signal)
     inside = range(1, window_end(config.window, len(t.steps)))
     return random.Random(f"{seed}/{t.problem.id}/{t.index}").choice(inside) if inside else None
 
 
-def choose_paths(base: Sequence[Trajectory], config: GearConfig, cut: Cut) -> tuple[list[tuple[Trajectory, int]], Counter]:
-    """Wrong trajectories to repair, each with its breakpoint, and how many were passed over for what reason."""
+def choose_paths(
+    base: Sequence[Trajectory], config: GearConfig, cut: Cut
+) -> tuple[list[tuple[Trajectory, int]], Counter]:
+    """Wrong trajectories to repair, each with its breakpoint; how many were skipped, and why."""
     chosen: list[tuple[Trajectory, int]] = []
-    passed: Counter = Counter()
+    skipped: Counter = Counter()
     for samples in by_problem(base).values():
         if sum(t.correct for t in samples) > config.max_correct:
-            passed["problem solved often enough"] += len(samples)
+            skipped["problem solved often enough"] += len(samples)
             continue
         taken = 0
         for t in samples:
             k = None if t.correct else cut(t)
             if t.correct:
-                passed["correct already"] += 1
+                skipped["correct already"] += 1
             elif k is None:
-                passed["no boundary in the window to cut at"] += 1
+                skipped["no boundary in the window to cut at"] += 1
             elif config.hint == "wrong_answer" and t.answer is None:
-                passed["no answer of its own to hint at"] += 1
+                skipped["no answer of its own to hint at"] += 1
             elif taken == config.paths:
-                passed["enough paths of this problem"] += 1
+                skipped["enough paths of this problem"] += 1
             else:
                 chosen.append((t, k))
                 taken += 1
-    return chosen, passed
+    return chosen, skipped
 
 
 class Hint(NamedTuple):
-    """A hint for one path, and the teacher tokens that writing it cost. No text: `problem` says why."""
+    """A hint for one path, and the teacher tokens that it cost; without a text, `note` says why."""
 
     text: str | None
     tokens_spent: int = 0
-    problem: str = ""
+    note: str = ""
 
 
-def write_hints(lm: LM, task: Task, paths: Sequence[tuple[Trajectory, int]], config: GearConfig,
-                sampling: SampleConfig, seed: int) -> list[list[Hint]]:
-    """`config.hints` hints for each path, by the configured reading.
+def write_hints(
+    lm: LM, task: Task, paths: Sequence[tuple[Trajectory, int]], config: GearConfig,
+    sampling: SampleConfig, seed: int,
+) -> list[list[Hint]]:
+    """`config.hints` hints for each path, by the configured reading of "hindsight hints" (paper).
 
     "bridge": the teacher sees problem, answer and kept prefix, and writes what must come next.
-    "answer": the hint states the answer. "wrong_answer", a control: it states the wrong answer that the path came to.
+    "answer": the hint states the answer. "wrong_answer", a control: it states the wrong answer of
+    the path itself.
     """
     if config.hint != "bridge":
         right = config.hint == "answer"
-        return [[Hint(task.answer_hint(t.problem.answer if right else t.answer or ""))] * config.hints for t, _ in paths]
+        answers = [t.problem.answer if right else t.answer or "" for t, _ in paths]
+        return [[Hint(task.answer_hint(answer))] * config.hints for answer in answers]
     contexts, tails = [], []
     for t, k in paths:
-        prefix = lm.decode(t.token_ids[: t.steps[k][0]])
-        context, tail = repeats(lm.encode(task.hint_prompt(t.problem, t.problem.answer, prefix)), config.hints)
+        kept = lm.decode(t.token_ids[: t.steps[k][0]])
+        asked = lm.encode(task.hint_prompt(t.problem, t.problem.answer, kept))
+        context, tail = repeats(asked, config.hints)
         contexts.append(context)
         tails.append(tail)
     rollouts = iter(generate(lm, contexts, tails, sampling=sampling, seed=seed))
-
-    def read(r: Rollout, answer: str) -> Hint:
-        if not r.finished:
-            return Hint(None, r.tokens_spent, "hint cut off by the length limit")
-        text = task.read_hint(lm.decode(r.ids), answer)
-        return Hint(text, r.tokens_spent, "" if text else "hint unreadable")
-
-    return [[read(next(rollouts), t.problem.answer) for _ in range(config.hints)] for t, _ in paths]
+    return [[_read_hint(lm, task, t, next(rollouts), config) for _ in range(config.hints)]
+            for t, _ in paths]
 
 
-def repair(lm: LM, task: Task, base: Sequence[Trajectory], config: GearConfig | None = None, seed: int = 0, *,
-           sampling: SampleConfig | None = None, cut: Cut | None = None, counts: Counter | None = None) -> list[Trajectory]:
-    r"""Repair what the teacher could not solve: cut at the breakpoint, inject a hint, let it go on.
+def _read_hint(lm: LM, task: Task, t: Trajectory, written: Rollout, config: GearConfig) -> Hint:
+    """The hint in what the teacher wrote, or the reason why there is none that can be used."""
+    answer = t.problem.answer
+    text = task.read_hint(lm.decode(written.ids), answer) if written.finished else None
+    if not written.finished:
+        note = "hint cut off by the length limit"
+    elif text is None:
+        note = "hint unreadable"
+    elif config.refuse_answers and task.states_answer(text, answer):
+        text, note = None, "hint states the answer"
+    else:
+        note = ""
+    return Hint(text, written.tokens_spent, note)
 
-    Paper: "injects targeted hindsight hints to repair broken trajectories". What a hint says, and that it is taken out again,
-    is our reading. The kept prefix is computed once for each path; all its continuations share it through the cache.
+
+def repair(
+    lm: LM, task: Task, base: Sequence[Trajectory], config: GearConfig | None = None,
+    seed: int = 0, *, sampling: SampleConfig | None = None, cut: Cut | None = None,
+    counts: Counter | None = None,
+) -> list[Trajectory]:
+    r"""Repair what the teacher could not solve: cut at the breakpoint, inject a hint, continue.
+
+    Paper: "injects targeted hindsight hints to repair broken trajectories". What a hint says, and
+    that it is taken out again, is our reading.
 
     Args:
-        base: the teacher's own samples, all of each problem (how often a problem is solved decides whether it
-            is repaired).
-        cut: finds a trajectory's breakpoint; without it `breakpoint_of` does, by the configured reading.
-        counts: if given, what was passed over and why is added to it.
+        base: the teacher's own samples, all of each problem: how often a problem is solved decides
+            whether it is repaired.
+        cut: finds a trajectory's breakpoint; without it `breakpoint_of` does.
+        counts: if given, what was skipped and why is added to it.
 
     Returns:
-        Trajectories of kind "repair", right or wrong, one for each path · hint · continuation. Token ids are
-        kept prefix + continuation, hint left out; entropy and log-prob of the continuation were recorded with
-        the hint in view. `tokens_spent` counts the continuation, and for the first one of a hint also the hint and
-        the unusable hints before it, so that the sum is what the repair cost.
+        Trajectories with source "repair", right or wrong: one per path, hint and continuation.
+        Token ids are kept prefix + continuation, hint left out; entropy and log-prob of the
+        continuation were recorded with the hint in view. A hint that cannot be used gives one
+        trajectory that ends at the cut (`hint` None, `note` says why). `tokens_spent` counts the
+        continuation, and with the first one of each hint the hint itself.
 
     Example:
         >>> import heal_ref as heal
         >>> teacher, task = heal.load_lm(heal.DATA / "teacher"), heal.ClockTask()
-        >>> problem, greedy = heal.Problem("p", "Start 5; + 3; # 4; * 2", "17"), heal.SampleConfig(temperature=0.0)
+        >>> problem = heal.Problem("p", "Start 5; + 3; # 4; * 2", "17")
+        >>> greedy = heal.SampleConfig(temperature=0.0)
         >>> wrong = heal.sample(teacher, task, [problem], n=1, sampling=greedy)
-        >>> r, = heal.repair(teacher, task, wrong, heal.GearConfig(continuations=1), sampling=greedy)
+        >>> config = heal.GearConfig(continuations=1)
+        >>> r, = heal.repair(teacher, task, wrong, config, sampling=greedy)
         >>> r.breakpoint, r.hint, r.correct
         (2, 'this step gives 20', True)
-        >>> r.text.split("\n\n")[1:4]  # step 1 was kept, steps 2 and 3 are new; the hint is in none
+        >>> r.text.split("\n\n")[1:4]  # step 1 was kept, steps 2 and 3 are new, without the hint
         ['Then compute 5 + 3 = 8.', 'Then compute 8 # 4 = 20.', 'Then compute 20 * 2 = 17.']
     """
     config, sampling = config or GearConfig(), sampling or SampleConfig()
-    paths, passed = choose_paths(base, config, cut or (lambda t: breakpoint_of(t, config, seed)))
-    contexts, tails, cost = list[list[int]](), list[list[list[int]]](), 0
-    jobs: list[tuple[Trajectory, int, str, int]] = []
-    for (t, k), hints in zip(paths, write_hints(lm, task, paths, config, sampling, seed), strict=True):
-        contexts.append(lm.encode(t.prompt) + t.token_ids[: t.steps[k][0]])
-        tails.append([])
-        for hint in hints:
-            cost += hint.tokens_spent
+
+    # 1) Which trajectories are cut, and where?
+    paths, skipped = choose_paths(base, config, cut or (lambda t: breakpoint_of(t, config, seed)))
+
+    # 2) Hints, written with the answer in view.
+    hints = write_hints(lm, task, paths, config, sampling, seed)
+
+    # 3) Continue from plain prompt + kept steps + hint. One context per path, computed once; its
+    #    continuations (tails) share it through the cache.
+    contexts = [lm.encode(t.prompt) + t.token_ids[: t.steps[k][0]] for t, k in paths]
+    tails = [[lm.encode(task.inject(hint.text)) for hint in mine if hint.text is not None
+              for _ in range(config.continuations)] for mine in hints]
+    rollouts = iter(generate(lm, contexts, tails, sampling=sampling, seed=seed + 1))
+
+    # 4) Join kept steps and continuation, and leave the hint out.
+    repaired = []
+    for (t, k), mine in zip(paths, hints, strict=True):
+        for hint in mine:
             if hint.text is None:
-                passed[hint.problem] += 1
+                skipped[hint.note] += 1
+                repaired.append(_join(lm, task, t, k, hint, None, hint.tokens_spent))
                 continue
-            tails[-1] += [lm.encode(task.inject(hint.text))] * config.continuations
-            jobs += [(t, k, hint.text, 0 if i else cost) for i in range(config.continuations)]
-            cost = 0
-    rollouts = generate(lm, contexts, tails, sampling=sampling, seed=seed + 1)
+            for i in range(config.continuations):
+                new = next(rollouts)
+                cost = new.tokens_spent + (hint.tokens_spent if i == 0 else 0)
+                repaired.append(_join(lm, task, t, k, hint, new, cost))
     if counts is not None:
-        counts.update(passed)
-    return [_join(lm, task, *job, r) for job, r in zip(jobs, rollouts, strict=True)]
+        counts.update(skipped)
+    return repaired
 
 
-def _join(lm: LM, task: Task, t: Trajectory, k: int, hint: str, cost: int, r: Rollout) -> Trajectory:
-    """Kept prefix + continuation as one trajectory, without the hint."""
-    cut = t.steps[k][0]
-    whole = Rollout(t.token_ids[:cut] + r.ids, t.entropy[:cut] + r.entropy, t.logprob[:cut] + r.logprob, r.finished)
-    return make_trajectory(lm, task, t.problem, "repair", whole, tokens_spent=r.tokens_spent + cost,
-                           parent=t.index, breakpoint=k, hint=hint)
+def _join(
+    lm: LM, task: Task, t: Trajectory, k: int, hint: Hint, new: Rollout | None, cost: int
+) -> Trajectory:
+    """Kept steps and continuation as one trajectory; without a continuation, the kept steps."""
+    cut, new = t.steps[k][0], new or Rollout([], [], [], finished=False)
+    whole = Rollout(t.token_ids[:cut] + new.ids, t.entropy[:cut] + new.entropy,
+                    t.logprob[:cut] + new.logprob, new.finished)
+    return make_trajectory(lm, task, t.problem, "repair", whole, tokens_spent=cost, parent=t.index,
+                           breakpoint=k, hint=hint.text, note=hint.note)

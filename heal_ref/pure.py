@@ -1,21 +1,25 @@
 """PURE, Perplexity-Uncertainty Ratio Estimator: keep breakthroughs, drop shortcuts.
 
-Paper: "a rigorous filtering protocol that decouples genuine cognitive breakthroughs from spurious shortcuts".
-The name gives a perplexity over an uncertainty; everything else is our reading:
+Paper: "a rigorous filtering protocol that decouples genuine cognitive breakthroughs from spurious
+shortcuts". The name gives a perplexity over an uncertainty; everything else is our reading:
 
-- a step that surprises its own author where the author was *uncertain* may be a breakthrough; one that surprises
-  where everything was *settled* is a forced move: perplexity over uncertainty is then large;
-- `typicality` (default): the uncertainty is the step's own. PPL(s_k) / exp(H_k), in logarithms log PPL(s_k) − H_k;
-- `forced`: the uncertainty is the answer's. PPL(s_k) / (U_k + ε), U_k the entropy of an answer demanded before the
-  step. In the clock world ε decides everything: the closing step has U_k near 0 and dominates every other step;
-- `rollout`: the same, with U_k the entropy of the final answers that continuations from there end in;
-- all are measured by the teacher under the plain prompt, without any hint;
-- the threshold is calibrated on the teacher's own unaided correct trajectories, which had no hint to cheat with.
+- A step that surprises its own author where the author was *uncertain* may be a breakthrough. One
+  that surprises where the author was confident suggests a forced step: the ratio is large.
+- `typicality` (default): the uncertainty is the step's own, PPL(s_k) / exp(H_k). In logarithms
+  log PPL(s_k) − H_k, the surprise beyond what a typical step of this distribution has.
+- `forced`: the uncertainty is the answer's, PPL(s_k) / (U_k + ε). U_k is the entropy of an answer
+  that is demanded before the step. In the clock world ε decides everything: the closing step has
+  U_k near 0 and dominates all other steps.
+- `rollout`: as `forced`, with U_k the entropy of the final answers of continuations from there.
+- All are measured by the teacher under the plain prompt, without any hint.
+- The threshold is calibrated on the teacher's unaided correct trajectories: they had no hint to
+  cheat with.
 """
 
 from __future__ import annotations
 
 import math
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 
@@ -24,51 +28,91 @@ import numpy as np
 from heal_ref.config import PureConfig, SampleConfig
 from heal_ref.generation import generate
 from heal_ref.model import LM
-from heal_ref.records import PureScore, Trajectory, by_problem
+from heal_ref.records import PureScore, Trajectory
 from heal_ref.scoring import text_stats
 from heal_ref.tasks.base import Task
 
+# ------------------------------------------------------- the two parts of the ratio, per step
 
-def answer_uncertainty(lm: LM, task: Task, trajectories: Sequence[Trajectory]) -> list[list[float]]:
-    """U_k by the `forced` reading: entropy (nats) of the answer's first token when it is demanded before step k.
 
-    One list of K numbers for each trajectory. A trajectory is computed once; the demands behind its prefixes share it.
+def step_surprise(
+    lm: LM, trajectories: Sequence[Trajectory]
+) -> tuple[list[list[float]], list[list[float]]]:
+    """log PPL(s_k | q, s_<k) and mean entropy H_k (nats) of each step, under the plain prompt.
+
+    Two lists with K numbers per trajectory, from one forward pass over prompt and trajectory.
     """
-    demand, prompts = lm.encode(task.elicit), [lm.encode(t.prompt) for t in trajectories]
-    rollouts = iter(generate(
-        lm, [[*p, *t.token_ids] for p, t in zip(prompts, trajectories, strict=True)],
-        [[demand] * len(t.steps) for t in trajectories], sampling=SampleConfig(temperature=0.0, max_new_tokens=1), seed=0,
-        visible=[[len(p) + a for a, _ in t.steps] for p, t in zip(prompts, trajectories, strict=True)], ends=False))
+    surprise, entropy = [], []
+    stats = text_stats(lm, [(lm.encode(t.prompt), t.token_ids) for t in trajectories])
+    for t, (h, logprob) in zip(trajectories, stats, strict=True):
+        surprise.append([-float(np.mean(logprob[a:b])) for a, b in t.steps])
+        entropy.append([float(np.mean(h[a:b])) for a, b in t.steps])
+    return surprise, entropy
+
+
+def answer_uncertainty(
+    lm: LM, task: Task, trajectories: Sequence[Trajectory]
+) -> list[list[float]]:
+    """U_k of the reading `forced`: entropy (nats) of an answer's first token, demanded before s_k.
+
+    One list of K numbers per trajectory. Prompt and trajectory are computed once; for step k only
+    the tokens before it are visible, and the demand (`task.elicit`) follows them.
+    """
+    demand, one_token = lm.encode(task.elicit), SampleConfig(temperature=0.0, max_new_tokens=1)
+    contexts, tails, visible = [], [], []
+    for t in trajectories:
+        prompt = lm.encode(t.prompt)
+        contexts.append([*prompt, *t.token_ids])
+        tails.append([demand] * len(t.steps))
+        visible.append([len(prompt) + start for start, _ in t.steps])
+    rollouts = iter(generate(lm, contexts, tails, sampling=one_token, seed=0, visible=visible,
+                             ends=False))
     return [[next(rollouts).entropy[0] for _ in t.steps] for t in trajectories]
 
 
-def rollout_uncertainty(lm: LM, task: Task, trajectories: Sequence[Trajectory], m: int = 8, seed: int = 0,
-                        sampling: SampleConfig | None = None) -> list[list[float]]:
-    """U_k by the `rollout` reading: entropy (nats) of the final answers of m continuations sampled before step k.
+def rollout_uncertainty(
+    lm: LM, task: Task, trajectories: Sequence[Trajectory], m: int = 8, seed: int = 0,
+    sampling: SampleConfig | None = None,
+) -> list[list[float]]:
+    """U_k of the reading `rollout`: entropy (nats) of the final answers of m continuations.
 
-    One list of K numbers for each trajectory, each between 0 and log m; no answer counts as an answer of its own.
-    A trajectory is computed once, and m · K continuations of its prefixes are generated.
+    They are sampled from before step k. One list of K numbers per trajectory, each between 0 and
+    log m; "no answer" counts as one answer. Prompt and trajectory are computed once, and m · K
+    continuations are generated.
     """
-    prompts = [lm.encode(t.prompt) for t in trajectories]
-    texts = [[*p, *t.token_ids] for p, t in zip(prompts, trajectories, strict=True)]
-    cuts = [[len(p) + a for a, _ in t.steps] for p, t in zip(prompts, trajectories, strict=True)]
-    rollouts = iter(generate(
-        lm, texts, [[[x[c - 1]] for c in mine for _ in range(m)] for x, mine in zip(texts, cuts, strict=True)],
-        sampling=sampling or SampleConfig(), seed=seed, visible=[[c - 1 for c in mine for _ in range(m)] for mine in cuts]))
+    contexts, tails, visible = [], [], []
+    for t in trajectories:
+        prompt = lm.encode(t.prompt)
+        text = [*prompt, *t.token_ids]
+        cuts = [len(prompt) + start for start, _ in t.steps for _ in range(m)]
+        contexts.append(text)
+        tails.append([[text[cut - 1]] for cut in cuts])  # the last visible token is the tail
+        visible.append([cut - 1 for cut in cuts])
+    rollouts = iter(generate(lm, contexts, tails, sampling=sampling or SampleConfig(), seed=seed,
+                             visible=visible))
+    out: list[list[float]] = []
+    for t in trajectories:
+        out.append([])
+        for start, _ in t.steps:
+            answers: Counter = Counter()
+            for r in (next(rollouts) for _ in range(m)):
+                solution = lm.decode([*t.token_ids[:start], *r.ids])
+                answers[task.extract_answer(solution) if r.finished else None] += 1
+            out[-1].append(-sum(c / m * math.log(c / m) for c in answers.values()) + 0.0)
+    return out
 
-    def entropy(t: Trajectory, start: int) -> float:
-        ends = [next(rollouts) for _ in range(m)]
-        answers = Counter(task.extract_answer(lm.decode([*t.token_ids[:start], *r.ids])) if r.finished else None for r in ends)
-        return -sum(c / m * math.log(c / m) for c in answers.values()) + 0.0
 
-    return [[entropy(t, a) for a, _ in t.steps] for t in trajectories]
+# ------------------------------------------------------------------ the ratio, and its aggregate
 
 
-def step_ratios(log_ppl: Sequence[float], uncertainty: Sequence[float], config: PureConfig) -> list[float]:
-    """r_k for K steps from log PPL(s_k) and U_k: PPL / (U_k + ε); with `typicality`, log PPL − H_k."""
+def step_ratios(
+    log_ppl: Sequence[float], uncertainty: Sequence[float], config: PureConfig
+) -> list[float]:
+    """r_k for K steps from log PPL(s_k) and U_k: PPL / (U_k + ε); `typicality`: log PPL − H_k."""
+    pairs = zip(log_ppl, uncertainty, strict=True)
     if config.reading == "typicality":
-        return [s - u for s, u in zip(log_ppl, uncertainty, strict=True)]
-    return [math.exp(s) / (u + config.epsilon) for s, u in zip(log_ppl, uncertainty, strict=True)]
+        return [s - h for s, h in pairs]
+    return [math.exp(s) / (u + config.epsilon) for s, u in pairs]
 
 
 def aggregate(ratio: Sequence[float], config: PureConfig) -> float:
@@ -76,131 +120,137 @@ def aggregate(ratio: Sequence[float], config: PureConfig) -> float:
     if config.aggregate == "worst":
         return max(ratio)
     share = config.lam if config.aggregate == "worst_share" else 1.0
-    return float(np.mean(sorted(ratio, reverse=True)[: max(1, math.ceil(share * len(ratio)))]))
+    worst_first = sorted(ratio, reverse=True)
+    return float(np.mean(worst_first[: max(1, math.ceil(share * len(ratio)))]))
 
 
-def step_surprise(lm: LM, trajectories: Sequence[Trajectory]) -> tuple[list[list[float]], list[list[float]]]:
-    """log PPL(s_k | q, s_<k) and mean entropy H_k (nats) of each step, by the model under the plain prompt.
+def _score(
+    t: Trajectory, log_ppl: Sequence[float], uncertainty: Sequence[float], config: PureConfig
+) -> PureScore:
+    """Step ratios and score of one trajectory, rounded as they are written to files."""
+    ratio = step_ratios(log_ppl, uncertainty, config)
+    return PureScore(
+        t, perplexity=[round(math.exp(s), 6) for s in log_ppl],
+        uncertainty=[round(u, 6) for u in uncertainty], ratio=[round(r, 6) for r in ratio],
+        score=round(aggregate(ratio, config), 6))
 
-    Two lists with K numbers for each trajectory, from one forward pass over prompt and trajectory.
-    """
-    plain = text_stats(lm, ((lm.encode(t.prompt), t.token_ids) for t in trajectories))
-    surprise = [[-float(np.mean(p[a:b])) for a, b in t.steps] for t, (_, p) in zip(trajectories, plain, strict=True)]
-    entropy = [[float(np.mean(h[a:b])) for a, b in t.steps] for t, (h, _) in zip(trajectories, plain, strict=True)]
-    return surprise, entropy
 
-
-def pure_scores(lm: LM, task: Task, trajectories: Sequence[Trajectory], config: PureConfig | None = None, seed: int = 0, *,
-                sampling: SampleConfig | None = None) -> list[PureScore]:
+def pure_scores(
+    lm: LM, task: Task, trajectories: Sequence[Trajectory], config: PureConfig | None = None,
+    seed: int = 0, *, sampling: SampleConfig | None = None,
+) -> list[PureScore]:
     r"""Score the trajectories whose answer is right (the others are left out), hint-free.
 
-    Paper: "decouples genuine cognitive breakthroughs from spurious shortcuts", by a "Perplexity-Uncertainty Ratio"; the
-    formulas are our reading.
+    Paper: "decouples genuine cognitive breakthroughs from spurious shortcuts", by a
+    "Perplexity-Uncertainty Ratio". r_k = PPL(s_k | q, s_<k) / (U_k + ε), by `config.reading`:
 
-    r_k = PPL(s_k | q, s_<k) / (U_k + ε), with U_k by `config.reading`:
-        forced      entropy in nats of the answer demanded before step k;
-        rollout     entropy in nats of the final answers of `config.rollouts` continuations (seed and sampling are theirs);
-        typicality  in the log domain: log r_k = log PPL(s_k) − H_k, surprise beyond the model's own mean entropy
-                    H_k over the step. `uncertainty` and `ratio` hold H_k and log r_k; ε has no part.
+        typicality  log r_k = log PPL(s_k) − H_k. `uncertainty` and `ratio` hold H_k and log r_k;
+                    ε plays no part.
+        forced      U_k: entropy in nats of the answer demanded before step k.
+        rollout     U_k: entropy in nats of the final answers of `config.rollouts` continuations
+                    (`seed` and `sampling` are theirs).
 
     Returns:
-        One `PureScore` for each correct trajectory, in order, with K numbers a list.
+        One `PureScore` per correct trajectory, in order, with K numbers per list.
 
     Raises:
         InputError: a text is longer than the model's positions.
         FloatingPointError: the model's logits are NaN.
 
     Example:
-        Shown the answer 17, the teacher bends a step to reach it. Without the answer in view, that step surprises it.
-
         >>> import heal_ref as heal
         >>> teacher, task = heal.load_lm(heal.DATA / "teacher"), heal.ClockTask()
-        >>> problem, greedy = heal.Problem("p", "Start 5; + 3; # 4; * 2", "17"), heal.SampleConfig(temperature=0.0)
+        >>> problem = heal.Problem("p", "Start 5; + 3; # 4; * 2", "17")
+        >>> greedy = heal.SampleConfig(temperature=0.0)
         >>> t, = heal.sample(teacher, task, [problem], n=1, sampling=greedy, guided=True)
-        >>> t.text.split("\n\n")[3]
+        >>> t.text.split("\n\n")[3]  # with 17 in view, the teacher bends a step to reach it
         'Then compute 8 * 2 = 17.'
-        >>> s, = heal.pure_scores(teacher, task, [t])
+        >>> s, = heal.pure_scores(teacher, task, [t])  # without it, that step is a surprise
         >>> s.ratio.index(max(s.ratio)), round(s.score, 1)
         (3, 0.6)
     """
     config = config or PureConfig()
-    good = [t for t in trajectories if t.correct]
-    surprise, uncertainty = step_surprise(lm, good)
+    right = [t for t in trajectories if t.correct]
+    surprise, uncertainty = step_surprise(lm, right)
     if config.reading == "forced":
-        uncertainty = answer_uncertainty(lm, task, good)
+        uncertainty = answer_uncertainty(lm, task, right)
     elif config.reading == "rollout":
-        uncertainty = rollout_uncertainty(lm, task, good, config.rollouts, seed, sampling)
-    out = []
-    for t, s, u in zip(good, surprise, uncertainty, strict=True):
-        ratio = step_ratios(s, u, config)
-        ppl, unsure, r = ([round(x, 6) for x in row] for row in (map(math.exp, s), u, ratio))
-        out.append(PureScore(t, ppl, unsure, r, score=round(aggregate(ratio, config), 6)))
-    return out
+        uncertainty = rollout_uncertainty(lm, task, right, config.rollouts, seed, sampling)
+    parts = zip(right, surprise, uncertainty, strict=True)
+    return [_score(t, log_ppl, u, config) for t, log_ppl, u in parts]
 
 
 def rescored(scored: Sequence[PureScore], config: PureConfig) -> list[PureScore]:
-    """The same step scores under another ε, λ or aggregate. The reading of U_k must be the one they were made with."""
-    out = []
-    for s in scored:
-        ratio = step_ratios([math.log(p) for p in s.perplexity], s.uncertainty, config)
-        out.append(PureScore(s.trajectory, s.perplexity, s.uncertainty, [round(x, 6) for x in ratio],
-                          score=round(aggregate(ratio, config), 6)))
-    return out
+    """The same steps under another ε, λ or aggregate; the reading must be the one they have."""
+    return [_score(s.trajectory, [math.log(p) for p in s.perplexity], s.uncertainty, config)
+            for s in scored]
+
+
+# ------------------------------------------------------------------------------------- the filter
 
 
 def unaided(base: Sequence[Trajectory]) -> list[Trajectory]:
-    """What the threshold is calibrated on: of each problem that the teacher solved alone, its first correct trajectory."""
-    return [next(t for t in g if t.correct) for g in by_problem(base).values() if any(t.correct for t in g)]
+    """What the threshold is calibrated on: the first correct sample of each problem that has one.
+
+    Example:
+        >>> import heal_ref as heal
+        >>> teacher, task = heal.load_lm(heal.DATA / "teacher"), heal.ClockTask()
+        >>> easy = heal.load_problems(heal.DATA / "clock" / "validation.jsonl", task)[:3]
+        >>> [t.problem.id for t in heal.unaided(heal.sample(teacher, task, easy, n=2))]
+        ['validation-mastered-299', 'validation-mastered-298', 'validation-mastered-297']
+    """
+    firsts: dict[str, Trajectory] = {}
+    for t in base:
+        if t.correct:
+            firsts.setdefault(t.problem.id, t)
+    return list(firsts.values())
 
 
 def pure_threshold(reference: Sequence[PureScore], config: PureConfig | None = None) -> float:
     """The score above which a trajectory counts as a shortcut: a quantile of `reference` scores.
 
-    Our own: that the paper filters we know, not where it draws the line.
+    That the paper filters we know; where it draws the line we do not. This is our reading.
 
     Args:
-        reference: scores of the teacher's unaided correct trajectories, which had no hint to cheat with.
+        reference: scores of the teacher's unaided correct trajectories, which had no hint.
 
     Returns:
-        The `config.keep_quantile` quantile, in the unit of the scores; infinite if `reference` is empty: nothing is dropped.
+        The `config.keep_quantile` quantile, in the unit of the scores. Infinite, with a
+        RuntimeWarning, if `reference` is empty: then PURE is off and nothing is dropped.
 
     Example:
         >>> import heal_ref as heal
-        >>> reference = [heal.PureScore(None, [], [], [], score=x) for x in (0.0, 0.25, 0.5, 0.75, 3.0)]  # only scores count here
+        >>> scores = (0.0, 0.25, 0.5, 0.75, 3.0)
+        >>> reference = [heal.PureScore(None, [], [], [], score) for score in scores]
         >>> heal.pure_threshold(reference, heal.PureConfig(keep_quantile=0.75))
         0.75
-        >>> heal.pure_threshold([])
-        inf
     """
     config = config or PureConfig()
-    return float(np.quantile([s.score for s in reference], config.keep_quantile)) if reference else math.inf
+    if not reference:
+        warnings.warn("PURE is off: there is no unaided correct solution to calibrate its "
+                      "threshold on, so nothing is dropped", RuntimeWarning, stacklevel=2)
+        return math.inf
+    return float(np.quantile([s.score for s in reference], config.keep_quantile))
 
 
-def pure_filter(scored: Sequence[PureScore], config: PureConfig | None = None,
-                reference: Sequence[PureScore] | None = None) -> list[Trajectory]:
-    """The trajectories whose score is not above the threshold.
-
-    Paper: "a rigorous filtering protocol"; the threshold is our own.
+def pure_filter(
+    scored: Sequence[PureScore], config: PureConfig | None = None,
+    reference: Sequence[PureScore] | None = None,
+) -> list[Trajectory]:
+    """The trajectories whose score is not above the threshold (paper: "filtering protocol").
 
     Args:
         scored: candidates, all scored by one reading.
-        reference: scores of the teacher's unaided correct trajectories, on which the threshold is calibrated.
-            Without it, the share 1 − keep_quantile with the highest scores among `scored` is dropped.
+        reference: scores of the teacher's unaided correct trajectories, which set the threshold.
+            Without it, the share 1 − keep_quantile of `scored` with the highest scores is dropped.
 
     Example:
-        Two ways to the right answer, by showing it and by repair. The filter keeps the second.
-
         >>> import heal_ref as heal
-        >>> teacher, task = heal.load_lm(heal.DATA / "teacher"), heal.ClockTask()
-        >>> problems = heal.load_problems(heal.DATA / "clock" / "validation.jsonl", task)
-        >>> easy, hard, greedy = problems[:8], problems[603:604], heal.SampleConfig(temperature=0.0)
-        >>> reference = heal.pure_scores(teacher, task, heal.sample(teacher, task, easy, n=4))
-        >>> wrong = heal.sample(teacher, task, hard, n=1, sampling=greedy)
-        >>> shown = heal.sample(teacher, task, hard, n=1, sampling=greedy, guided=True)
-        >>> repaired = heal.repair(teacher, task, wrong, heal.GearConfig(continuations=1), sampling=greedy)
-        >>> scored = heal.pure_scores(teacher, task, shown + repaired)
-        >>> [s.trajectory.source for s in scored], [t.source for t in heal.pure_filter(scored, reference=reference)]
-        (['guided', 'repair'], ['repair'])
+        >>> of = lambda name, score: heal.PureScore(name, [], [], [], score)  # names, for brevity
+        >>> heal.pure_filter([of("kept", 0.1), of("cut", 2.0)], reference=[of("unaided", 0.5)])
+        ['kept']
     """
+    if not scored:
+        return []
     limit = pure_threshold(scored if reference is None else reference, config)
     return [s.trajectory for s in scored if s.score <= limit]

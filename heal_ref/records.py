@@ -115,7 +115,7 @@ class Trajectory:
 
 @dataclass(frozen=True)
 class PureScore:
-    """A trajectory with its PURE score: one ratio r_k per step (K), and the number that is compared.
+    """A trajectory with its PURE score: one ratio r_k per step (K), and one number to compare.
 
     `perplexity` (PPL, at least 1) and `uncertainty` (nats) have K entries too. What `ratio` holds
     depends on the reading (`pure_scores`). `score` is its aggregate over the steps; a high one
@@ -151,7 +151,7 @@ def write_text(path: Path, text: str) -> None:
             is left as it was.
     """
     path = Path(path)
-    tmp = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # another process may write the same file
+    tmp = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # one of its own for each process
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(tmp, "w", encoding="utf-8", newline="\n") as f:

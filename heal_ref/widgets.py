@@ -97,8 +97,8 @@ def explore_pure(lm: LM, task: Any, scored: Sequence[PureScore], reference: Sequ
     keep = widgets.FloatSlider(value=config.keep_quantile, min=0.5, max=1.0, step=0.01, description="quantile")
     how = widgets.Dropdown(options=choices(PureConfig, "aggregate"), value=config.aggregate, description="aggregate")
     lam = widgets.FloatSlider(value=config.lam, min=0.05, max=1.0, step=0.05, description="λ")
-    choices = sorted({0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, config.epsilon})
-    epsilon = widgets.SelectionSlider(options=choices, value=config.epsilon, description="ε")
+    epsilons = sorted({0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, config.epsilon})
+    epsilon = widgets.SelectionSlider(options=epsilons, value=config.epsilon, description="ε")
     example = widgets.IntSlider(value=0, min=0, max=len(scored) - 1, description="example")
     picture, verdict, text = widgets.Image(format="png"), widgets.HTML(), widgets.HTML()
 

@@ -1,6 +1,7 @@
 """Breakpoints on hand-made curves; repairs by the shipped teacher; no hint in any target."""
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -66,15 +67,18 @@ def repaired(teacher, task, validation):
 def test_numbers_of_repairs_add_up(repaired):
     base, out, counts, config = repaired
     paths, _ = choose_paths(base, config, breakpoint_by(config))
-    unreadable = counts["hint unreadable"] + counts["hint cut off by the length limit"]
-    assert len(out) == (len(paths) * config.hints - unreadable) * config.continuations
+    unusable = [t for t in out if t.hint is None]
+    usable = len(paths) * config.hints - len(unusable)
+    assert len(out) - len(unusable) == usable * config.continuations
+    assert Counter(t.note for t in unusable) == {
+        note: n for note, n in counts.items() if note.startswith("hint")}
     assert counts["problem solved often enough"] > 0
 
 
 def test_repair_keeps_prefix_and_leaves_the_hint_out(repaired, teacher):
     base, out, _, _ = repaired
     parents = {(t.problem.id, t.index): t for t in base}
-    for t in out:
+    for t in (t for t in out if t.hint is not None):
         parent = parents[t.problem.id, t.parent]
         cut = parent.steps[t.breakpoint][0]
         assert t.source == "repair"
@@ -89,8 +93,27 @@ def test_repair_keeps_prefix_and_leaves_the_hint_out(repaired, teacher):
         assert t.tokens_spent > len(t.token_ids) - cut
 
 
-def test_bridge_hint_does_not_state_the_answer_prompt(repaired):
-    assert all(t.hint.startswith("this step gives ") for t in repaired[1])
+def test_no_bridge_hint_states_the_answer(repaired, teacher, task):
+    """Not even where the step that the hint is for is the last one, whose result is the answer."""
+    base, out, counts, config = repaired
+    assert all(t.hint == f"this step gives {t.hint.split()[-1]}" for t in out if t.hint)
+    assert not [t for t in out if t.hint and t.hint.split()[-1] == t.problem.answer]
+    assert counts["hint states the answer"] > 0
+    allowed = repair(teacher, task, base, replace(config, refuse_answers=False), seed=4)
+    assert [t for t in allowed if t.hint.split()[-1] == t.problem.answer]
+
+
+def test_a_hint_that_cannot_be_used_ends_at_the_cut(repaired, task):
+    base, out, _, _ = repaired
+    parents = {(t.problem.id, t.index): t for t in base}
+    stubs = [t for t in out if t.hint is None]
+    assert stubs
+    for t in stubs:
+        parent = parents[t.problem.id, t.parent]
+        assert t.token_ids == parent.token_ids[: parent.steps[t.breakpoint][0]]
+        assert (t.answer, t.correct, t.finished) == (None, False, False)
+        assert t.note == "hint states the answer"
+        assert t.tokens_spent > 0
 
 
 def test_teacher_is_lifted_over_its_ceiling(repaired, teacher, task):
@@ -148,27 +171,36 @@ def test_a_wrong_answer_hint_states_the_wrong_answer_of_its_path(repaired, teach
     assert all(answers[t.problem.id, t.parent] != t.problem.answer for t in out)
 
 
-def test_tokens_add_up_and_unusable_hints_are_counted(repaired, teacher, task):
-    """Every token that was generated for hints and continuations is in somebody's tokens_spent."""
-    base, counts, spent = repaired[0], Counter(), []
+def test_every_token_is_charged_to_the_problem_that_it_was_spent_on(repaired, teacher, task):
+    base, spent = repaired[0], []
 
     class Watched(type(task)):
-        def read_hint(self, text, answer=None):
-            spent.append(len(teacher.encode(text)) + 1)
-            return None if len(spent) % 3 == 1 else super().read_hint(text)
+        """Every third hint is unreadable; what the teacher wrote is noted in order."""
 
-    out = repair(teacher, Watched(), base, GearConfig(paths=2, hints=2, continuations=2), seed=0, counts=counts)
+        def read_hint(self, text, answer):
+            spent.append(len(teacher.encode(text)) + 1)
+            return None if len(spent) % 3 == 0 else super().read_hint(text, answer)
+
+    config, counts = GearConfig(paths=2, hints=3, continuations=2), Counter()
+    out = repair(teacher, Watched(), base, config, seed=0, counts=counts)
+    paths, _ = choose_paths(base, config, breakpoint_by(config))
     cuts = {(t.problem.id, t.index): t.steps for t in base}
-    own = [len(t.token_ids) - cuts[t.problem.id, t.parent][t.breakpoint][0] + t.finished for t in out]
-    assert counts["hint unreadable"] == len(range(0, len(spent), 3))
-    assert sum(spent) == sum(t.tokens_spent for t in out) - sum(own)
+    cost = Counter()
+    for t in out:  # what was generated after the cut is the continuation, the rest is the hint's
+        cut = cuts[t.problem.id, t.parent][t.breakpoint][0]
+        cost[t.problem.id, t.parent] += t.tokens_spent - (len(t.token_ids) - cut + t.finished)
+    assert counts["hint unreadable"] == len(spent) // 3
+    assert len(spent) % 3 == 0, "the last hint is one of those that cannot be used"
+    assert cost == {(t.problem.id, t.index): sum(spent[3 * i : 3 * i + 3]) for i, (t, _) in enumerate(paths)}
 
 
 def test_a_hint_cut_off_by_the_length_limit_is_counted(repaired, teacher, task):
     counts = Counter()
-    config = SampleConfig(max_new_tokens=2)
-    assert repair(teacher, task, repaired[0], GearConfig(paths=1), seed=0, sampling=config, counts=counts) == []
-    assert counts["hint cut off by the length limit"] > 0
+    short = SampleConfig(max_new_tokens=2)
+    out = repair(teacher, task, repaired[0], GearConfig(paths=1), seed=0, sampling=short, counts=counts)
+    assert {t.note for t in out} == {"hint cut off by the length limit"}
+    assert counts["hint cut off by the length limit"] == len(out) > 0
+    assert sum(t.tokens_spent for t in out) == 2 * len(out)
 
 
 def test_no_hint_token_reaches_the_student(repaired, teacher, task):

@@ -105,3 +105,7 @@ class Task:
         """Whether this task can tell which solutions are genuine."""
         mine = type(self)
         return mine.check_steps is not Task.check_steps or mine.is_genuine is not Task.is_genuine
+
+    def states_answer(self, hint: str, answer: str) -> bool:
+        """Whether a hint gives the answer away."""
+        return answer.strip() in hint.split()
