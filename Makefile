@@ -1,17 +1,22 @@
-# `make demo`, `make test`, `make lab`: each makes .venv first.
+# `make demo`, `make test`, `make test-slow`, `make lab`: each makes .venv first.
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
+LONGEST_FIRST := $(foreach n,04 05 06 00,$(wildcard notebooks/$(n)_*)) \
+  $(filter-out $(foreach n,04 05 06 00,notebooks/$(n)_%),$(NOTEBOOKS))
 
 # Fewer page faults for the big short-lived tensors of CPU training: about a sixth faster here, same numbers.
 export MALLOC_MMAP_THRESHOLD_ = 4000000000
 export MALLOC_TRIM_THRESHOLD_ = 8000000000
 export TOKENIZERS_PARALLELISM = false
 export HF_HUB_OFFLINE = 1
+# The tiny models gain nothing from a second thread: tests run as two workers on one thread each.
+WORKERS ?= 2
+ONE_THREAD := OMP_NUM_THREADS=1
 
-.PHONY: demo lab test lint unit notebooks clean
+.PHONY: demo lab test test-slow lint unit notebooks clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m heal_ref demo
@@ -26,12 +31,16 @@ lint: $(VENV)/.installed
 	$(BIN)/mypy
 
 unit: $(VENV)/.installed
-	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered --cov-fail-under=90
+	$(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS) --cov --cov-report=term:skip-covered --cov-fail-under=90
 
-# One pytest run for each notebook: a hang stays in its notebook.
+# One pytest run per notebook: a hang stays in its notebook. The longest ones start first.
 notebooks: $(VENV)/.installed
-	set -e; for notebook in $(NOTEBOOKS); do \
-	  $(BIN)/python -m pytest --nbval-lax --nbval-cell-timeout=300 -p no:cacheprovider $$notebook; done
+	printf '%s\n' $(LONGEST_FIRST) | $(ONE_THREAD) xargs -P $(WORKERS) -I{} \
+	  $(BIN)/python -m pytest -q --nbval-lax --nbval-cell-timeout=300 -p no:cacheprovider {}
+
+# Kills at every write, several processes, a real browser, real tokenizers and a real model.
+test-slow: $(VENV)/.installed
+	$(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS) -m slow
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
