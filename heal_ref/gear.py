@@ -43,26 +43,24 @@ def find_breakpoint(
     """The step (0-based) at which reasoning breaks: k* = argmax of the signal within the window.
 
     Paper: "detects critical reasoning breakpoints via entropy dynamics". That it is the *largest
-    surge* in an early part of the trajectory is from secondary sources. The first step has no
-    surge, so the surge cannot choose it.
+    surge* in an early part of the trajectory is from secondary sources.
 
     Args:
         step_entropy: K step entropies in nats.
         window: share f of the steps that is searched: k ≤ ⌈fK⌉, counted from 1.
-        signal: "surge", Δ_k = H_k − H_{k−1}; "relative", Δ_k / H_{k−1}; or "level", H_k itself.
+        signal: "surge", Δ_k = H_k − H_{k−1}, which the first step does not have; "relative",
+            Δ_k / H_{k−1}; or "level", H_k itself.
 
     Returns:
         k*, or None if no step in the window has a signal.
 
     Raises:
-        ValueError: there is no such signal ("random" is a matter of `breakpoint_of`).
+        ValueError: there is no such signal.
 
     Example:
         >>> import heal_ref as heal
         >>> heal.find_breakpoint([0.2, 0.1, 0.9, 0.3])  # the surge from 0.1 to 0.9
         2
-        >>> heal.find_breakpoint([0.2, 0.1, 0.9, 0.3], window=0.5)  # steps 0 and 1 only
-        1
         >>> heal.find_breakpoint([1.5, 0.1, 0.9, 0.3], signal="level")
         0
     """
@@ -81,10 +79,7 @@ def breakpoint_of(t: Trajectory, config: GearConfig, seed: int = 0) -> int | Non
     """A trajectory's breakpoint by the configured reading; None if there is none in the window.
 
     `find_breakpoint` on the step entropies, or, with `config.signal` "random", any step that a
-    surge could have chosen, each equally likely: the control.
-
-    Args:
-        seed: of the random control; the other readings are deterministic.
+    surge could have chosen, each equally likely (`seed` is of this control only).
 
     Example:
         >>> import heal_ref as heal
@@ -166,17 +161,14 @@ def write_hints(
 
 def _read_hint(lm: LM, task: Task, t: Trajectory, written: Rollout, config: GearConfig) -> Hint:
     """The hint in what the teacher wrote, or the reason why there is none that can be used."""
-    answer = t.problem.answer
-    text = task.read_hint(lm.decode(written.ids), answer) if written.finished else None
     if not written.finished:
-        note = "hint cut off by the length limit"
-    elif text is None:
-        note = "hint unreadable"
-    elif config.refuse_answers and task.states_answer(text, answer):
-        text, note = None, "hint states the answer"
-    else:
-        note = ""
-    return Hint(text, written.tokens_spent, note)
+        return Hint(None, written.tokens_spent, "hint cut off by the length limit")
+    text = task.read_hint(lm.decode(written.ids), t.problem.answer)
+    if text is None:
+        return Hint(None, written.tokens_spent, "hint unreadable")
+    if config.refuse_answers and task.states_answer(text, t.problem.answer):
+        return Hint(None, written.tokens_spent, "hint states the answer")
+    return Hint(text, written.tokens_spent)
 
 
 def repair(

@@ -5,15 +5,11 @@ shortcuts". The name gives a perplexity over an uncertainty; everything else is 
 
 - A step that surprises its own author where the author was *uncertain* may be a breakthrough. One
   that surprises where the author was confident suggests a forced step: the ratio is large.
-- `typicality` (default): the uncertainty is the step's own, PPL(s_k) / exp(H_k). In logarithms
-  log PPL(s_k) − H_k, the surprise beyond what a typical step of this distribution has.
-- `forced`: the uncertainty is the answer's, PPL(s_k) / (U_k + ε). U_k is the entropy of an answer
-  that is demanded before the step. In the clock world ε decides everything: the closing step has
-  U_k near 0 and dominates all other steps.
-- `rollout`: as `forced`, with U_k the entropy of the final answers of continuations from there.
+- `typicality` (default): the uncertainty is the step's own, r_k = PPL(s_k) / exp(H_k). `forced` and
+  `rollout`: it is the answer's, r_k = PPL(s_k) / (U_k + ε). In the clock world ε then decides
+  everything: the closing step has U_k near 0 and dominates all other steps.
 - All are measured by the teacher under the plain prompt, without any hint.
-- The threshold is calibrated on the teacher's unaided correct trajectories: they had no hint to
-  cheat with.
+- The threshold is calibrated on the teacher's unaided correct trajectories, which had no hint.
 """
 
 from __future__ import annotations
@@ -28,7 +24,7 @@ import numpy as np
 from heal_ref.config import PureConfig, SampleConfig
 from heal_ref.generation import generate
 from heal_ref.model import LM
-from heal_ref.records import PureScore, Trajectory
+from heal_ref.records import PureScore, Trajectory, by_problem
 from heal_ref.scoring import text_stats
 from heal_ref.tasks.base import Task
 
@@ -195,15 +191,12 @@ def unaided(base: Sequence[Trajectory]) -> list[Trajectory]:
     Example:
         >>> import heal_ref as heal
         >>> teacher, task = heal.load_lm(heal.DATA / "teacher"), heal.ClockTask()
-        >>> easy = heal.load_problems(heal.DATA / "clock" / "validation.jsonl", task)[:3]
-        >>> [t.problem.id for t in heal.unaided(heal.sample(teacher, task, easy, n=2))]
-        ['validation-mastered-299', 'validation-mastered-298', 'validation-mastered-297']
+        >>> easy = heal.Problem("easy", "Start 5; + 3; * 4", "9")
+        >>> len(heal.unaided(heal.sample(teacher, task, [easy], n=4)))
+        1
     """
-    firsts: dict[str, Trajectory] = {}
-    for t in base:
-        if t.correct:
-            firsts.setdefault(t.problem.id, t)
-    return list(firsts.values())
+    right = [t for t in base if t.correct]
+    return [group[0] for group in by_problem(right).values()]
 
 
 def pure_threshold(reference: Sequence[PureScore], config: PureConfig | None = None) -> float:

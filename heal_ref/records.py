@@ -42,9 +42,8 @@ class Problem:
 
     Example:
         >>> import heal_ref as heal
-        >>> problem = heal.Problem("p1", "Start 5; + 3; * 4", "9")
-        >>> heal.ClockTask().is_correct(problem, "9")  # (5 + 3) * 4 = 32, on a clock of 23 hours
-        True
+        >>> heal.Problem("p1", "Start 5; + 3; * 4", "9")  # (5 + 3) * 4 = 32, on a clock of 23 hours
+        Problem(id='p1', question='Start 5; + 3; * 4', answer='9', kind='', length=0)
     """
 
     id: str
@@ -56,7 +55,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Trajectory:
-    r"""One sampled solution and all that was measured while it was sampled.
+    """One sampled solution and all that was measured while it was sampled.
 
     `token_ids`, `entropy` and `logprob` have one entry per token (T). Entropy is that of the
     model's raw next-token distribution in nats (whole vocabulary, temperature 1, before any
@@ -73,11 +72,9 @@ class Trajectory:
     Example:
         >>> import heal_ref as heal
         >>> teacher, task = heal.load_lm(heal.DATA / "teacher"), heal.ClockTask()
-        >>> problem = heal.Problem("p", "Start 5; + 3; # 4; * 2", "17")
+        >>> problem = heal.Problem("p", "Start 5; + 3; # 4; * 2", "17")  # "#" was never learnt
         >>> greedy = heal.SampleConfig(temperature=0.0)
         >>> t, = heal.sample(teacher, task, [problem], n=1, sampling=greedy)
-        >>> t.text.split("\n\n")[1:4]  # 8 # 4 is 2 * 8 + 4 = 20, but the teacher never learnt "#"
-        ['Then compute 5 + 3 = 8.', 'Then compute 8 # 4 = 8.', 'Then compute 8 * 2 = 16.']
         >>> t.answer, t.correct, t.steps
         ('16', False, [(0, 4), (4, 13), (13, 22), (22, 31), (31, 36)])
         >>> [round(h, 1) for h in t.step_entropy]  # nats: highest where the teacher does not know
@@ -136,7 +133,6 @@ class PureScore:
 
 
 # --------------------------------------------------------------------------------------- files
-
 
 def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Write rows so that the file is either complete or absent, even if the machine stops."""
