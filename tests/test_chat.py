@@ -27,7 +27,9 @@ from heal_ref.records import InputError, Problem
 from heal_ref.run.sources import load_problems
 from heal_ref.tasks import Task, answers
 from heal_ref.tasks.answers import Verifier, as_integer, last_boxed, same_answer, spelling
-from heal_ref.tasks.chat import ChatMathTask, behind_thinking, states_answer
+from heal_ref.tasks.base import states_answer
+from heal_ref.tasks.chat import ChatMathTask
+from heal_ref.template import after_thoughts
 from tests.conftest import DATA, ROOT
 
 TEMPLATE = """
@@ -158,15 +160,15 @@ def test_a_prompt_that_opens_the_thinking_block(tokenizer, problem):
 @pytest.mark.parametrize(("text", "opened", "rest"), [
     ("a", False, "a"), ("a", True, None), ("<think>a", False, None), ("<think>a</think>b", False, "b"),
     ("a</think>b", True, "b"), ("<think>a</think>b<think>c", False, None), ("<think>a</think>b<think>c</think>d", False, "d")])
-def test_behind_thinking(text, opened, rest):
-    assert behind_thinking(text, opened) == rest
+def test_after_thoughts(text, opened, rest):
+    assert after_thoughts(text, opened) == rest
 
 
 @pytest.mark.parametrize(("template", "complaint"), [
-    (None, "no chat template"), ("{% for m in messages %}{{ m.content }}{% endfor %}", "ignores add_generation_prompt"),
-    (TEMPLATE.replace("+ content +", "+ (m.content.text or '') +"), "leaves the question out"),
-    ("{{ raise_exception('no system turn') }}", "fails on a plain question .*no system turn"),
-    (TEMPLATE.replace("<|im_end|>", "<|endoftext|>"), "does not end the assistant's turn with .*<|im_end|>")])
+    (None, "no chat template"), ("{% for m in messages %}{{ m.content }}{% endfor %}", "holds no special token"),
+    (TEMPLATE.replace("add_generation_prompt", "false"), "ignores add_generation_prompt.*im_start"),
+    (TEMPLATE.replace("+ content +", "+ (m.content.text or '') +"), "leaves the question or the reply out"),
+    ("{{ raise_exception('no system turn') }}", "fails on a plain question .*no system turn")])
 def test_templates_that_cannot_be_used(tokenizer, template, complaint):
     with pytest.raises(InputError, match=complaint) as e:
         ChatMathTask(with_template(tokenizer, template))
@@ -179,7 +181,7 @@ def test_options_that_would_change_nothing_or_hide_the_thinking(tokenizer):
         ChatMathTask(with_template(tokenizer, ALWAYS_THINKS), thinking=False)
     hiding = with_template(tokenizer, TEMPLATE)
     hiding.backend_tokenizer.add_special_tokens(["</think>"])
-    with pytest.raises(InputError, match="drops </think>"):
+    with pytest.raises(InputError, match="special tokens </think>: decoding drops them"):
         ChatMathTask(hiding)
 
 

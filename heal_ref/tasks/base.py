@@ -2,32 +2,81 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from heal_ref.records import Problem
+from heal_ref.tasks.answers import as_integer, spelling
 
-ASKS_FOR_ANSWER = "Please reason step by step, and put your final answer within \\boxed{}."
+MAX_HINT = 600  # characters; a longer hint is a solution
 SHOWS_ANSWER = "For your guidance only, this is the correct final answer: "
 UNAIDED = (
-    "Write the solution as if you had found it yourself: derive every step from the problem, and do not mention "
-    "that you were given the answer."
-)
+    "Write the solution as if you had found it yourself: derive every step from the problem, "
+    "and do not mention that you were given the answer.")
 ASKS_FOR_HINT = (
-    "Write one hint for the student, two sentences at most: what to do next, so that the solution gets from here to "
-    "the correct answer; if something written so far is wrong, what to correct. Do not state the final answer, do not "
-    "work the problem out to its end, and do not mention that the answer is known. Write the hint and nothing else."
-)
+    "Write one hint for the student, two sentences at most: what to do next, so that the solution "
+    "gets from here to the correct answer; if something written so far is wrong, what to correct. "
+    "Do not state the final answer, do not work the problem out to its end, and do not mention "
+    "that the answer is known. Write the hint and nothing else.")
+_LABEL = re.compile(r"\W*hint\W*:[\s*_]*", re.IGNORECASE)
+_SAYS_ANSWER = re.compile(
+    r"\banswer\b\W*(?:(?:is|equals|(?:must|should|will|has to) be)\b|[:=])", re.IGNORECASE)
+_TELLS = re.compile(r"\bhint(?:s|ed)?\b|\b(?:given|provided|supplied|known|shown)\s+(?:\w+\s+){0,2}answer\b|"
+                    r"\banswer\b(?:\s+(?:that|which))?\s+(?:(?:is|was|were|has been|I was|we were|you)\s+)+"
+                    r"(?:already\s+)?(?:given|provided|supplied|known|told|shown|gave)\b|\bguidance\b", re.IGNORECASE)
+_CONCLUDES = r"(?:=|\b(?:is|be|becomes?|equals?|gets?|gives?|yields?|obtain))\s*"
+_NUMBER = re.compile(r"(?<![\w.])\d+(?:,\d{3})*(?!\w|\.\d)")
+
+
+def reveals_help(question: str, text: str) -> bool:
+    return _TELLS.search(text) is not None
+
+
+def states_answer(hint: str, answer: str) -> bool:
+    plain = re.sub(r"(\d+)\s*/\s*(\d+)", r"\\frac{\1}{\2}", hint.replace("$", "").replace("{,}", ",").replace("dfrac", "frac"))
+    value, spelt = as_integer(answer), spelling(answer)
+    if value is not None and abs(value) > 9:
+        return abs(value) in map(as_integer, _NUMBER.findall(plain))
+    if value is not None:
+        return re.search(rf"{_CONCLUDES}[-−+]?\s*{abs(value)}\W*$", plain) is not None
+    pattern = r"\s*".join(re.escape(c) for c in spelt if not c.isspace())
+    if len(spelt) < 2:
+        return re.search(rf"{_CONCLUDES}{pattern}\W*$", plain) is not None
+    return re.search(rf"(?<![\w.]){pattern}(?!\w|\.\d)", plain) is not None
+
+
+def guided_text(problem: Problem, answer: str) -> str:
+    """The question with the answer in view, and the request to write as if it were not."""
+    return f"{problem.question}\n\n{SHOWS_ANSWER}{answer}\n\n{UNAIDED}"
+
+
+def hint_text(problem: Problem, answer: str, prefix: str) -> str:
+    """The request for a hint: question, answer and kept prefix as a new question."""
+    prefix = prefix.strip()
+    written = (f"A student has written this so far:\n\n{prefix}" if prefix
+               else "A student is about to start.")
+    return (f"Problem:\n\n{problem.question}\n\nCorrect final answer, for your eyes only: {answer}"
+            f"\n\n{written}\n\n{ASKS_FOR_HINT}")
 
 
 class Task:
-    r"""Prompts, hints, steps and answers of one kind of problem. Override three methods; the rest has defaults.
+    r"""One kind of problem. Override three methods; the others have plain-English defaults.
+
+    - A prompt ends where the solution begins, white space included: the model continues it.
+    - `separator` ends a step. A step is a piece of the solution's text, its separator included.
+    - `elicit` begins a sentence that the final answer completes (PURE's reading `forced`).
+    - `inject` puts a hint into the solution after the kept prefix, and ends with the separator.
+    - `read_hint` gets the right answer as well as the text, for formats that need it.
+    - `check_steps` is for measuring only. The method never calls it.
 
     Example:
         >>> import heal_ref as heal
         >>> class Sums(heal.Task):
+        ...     separator, elicit = "\n", "So it is "
         ...     def prompt(self, problem):
-        ...         return f"Question: {problem.question}\nSolution: "
+        ...         return f"Question: {problem.question}\nSolution:\n"
         ...     def extract_answer(self, text):
         ...         return text.rpartition("=")[2].strip() or None
         ...     def is_correct(self, problem, answer):
@@ -35,64 +84,97 @@ class Task:
         >>> task, problem = Sums(), heal.Problem("p", "2 + 2", "4")
         >>> task.is_correct(problem, task.extract_answer("2 + 2 = 4"))
         True
+        >>> task.inject("count on from 2")
+        'Hint: count on from 2\n'
     """
 
     separator = "\n\n"
     elicit = "The final answer is \\boxed{"
 
-    # ---------------------------------------------------------------- three methods to override
+    # ------------------------------------------------------------ three methods to override
 
     def prompt(self, problem: Problem) -> str:
-        """The plain prompt: what the student will see."""
+        """The plain prompt, which the student will see. It ends where the solution begins."""
         raise NotImplementedError(f"{type(self).__name__} must define prompt(problem)")
 
     def extract_answer(self, text: str) -> str | None:
-        """The final answer in a solution, or None."""
+        """The final answer in a finished solution (the text after the prompt), or None."""
         raise NotImplementedError(f"{type(self).__name__} must define extract_answer(text)")
 
     def is_correct(self, problem: Problem, answer: str | None) -> bool:
-        """Whether an extracted answer is right."""
+        """Whether an extracted answer equals `problem.answer`; never for None."""
         raise NotImplementedError(f"{type(self).__name__} must define is_correct(problem, answer)")
 
-    # ------------------------------------------------------------------------ what has defaults
+    # -------------------------------------------------------------- problems and data sets
 
     def validate(self, problem: Problem) -> tuple[str, str] | None:
-        """None if the problem is good, else (what is wrong, what to do)."""
+        """None if the problem is usable, else (what is wrong, what to do)."""
         return None
+
+    def read_gold(self, text: str) -> tuple[str, str] | None:
+        """The answer in what a data set gives as one, and the rule that found it; None if none."""
+        return (text.strip(), "as it stands") if text.strip() else None
+
+    # ------------------------------------------------------------------- the answer in view
 
     def guided_prompt(self, problem: Problem, answer: str) -> str:
         """The prompt with the answer in view from the start (answer-guided sampling)."""
-        shown = f"{problem.question}\n\n{SHOWS_ANSWER}{answer}\n\n{UNAIDED}"
-        return self.prompt(replace(problem, question=shown))
+        return self.prompt(replace(problem, question=guided_text(problem, answer)))
 
     def hint_prompt(self, problem: Problem, answer: str, prefix: str) -> str:
-        """Asks for a hint that leads from the end of `prefix` towards `answer` (the bridge reading)."""
-        written = f"A student has written this so far:\n\n{prefix.strip()}" if prefix.strip() else "A student is about to start."
-        asked = (f"Problem:\n\n{problem.question}\n\nCorrect final answer, for your eyes only: {answer}\n\n"
-                 f"{written}\n\n{ASKS_FOR_HINT}")
-        return self.prompt(replace(problem, question=asked))
+        """Asks for a hint that leads from the end of `prefix` (steps kept) towards `answer`."""
+        return self.prompt(replace(problem, question=hint_text(problem, answer, prefix)))
 
-    def read_hint(self, text: str, answer: str) -> str | None:
-        """The hint in what the model wrote after `hint_prompt`; None if there is none."""
+    def read_hint(self, text: str, answer: str = "") -> str | None:
+        """The hint in what the model wrote after `hint_prompt`, on one line, without a label.
+
+        None if there is none: the text is empty, longer than `MAX_HINT`, holds a box, or
+        gives the right answer away (`states_answer`).
+        """
         hint = " ".join(text.split())
-        return hint or None
+        label = _LABEL.match(hint)
+        hint = hint[label.end() :] if label else hint
+        if not re.search(r"\w", hint) or len(hint) > MAX_HINT or "\\boxed" in hint or "\\fbox" in hint:
+            return None
+        return None if self.states_answer(hint, answer) else hint
 
     def answer_hint(self, answer: str) -> str:
-        """A hint that simply states the answer (the answer reading)."""
+        """A hint that states the answer (GEAR's reading `answer`)."""
         return f"The answer is {answer}."
 
     def inject(self, hint: str) -> str:
-        """The hint as it is inserted after the kept prefix; the model continues from there."""
-        return f"Hint: {hint}\n\n"
+        """The hint as it is inserted after the kept prefix; the model continues after it."""
+        return f"Hint: {hint}{self.separator}"
+
+    def states_answer(self, hint: str, answer: str) -> bool:
+        """Whether a hint gives the answer away; such a hint is refused."""
+        says = _SAYS_ANSWER.search(hint) is not None
+        return says or (answer != "" and states_answer(hint, answer))
 
     def reveals_help(self, problem: Problem, text: str) -> bool:
-        """Whether a solution speaks of help that the student will not get."""
+        """Whether a solution mentions help that the student will not get."""
+        return reveals_help(problem.question, text)
+
+    # ------------------------------------------------------- another model, and its thoughts
+
+    def for_tokenizer(self, tokenizer: Any) -> Task:
+        """This task for another model's tokenizer."""
+        return self
+
+    knows_thoughts = True  # whether this model's prompts give thinking markers a meaning
+
+    def has_thoughts(self, text: str) -> bool:
+        """Whether a solution holds a thinking block, or a part of one."""
         return False
+
+    def without_thoughts(self, text: str) -> str:
+        """The solution without its thinking block."""
+        return text
 
     # ------------------------------------------- for measuring only, where the truth is known
 
     def check_steps(self, problem: Problem, steps: Sequence[str]) -> list[bool] | None:
-        """Which steps are right, each on its own; None where no one can tell."""
+        """One verdict per step, each step on its own; None where no one can tell."""
         return None
 
     def is_genuine(self, problem: Problem, steps: Sequence[str]) -> bool | None:
