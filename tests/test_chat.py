@@ -27,7 +27,6 @@ from heal_ref.records import InputError, Problem
 from heal_ref.run.sources import load_problems
 from heal_ref.tasks import Task, answers
 from heal_ref.tasks.answers import Verifier, as_integer, last_boxed, same_answer, spelling
-from heal_ref.tasks.base import states_answer
 from heal_ref.tasks.chat import ChatMathTask
 from heal_ref.template import after_thoughts
 from tests.conftest import DATA, ROOT
@@ -207,8 +206,7 @@ def test_good_problems(chat, answer):
 @pytest.mark.parametrize(("text", "hint"), [
     ("Look at the last digit.", "Look at the last digit."), ("**Hint:** $x$ is\n\neven. ", "$x$ is even."),
     ("<think>The answer is 42</think>\n\nHint: halve it.", "halve it."), ("<think>Halve it.", None), ("", None), (" \n*", None),
-    ("word " * 200, None), ("So \\boxed{42}.", None), ("The final answer is forty-two.", None), ("Answer: forty-two", None),
-    ("Their product is 42.", None), ("Use 6 times 7.", "Use 6 times 7.")])
+    ("word " * 200, None), ("So \\boxed{42}.", None), ("Use 6 times 7.", "Use 6 times 7.")])
 def test_reading_a_hint(chat, text, hint):
     assert chat.read_hint(text, "42") == hint
 
@@ -220,13 +218,13 @@ def test_reading_a_hint(chat, text, hint):
     ("This gives 2!", "2", True), ("It is -2.", "-2", True), ("Try $2 \\sqrt{3}$ here.", "2\\sqrt{3}", True),
     ("Try $12\\sqrt{3}$ here.", "2\\sqrt{3}", False), ("It is 3/8 of it.", "\\frac{3}{8}", True), ("So it is $n$.", "n", True),
     ("Solve for $n$ next.", "n", False), ("It is \\dfrac{3}{8} then", "3/8", True), ("Half of 13/8.", "3/8", False)])
-def test_hints_that_state_the_answer(hint, answer, leaks):
-    assert states_answer(hint, answer) == leaks
+def test_hints_that_state_the_answer(chat, hint, answer, leaks):
+    assert chat.states_answer(hint, answer) == leaks
 
 
-def test_without_the_answer_only_open_leaks_are_seen(chat):
-    assert chat.read_hint("Their product is 42.") == "Their product is 42."
-    assert chat.read_hint("So the answer is 42.") is None
+@pytest.mark.parametrize("hint", ["The final answer is thirty plus twelve.", "Answer: thirty plus twelve", "Their product is 42."])
+def test_whatever_says_what_the_answer_is_states_it(chat, hint):
+    assert chat.states_answer(hint, "42")
 
 
 # ------------------------------------------------------------------------------------------- the box
@@ -433,6 +431,7 @@ def test_the_road_of_the_clock_world_is_the_road_of_chat(random_chat_lm, chat, m
     counts = collections.Counter()
     repaired = heal.repair(lm, chat, base, config.gear, sampling=config.sample, counts=counts)
     assert [t.prompt for t in base] == [chat.prompt(p) for p in problems for _ in range(6)]
+    repaired = [t for t in repaired if t.hint is not None]
     assert repaired, counts
 
     parents = {(t.problem.id, t.index): t for t in base}

@@ -128,15 +128,13 @@ class Task:
     def read_hint(self, text: str, answer: str = "") -> str | None:
         """The hint in what the model wrote after `hint_prompt`, on one line, without a label.
 
-        None if there is none: the text is empty, longer than `MAX_HINT`, holds a box, or
-        gives the right answer away (`states_answer`).
+        None if there is none: the text is empty, longer than `MAX_HINT`, or holds a box.
         """
         hint = " ".join(text.split())
         label = _LABEL.match(hint)
         hint = hint[label.end() :] if label else hint
-        if not re.search(r"\w", hint) or len(hint) > MAX_HINT or "\\boxed" in hint or "\\fbox" in hint:
-            return None
-        return None if self.states_answer(hint, answer) else hint
+        boxed = "\\boxed" in hint or "\\fbox" in hint
+        return None if boxed or len(hint) > MAX_HINT or not re.search(r"\w", hint) else hint
 
     def answer_hint(self, answer: str) -> str:
         """A hint that states the answer (GEAR's reading `answer`)."""
@@ -148,8 +146,7 @@ class Task:
 
     def states_answer(self, hint: str, answer: str) -> bool:
         """Whether a hint gives the answer away; such a hint is refused."""
-        says = _SAYS_ANSWER.search(hint) is not None
-        return says or (answer != "" and states_answer(hint, answer))
+        return _SAYS_ANSWER.search(hint) is not None or states_answer(hint, answer)
 
     def reveals_help(self, problem: Problem, text: str) -> bool:
         """Whether a solution mentions help that the student will not get."""
@@ -187,7 +184,3 @@ class Task:
         """Whether this task can tell which solutions are genuine."""
         mine = type(self)
         return mine.check_steps is not Task.check_steps or mine.is_genuine is not Task.is_genuine
-
-    def states_answer(self, hint: str, answer: str) -> bool:
-        """Whether a hint gives the answer away."""
-        return answer.strip() in hint.split()

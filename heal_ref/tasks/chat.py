@@ -68,7 +68,7 @@ class ChatMathTask(Task):
         ...     "{% for m in messages %}[{{ m.role }}] {{ m.content }}{{ eos_token }}{% endfor %}"
         ...     "{% if add_generation_prompt %}[assistant] {% endif %}")
         >>> task = heal.ChatMathTask(tokenizer)
-        >>> task.prompt(heal.Problem("p", "What is 2 + 2?", "4")).splitlines()[-1][-25:]
+        >>> task.prompt(heal.Problem("p", "What is 2 + 2?", "4")).splitlines()[-1][-26:]
         '\\boxed{}.<eos>[assistant] '
         >>> task.extract_answer("<think>Is it \\boxed{3}?</think>\n\nNo, it is \\boxed{4}.")
         '4'
