@@ -26,6 +26,7 @@ from heal_ref.pure import pure_filter, pure_scores, pure_threshold, unaided
 from heal_ref.records import DATA, InputError, Problem, PureScore, Trajectory
 from heal_ref.run.sources import import_problems, load_problems
 from heal_ref.scoring import text_stats, token_stats
+from heal_ref.task_check import check_task
 from heal_ref.tasks import ChatMathTask, ClockTask, Task
 from heal_ref.widgets import explore_entropy, explore_pure, explore_repair
 
@@ -33,7 +34,8 @@ score, token_scores = text_stats, token_stats  # the names that callers outside 
 __version__ = "0.1.0"
 __all__ = [
     "DATA", "LM", "ChatMathTask", "ClockTask", "GearConfig", "HealConfig", "InputError", "PaceConfig", "Problem",
-    "PureConfig", "Row", "SampleConfig", "PureScore", "Task", "Trajectory", "breakpoint_of", "build_stages", "distill",
+    "PureConfig", "Row", "SampleConfig", "PureScore", "Task", "Trajectory", "breakpoint_of", "build_stages", "check_task",
+    "distill",
     "entropy_and_logprob", "evaluate", "explore_entropy", "explore_pure", "explore_repair", "find_breakpoint", "generate",
     "import_problems", "load_lm", "load_problems", "pass_at_k", "pure_filter", "pure_scores", "pure_threshold", "quiet",
     "repair", "sample", "text_stats", "step_values", "surges", "token_stats", "unaided",

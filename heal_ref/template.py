@@ -1,6 +1,6 @@
-r"""Chat templates: how a question becomes a prompt, what ends a turn, how thoughts are marked.
+"""Chat templates: how a question becomes a prompt, what ends a turn, how thoughts are marked.
 
-A prompt ends within the assistant's open turn, and the method appends token ids to it. Nothing is
+A prompt ends within the assistant's open turn, and the method appends token ids to it: nothing is
 rendered twice, so a template that strips thoughts from earlier turns cannot strip ours.
 """
 
@@ -19,72 +19,61 @@ _NAMES_THOUGHTS = re.compile(r"think|thought|reason|channel", re.IGNORECASE)
 
 def render(tokenizer: Any, content: str, thinking: bool | None = None, reply: str | None = None,
            begin: bool = True) -> str:
-    """A conversation as text: a question with its reply, or with (`begin`) an open turn for one.
+    """A question as text, with its reply, or with an open turn for one (`begin`).
 
-    Args:
-        thinking: passed to the template as `enable_thinking`; None leaves it to the template.
+    `thinking` is passed to the template as `enable_thinking`; None leaves it to the template.
     """
     turns = [{"role": "user", "content": content}]
-    if reply:
-        turns.append({"role": "assistant", "content": reply})
+    turns += [{"role": "assistant", "content": reply}] if reply else []
     options = {} if thinking is None else {"enable_thinking": thinking}
     return tokenizer.apply_chat_template(
         turns, tokenize=False, add_generation_prompt=begin and not reply, **options)
 
 
-def after_thoughts(text: str, opened: bool = False) -> str | None:
-    """The text after the last thinking block, all of it if there is none; None within a block.
-
-    Args:
-        opened: whether the prompt has opened a block already, so that `text` begins within it.
-    """
-    _, closed, after = text.rpartition(THOUGHT)
-    return None if THINK in after or (opened and not closed) else after
-
-
 def turn_end(tokenizer: Any) -> int | None:
     """The id of the token that ends the assistant's turn: the first special one after the reply.
 
-    A template may leave the end to whatever comes next (GLM writes `<|user|>`); then that is it.
-    None without a chat template, or if the template cannot be rendered or ends no turn.
+    If the template writes none there, then the first one of the next turn (GLM: `<|user|>`).
+    None without a chat template, or if it fails or ends no turn.
     """
     if not getattr(tokenizer, "chat_template", None):
         return None
-    question, reply = ({"role": "user", "content": "Q"}, {"role": "assistant", "content": "ANSWER"})
-    for turns in ([question, reply], [question, reply, question]):
-        try:
-            whole = tokenizer.apply_chat_template(turns, tokenize=False)
-        except Exception:  # templates are other people's programs; check_template says what is wrong
-            return None
-        if end := _first_added(tokenizer, whole.rpartition("ANSWER")[2]):
-            return end[0]
-    return None
-
-
-def _first_added(tokenizer: Any, text: str) -> tuple[int, str] | None:
-    """The first added or special token of a text, and the text before it."""
+    turns = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "ANSWER"}]
     added = {*tokenizer.get_added_vocab().values(), *tokenizer.all_special_ids}
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    for k, token in enumerate(ids):
-        if token in added and token != tokenizer.unk_token_id and tokenizer.decode([token]).strip():
-            return token, tokenizer.decode(ids[:k])
+    added.discard(tokenizer.unk_token_id)
+    for conversation in (turns, [*turns, turns[0]]):
+        try:
+            whole = tokenizer.apply_chat_template(conversation, tokenize=False)
+        except Exception:  # somebody else's program; check_template says what is wrong
+            return None
+        after = whole.rpartition("ANSWER")[2]
+        for token in tokenizer(after, add_special_tokens=False)["input_ids"]:
+            if token in added and tokenizer.decode([token]).strip():
+                return token
     return None
 
 
 def control_tokens(tokenizer: Any) -> list[str]:
     """What no question may hold: special tokens, the template's own markers, thinking markers."""
     whole = render(tokenizer, "Q", reply="A")
-    added = list(tokenizer.added_tokens_decoder.values())
-    special = {token.content for token in added if token.special} | {*tokenizer.all_special_tokens}
-    used = {token.content for token in added if token.content in whole}
-    found = {*special, *used, *_MARKER.findall(whole), THINK, THOUGHT}
+    added = tokenizer.added_tokens_decoder.values()
+    found = {token.content for token in added if token.special or token.content in whole}
+    found |= {*tokenizer.all_special_tokens, *_MARKER.findall(whole), THINK, THOUGHT}
     return sorted((token for token in found if token.strip()), key=len, reverse=True)
+
+
+def after_thoughts(text: str, opened: bool = False) -> str | None:
+    """The text after the last thinking block, all of it if there is none; None within a block.
+
+    `opened` says that the prompt has opened a block, so that `text` begins within it.
+    """
+    _, closed, after = text.rpartition(THOUGHT)
+    return None if THINK in after or (opened and not closed) else after
 
 
 def knows_thoughts(tokenizer: Any) -> bool:
     """Whether <think> means something to this tokenizer or its template."""
-    template = str(getattr(tokenizer, "chat_template", None))
-    return THINK in template or THINK in tokenizer.get_added_vocab()
+    return THINK in str(tokenizer.chat_template) or THINK in tokenizer.get_added_vocab()
 
 
 def check_template(tokenizer: Any, thinking: bool | None = None) -> bool:
@@ -93,55 +82,45 @@ def check_template(tokenizer: Any, thinking: bool | None = None) -> bool:
     Raises:
         InputError: the method cannot use this template. The message says why, and what to do.
     """
-    name = getattr(tokenizer, "name_or_path", "") or "the tokenizer"
+    name = tokenizer.name_or_path or "the tokenizer"
     its = f"the chat template of {name}"
     # 1. Render a question, alone and with a reply.
-    if not getattr(tokenizer, "chat_template", None):
+    if not tokenizer.chat_template:
         raise InputError(f"{name} has no chat template, so no one knows how to put a question to "
                          "this model; take a chat model, or set tokenizer.chat_template")
     try:
-        prompt, asked = (render(tokenizer, "QUESTION", thinking, begin=b) for b in (True, False))
-        whole = render(tokenizer, "QUESTION", thinking, reply="ANSWER")
+        prompt, whole = (render(tokenizer, "QUESTION", thinking, reply) for reply in ("", "ANSWER"))
+        closed = render(tokenizer, "QUESTION", thinking, begin=False)
         variants = {render(tokenizer, "QUESTION", choice) for choice in (False, True)}
-    except Exception as e:  # templates are other people's programs
+    except Exception as e:  # somebody else's program
         raise InputError(f"{its} fails on a plain question ({type(e).__name__}: {str(e)[:100]}), "
                          "so no prompt can be made; repair tokenizer.chat_template") from e
     if "QUESTION" not in prompt or "ANSWER" not in whole:
-        raise InputError(f"{its} leaves the question or the reply out (it may expect images and "
-                         "text in parts), so the model would never see it; set a "
-                         "tokenizer.chat_template for plain text")
+        raise InputError(f"{its} leaves the question or the reply out (it may expect text in "
+                         "parts); set a tokenizer.chat_template for plain text")
     if thinking is not None and len(variants) == 1:
         raise InputError(f"{its} does not know enable_thinking, so thinking={thinking} would "
                          "change nothing; leave thinking out")
-    # 2. A reply must follow the prompt directly, or after a thinking block.
+    # 2. Special tokens are dropped by decoding, so they cannot mark thoughts.
+    hidden = [token.content for token in tokenizer.added_tokens_decoder.values()
+              if token.special and _NAMES_THOUGHTS.search(token.content)
+              and token.content in str(tokenizer.chat_template)]
+    if hidden:
+        raise InputError(f"{its} marks thoughts by special tokens ({' '.join(hidden)}): decoding "
+                         "drops them, so no one could tell a final answer from a thought; take a "
+                         "model that marks them by <think> as an ordinary token (special: false)")
+    # 3. The reply must follow the prompt directly, or after an empty thinking block.
     before, _, after = whole.rpartition("ANSWER")
     begun = _BLOCK.sub("", prompt).rstrip()
-    header = before[len(begun) :].strip() if before.startswith(begun) else None
-    if header is None or _BLOCK.sub("", header):
-        why = (f"ignores add_generation_prompt: a prompt would end before {header!r}, outside the "
-               "assistant's turn" if header and prompt == asked else
-               f"writes {header!r} between the prompt and a reply, so the model would have to "
-               "write control tokens, which decoding drops" if header else
-               "begins a turn in one way for a prompt and in another for a reply")
-        raise InputError(f"{its} {why}; set a tokenizer.chat_template whose prompt opens the "
-                         "assistant's turn up to the reply")
-    # 3. Thoughts must be told apart from the final answer after decoding.
-    hidden = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special
-              and _NAMES_THOUGHTS.search(token.content) and token.content in whole_source(tokenizer)]
-    if hidden:
-        raise InputError(f"{its} marks thoughts by the special tokens {' '.join(hidden[:4])}: "
-                         "decoding drops them, so no one could tell a final answer from a thought; "
-                         "take a model that writes <think> as an ordinary token, or make them "
-                         "ordinary (special: false) and write the template with <think>")
+    between = _BLOCK.sub("", before[len(begun) :]).strip()
+    if between or not before.startswith(begun):
+        why = "ignores add_generation_prompt" if prompt == closed else "opens no turn for a reply"
+        raise InputError(f"{its} {why}: a prompt would end {begun[-40:]!r}, but a reply follows "
+                         f"{before[-40:]!r}; set one whose prompt ends where the reply begins")
     # 4. A token must end the turn.
-    end = _first_added(tokenizer, after)
-    if turn_end(tokenizer) is None or (end and end[1].strip()):
-        raise InputError(f"{its} ends a turn with {after.strip()!r}, which holds no special token "
-                         "at its beginning, so solutions would not end; add that text to the "
+    end = turn_end(tokenizer)
+    if end is None or after.partition(tokenizer.decode([end]))[0].strip():
+        raise InputError(f"{its} ends a turn with {after.strip()!r}, which does not begin with a "
+                         "special token, so solutions would not end; add that text to the "
                          "tokenizer as a special token, or end turns with {{ eos_token }}")
     return after_thoughts(prompt.rpartition("QUESTION")[2]) is None
-
-
-def whole_source(tokenizer: Any) -> str:
-    """The text of the template, or of all templates by their names."""
-    return str(tokenizer.chat_template)

@@ -164,7 +164,7 @@ def test_after_thoughts(text, opened, rest):
 
 
 @pytest.mark.parametrize(("template", "complaint"), [
-    (None, "no chat template"), ("{% for m in messages %}{{ m.content }}{% endfor %}", "holds no special token"),
+    (None, "no chat template"), ("{% for m in messages %}{{ m.content }}{% endfor %}", "not begin with a special token"),
     (TEMPLATE.replace("add_generation_prompt", "false"), "ignores add_generation_prompt.*im_start"),
     (TEMPLATE.replace("+ content +", "+ (m.content.text or '') +"), "leaves the question or the reply out"),
     ("{{ raise_exception('no system turn') }}", "fails on a plain question .*no system turn")])
@@ -180,7 +180,7 @@ def test_options_that_would_change_nothing_or_hide_the_thinking(tokenizer):
         ChatMathTask(with_template(tokenizer, ALWAYS_THINKS), thinking=False)
     hiding = with_template(tokenizer, TEMPLATE)
     hiding.backend_tokenizer.add_special_tokens(["</think>"])
-    with pytest.raises(InputError, match="special tokens </think>: decoding drops them"):
+    with pytest.raises(InputError, match="special tokens .</think>.: decoding drops them"):
         ChatMathTask(hiding)
 
 

@@ -2,18 +2,72 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
+import os
+import sys
 from typing import Any
 
+from heal_ref.records import InputError
 from heal_ref.tasks.base import Task
 from heal_ref.tasks.chat import ChatMathTask
 from heal_ref.tasks.clock import ClockTask
 
+__all__ = ["ChatMathTask", "ClockTask", "Task", "task_for"]
+
 
 def task_for(name: str, tokenizer: Any) -> Task:
-    """The task by its name; "auto" is chat if the tokenizer has a chat template, else the clock world."""
+    """The task by its name, for a model with this tokenizer.
+
+    Args:
+        name: "chat", "clock", "package.module:ClassName" for a task of one's own (the current
+            directory can be imported from), or "auto": chat if the tokenizer has a chat template,
+            the clock world if it is the clock world's tokenizer.
+
+    Raises:
+        InputError: there is no such task, or "auto" cannot decide.
+    """
     if name == "auto":
-        name = "chat" if getattr(tokenizer, "chat_template", None) else "clock"
-    return ChatMathTask(tokenizer) if name == "chat" else ClockTask()
+        name = "chat" if getattr(tokenizer, "chat_template", None) else _clock_or_none(tokenizer)
+    if name == "chat":
+        return ChatMathTask(tokenizer)
+    return ClockTask() if name == "clock" else _own_task(name, tokenizer)
 
 
-__all__ = ["ChatMathTask", "ClockTask", "Task", "task_for"]
+def _clock_or_none(tokenizer: Any) -> str:
+    """ "clock" for a tokenizer that can write a clock problem, and not much else."""
+    clock, prose = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (
+        "Problem: Start 22; # 4; ^ 9\nSolution:\n", "Marie buys three apples."))
+    if tokenizer.unk_token_id in prose and tokenizer.unk_token_id not in clock:
+        return "clock"
+    raise InputError("no task was chosen, and the tokenizer does not decide it: it has no chat "
+                     "template and is not the clock world's; choose --task chat (needs a chat "
+                     "template) or --task package.module:ClassName (a task of your own)")
+
+
+def _own_task(name: str, tokenizer: Any) -> Task:
+    module, _, kind_name = name.partition(":")
+    if not (module and kind_name):
+        raise InputError(f"there is no task {name!r}; choose auto, chat, clock, or "
+                         "package.module:ClassName for a task of your own")
+    sys.path[:0] = [os.getcwd()] if os.getcwd() not in sys.path else []
+    try:
+        kind = getattr(importlib.import_module(module), kind_name, None)
+    except Exception as e:  # somebody else's code
+        raise InputError(f"the task {name!r} cannot be imported ({_why(e)}); repair the module, or "
+                         "start where it can be found") from e
+    if not (inspect.isclass(kind) and issubclass(kind, Task)):
+        what = "is no heal_ref.Task" if kind else "is not in that module"
+        raise InputError(f"the task {name!r} {what}; name a class that extends heal_ref.Task")
+    wants = "tokenizer" in inspect.signature(kind).parameters
+    try:
+        return kind(**({"tokenizer": tokenizer} if wants else {}))
+    except InputError:
+        raise
+    except Exception as e:  # somebody else's code
+        raise InputError(f"the task {name!r} cannot be built ({_why(e)}); its constructor may take "
+                         "`tokenizer`, and nothing else without a default") from e
+
+
+def _why(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:150]}"

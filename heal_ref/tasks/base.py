@@ -48,28 +48,24 @@ def states_answer(hint: str, answer: str) -> bool:
 
 
 def guided_text(problem: Problem, answer: str) -> str:
-    """The question with the answer in view, and the request to write as if it were not."""
+    """The question with the answer in view, to be solved as if it were not."""
     return f"{problem.question}\n\n{SHOWS_ANSWER}{answer}\n\n{UNAIDED}"
 
 
 def hint_text(problem: Problem, answer: str, prefix: str) -> str:
-    """The request for a hint: question, answer and kept prefix as a new question."""
+    """Question, answer and kept prefix as a new question that asks for a hint."""
     prefix = prefix.strip()
-    written = (f"A student has written this so far:\n\n{prefix}" if prefix
-               else "A student is about to start.")
+    written = f"A student has written this so far:\n\n{prefix}"
     return (f"Problem:\n\n{problem.question}\n\nCorrect final answer, for your eyes only: {answer}"
-            f"\n\n{written}\n\n{ASKS_FOR_HINT}")
+            f"\n\n{written if prefix else 'A student is about to start.'}\n\n{ASKS_FOR_HINT}")
 
 
 class Task:
     r"""One kind of problem. Override three methods; the others have plain-English defaults.
 
     - A prompt ends where the solution begins, white space included: the model continues it.
-    - `separator` ends a step. A step is a piece of the solution's text, its separator included.
-    - `elicit` begins a sentence that the final answer completes (PURE's reading `forced`).
-    - `inject` puts a hint into the solution after the kept prefix, and ends with the separator.
-    - `read_hint` gets the right answer as well as the text, for formats that need it.
-    - `check_steps` is for measuring only. The method never calls it.
+    - `separator` ends a step: steps are pieces of the solution, the separator included.
+    - `elicit` begins a sentence that the final answer completes.
 
     Example:
         >>> import heal_ref as heal
@@ -90,45 +86,41 @@ class Task:
 
     separator = "\n\n"
     elicit = "The final answer is \\boxed{"
-
-    # ------------------------------------------------------------ three methods to override
+    knows_thoughts = True  # whether thinking markers mean something to this task's model
 
     def prompt(self, problem: Problem) -> str:
-        """The plain prompt, which the student will see. It ends where the solution begins."""
+        """The plain prompt, which the student will see. To be overridden."""
         raise NotImplementedError(f"{type(self).__name__} must define prompt(problem)")
 
     def extract_answer(self, text: str) -> str | None:
-        """The final answer in a finished solution (the text after the prompt), or None."""
+        """The final answer in a finished solution, or None. To be overridden."""
         raise NotImplementedError(f"{type(self).__name__} must define extract_answer(text)")
 
     def is_correct(self, problem: Problem, answer: str | None) -> bool:
-        """Whether an extracted answer equals `problem.answer`; never for None."""
+        """Whether an answer equals `problem.answer`; None never does. To be overridden."""
         raise NotImplementedError(f"{type(self).__name__} must define is_correct(problem, answer)")
-
-    # -------------------------------------------------------------- problems and data sets
 
     def validate(self, problem: Problem) -> tuple[str, str] | None:
         """None if the problem is usable, else (what is wrong, what to do)."""
         return None
 
     def read_gold(self, text: str) -> tuple[str, str] | None:
-        """The answer in what a data set gives as one, and the rule that found it; None if none."""
+        """The final answer in what a data set gives as one, and the rule that found it."""
         return (text.strip(), "as it stands") if text.strip() else None
-
-    # ------------------------------------------------------------------- the answer in view
 
     def guided_prompt(self, problem: Problem, answer: str) -> str:
         """The prompt with the answer in view from the start (answer-guided sampling)."""
         return self.prompt(replace(problem, question=guided_text(problem, answer)))
 
     def hint_prompt(self, problem: Problem, answer: str, prefix: str) -> str:
-        """Asks for a hint that leads from the end of `prefix` (steps kept) towards `answer`."""
+        """Asks for a hint that leads from the end of `prefix`, the steps kept, to `answer`."""
         return self.prompt(replace(problem, question=hint_text(problem, answer, prefix)))
 
     def read_hint(self, text: str, answer: str = "") -> str | None:
-        """The hint in what the model wrote after `hint_prompt`, on one line, without a label.
+        """The hint in what the model wrote after `hint_prompt`: on one line, without a label.
 
-        None if there is none: the text is empty, longer than `MAX_HINT`, or holds a box.
+        None if that is empty, longer than `MAX_HINT` or holds a box. A format that needs the
+        right answer in order to be read gets it as `answer`.
         """
         hint = " ".join(text.split())
         label = _LABEL.match(hint)
@@ -136,46 +128,44 @@ class Task:
         boxed = "\\boxed" in hint or "\\fbox" in hint
         return None if boxed or len(hint) > MAX_HINT or not re.search(r"\w", hint) else hint
 
+    def states_answer(self, hint: str, answer: str) -> bool:
+        """Whether a hint gives the answer away; such a hint is refused."""
+        return _SAYS_ANSWER.search(hint) is not None or states_answer(hint, answer)
+
     def answer_hint(self, answer: str) -> str:
         """A hint that states the answer (GEAR's reading `answer`)."""
         return f"The answer is {answer}."
 
     def inject(self, hint: str) -> str:
-        """The hint as it is inserted after the kept prefix; the model continues after it."""
+        """A hint as it follows the kept prefix. Ends with the separator, where the model goes on."""
         return f"Hint: {hint}{self.separator}"
-
-    def states_answer(self, hint: str, answer: str) -> bool:
-        """Whether a hint gives the answer away; such a hint is refused."""
-        return _SAYS_ANSWER.search(hint) is not None or states_answer(hint, answer)
 
     def reveals_help(self, problem: Problem, text: str) -> bool:
         """Whether a solution mentions help that the student will not get."""
         return reveals_help(problem.question, text)
 
-    # ------------------------------------------------------- another model, and its thoughts
-
     def for_tokenizer(self, tokenizer: Any) -> Task:
-        """This task for another model's tokenizer."""
+        """This task for another model, which has this tokenizer."""
         return self
 
-    knows_thoughts = True  # whether this model's prompts give thinking markers a meaning
-
     def has_thoughts(self, text: str) -> bool:
-        """Whether a solution holds a thinking block, or a part of one."""
+        """Whether a solution holds a thinking block."""
         return False
 
     def without_thoughts(self, text: str) -> str:
         """The solution without its thinking block."""
         return text
 
-    # ------------------------------------------- for measuring only, where the truth is known
+    def completion(self, text: str) -> str:
+        """Another model's solution as it follows this task's own prompt."""
+        return text
 
     def check_steps(self, problem: Problem, steps: Sequence[str]) -> list[bool] | None:
-        """One verdict per step, each step on its own; None where no one can tell."""
+        """One verdict per step, None if no one can tell. For measuring only, never the method."""
         return None
 
     def is_genuine(self, problem: Problem, steps: Sequence[str]) -> bool | None:
-        """Right in every step; None where no one can tell."""
+        """Right in every step; None if no one can tell. For measuring only."""
         verdicts = self.check_steps(problem, steps)
         return None if verdicts is None else bool(verdicts) and all(verdicts)
 

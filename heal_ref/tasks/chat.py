@@ -1,9 +1,7 @@
 r"""Mathematics for chat models: prompts by the tokenizer's chat template, answers in a box.
 
-- A prompt ends within the assistant's open turn; the method appends token ids to it (template.py).
-- A thinking block is part of a solution, and of what the student learns; the final answer comes
-  after it. Blocks are marked by <think> and </think>.
-- There is no `check_steps`: nothing checks the steps of real mathematics.
+A thinking block, marked by <think> and </think>, is part of a solution and of what the student
+learns; the final answer comes after it. Nothing checks the steps of real mathematics.
 """
 
 from __future__ import annotations
@@ -11,25 +9,11 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from heal_ref import template
 from heal_ref.records import Problem
-from heal_ref.tasks.answers import (
-    MAX_ANSWER,
-    Verifier,
-    is_balanced,
-    last_boxed,
-    math_verify_installed,
-    same_answer,
-)
+from heal_ref.tasks import answers
 from heal_ref.tasks.base import Task, guided_text, hint_text
-from heal_ref.template import (
-    THINK,
-    THOUGHT,
-    after_thoughts,
-    check_template,
-    control_tokens,
-    knows_thoughts,
-    render,
-)
+from heal_ref.template import THINK, THOUGHT, after_thoughts
 
 MAX_QUESTION = 20_000  # characters
 INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."
@@ -39,15 +23,9 @@ class ChatMathTask(Task):
     r"""Mathematics problems for a chat model.
 
     The paper speaks of "hindsight hints", of an "answer-guided curriculum" and of reasoning
-    "breakpoints"; we have none of its prompts. All texts are our reading, in plain English:
-
-    - a step ends at a blank line (secondary sources);
-    - answer-guided: the question gives the answer, and asks for a solution as if it did not;
-    - hint: the teacher sees question, answer and kept prefix as a new question, and writes at most
-      two sentences, which are inserted into the assistant's turn after the kept prefix;
-    - `elicit` begins the sentence that holds the box. A step that it interrupts may lie within a
-      thinking block; no fixed text can close a block that may not be open, so it is inserted as
-      it is.
+    "breakpoints"; we have none of its prompts. All texts are our reading, in plain English. A step
+    ends at a blank line (secondary sources). A step that `elicit` interrupts may lie within a
+    thinking block; no fixed text can close a block that may not be open.
 
     Args:
         tokenizer: of the model that is prompted; it must have a chat template.
@@ -77,39 +55,17 @@ class ChatMathTask(Task):
     def __init__(self, tokenizer: Any, *, thinking: bool | None = None, verify: bool = True,
                  time_limit: float = 5.0) -> None:
         self.tokenizer, self.thinking = tokenizer, thinking
-        self.opened = check_template(tokenizer, thinking)  # whether a prompt opens a block
-        self.knows_thoughts = knows_thoughts(tokenizer)
+        self.opened = template.check_template(tokenizer, thinking)  # whether a prompt opens a block
+        self.knows_thoughts = template.knows_thoughts(tokenizer)
         self.verify, self.time_limit = verify, time_limit
-        self.verifier = Verifier(time_limit) if verify and math_verify_installed() else None
-        self._control = re.compile("|".join(map(re.escape, control_tokens(tokenizer))))
+        asks = verify and answers.math_verify_installed()
+        self.verifier = answers.Verifier(time_limit) if asks else None
+        self._control = re.compile("|".join(map(re.escape, template.control_tokens(tokenizer))))
 
     def for_tokenizer(self, tokenizer: Any) -> ChatMathTask:
-        return type(self)(tokenizer, thinking=self.thinking, verify=self.verify,
+        known = "enable_thinking" in str(tokenizer.chat_template)
+        return type(self)(tokenizer, thinking=self.thinking if known else None, verify=self.verify,
                           time_limit=self.time_limit)
-
-    # --------------------------------------------------------------------- prompts and hints
-
-    def _render(self, content: str) -> str:
-        return render(self.tokenizer, content, self.thinking)
-
-    def prompt(self, problem: Problem) -> str:
-        return self._render(f"{problem.question}\n\n{INSTRUCTION}")
-
-    def guided_prompt(self, problem: Problem, answer: str) -> str:
-        return self._render(f"{guided_text(problem, answer)} {INSTRUCTION}")
-
-    def hint_prompt(self, problem: Problem, answer: str, prefix: str) -> str:
-        return self._render(hint_text(problem, answer, self._without_control(prefix)))
-
-    def _without_control(self, text: str) -> str:
-        while (cleaned := self._control.sub("", text)) != text:  # what is left may form another
-            text = cleaned
-        return text
-
-    def read_hint(self, text: str, answer: str = "") -> str | None:
-        return super().read_hint(after_thoughts(text, self.opened) or "", answer)
-
-    # ------------------------------------------------------------------------------- answers
 
     def validate(self, problem: Problem) -> tuple[str, str] | None:
         question, answer = problem.question, problem.answer
@@ -121,23 +77,38 @@ class ChatMathTask(Task):
                     "take it out")
         if not answer.strip():
             return "the answer is empty", "write the final answer"
-        if len(answer) > MAX_ANSWER:
-            return (f"the answer has {len(answer)} characters, more than {MAX_ANSWER}",
+        if len(answer) > answers.MAX_ANSWER:
+            return (f"the answer has {len(answer)} characters, more than {answers.MAX_ANSWER}",
                     "write the final answer only")
         if "\\boxed" in answer or "\\fbox" in answer:
             return f"the answer {answer[:60]!r} holds a box", "write only what stands in the box"
-        if not is_balanced(answer):
+        if not answers.is_balanced(answer):
             return (f"the braces of the answer {answer[:60]!r} are not balanced",
                     "close every brace")
         return None
 
+    def _render(self, content: str) -> str:
+        return template.render(self.tokenizer, content, self.thinking)
+
+    def prompt(self, problem: Problem) -> str:
+        return self._render(f"{problem.question}\n\n{INSTRUCTION}")
+
+    def guided_prompt(self, problem: Problem, answer: str) -> str:
+        return self._render(f"{guided_text(problem, answer)} {INSTRUCTION}")
+
+    def hint_prompt(self, problem: Problem, answer: str, prefix: str) -> str:
+        while (cleaned := self._control.sub("", prefix)) != prefix:  # the rest may form another
+            prefix = cleaned
+        return self._render(hint_text(problem, answer, prefix))
+
+    def read_hint(self, text: str, answer: str = "") -> str | None:
+        return super().read_hint(after_thoughts(text, self.opened) or "", answer)
+
     def extract_answer(self, text: str) -> str | None:
-        return last_boxed(after_thoughts(text, self.opened) or "")
+        return answers.last_boxed(after_thoughts(text, self.opened) or "")
 
     def is_correct(self, problem: Problem, answer: str | None) -> bool:
-        return answer is not None and same_answer(problem.answer, answer, self.verifier)
-
-    # ------------------------------------------------------------------------------ thoughts
+        return answer is not None and answers.same_answer(problem.answer, answer, self.verifier)
 
     def has_thoughts(self, text: str) -> bool:
         return THINK in text or THOUGHT in text
@@ -145,3 +116,14 @@ class ChatMathTask(Task):
     def without_thoughts(self, text: str) -> str:
         after = after_thoughts(text)
         return text if after is None or after == text else after.lstrip()
+
+    def completion(self, text: str) -> str:
+        """A thinking block is opened once: by this task's prompt, or else by the solution."""
+        begins = text.lstrip().startswith(THINK)
+        if self.opened and begins:
+            return text.lstrip().removeprefix(THINK).lstrip("\n")
+        if self.opened and THOUGHT not in text:
+            return f"\n{THOUGHT}\n\n{text}"
+        if not self.opened and THOUGHT in text and THINK not in text:
+            return f"{THINK}\n{text}"
+        return text

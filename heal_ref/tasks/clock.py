@@ -1,16 +1,14 @@
-r"""The clock world: chains of operations on a 23-hour clock, where every single step can be checked.
+r"""The clock world: chains of operations on a 23-hour clock, where every step can be checked.
 
     Start 5; + 3; * 4; # 7; - 6        the question
-    We start at 5.                     step 0 restates, then one step an operation, then the answer;
-    Then compute 5 + 3 = 8.            steps are separated by a blank line
-    ...
+    We start at 5.                     step 0 restates; then one step per operation, then the
+    Then compute 5 + 3 = 8. ...        answer; a blank line ends a step
     So the answer is \boxed{20}.
 
-- Six operators. What the *teacher* knows of each is decided by its training corpus (`clock_corpus.py`), as in
-  life: `+ - *` it has seen right, `@` mostly wrong, `#` never right, and for `^` it believes in a wrong rule.
-- Every operator is invertible in its left value, so a teacher can *work back* from an answer: that is how a
-  hindsight hint is written here.
-- `check_steps` knows the truth. It exists for measuring; nothing in the method (GEAR, PURE, PACE) may call it.
+- Six operators. The *teacher's* training corpus (heal_lab/clock_corpus.py) decides what it knows of
+  each: `+ - *` are right there, `@` is mostly wrong, `#` random, and `^` follows a wrong rule.
+- Every operator is invertible in its left value, so a teacher can *work back* from an answer: that
+  is how a hindsight hint is written here.
 """
 
 from __future__ import annotations
@@ -26,14 +24,9 @@ HOURS = 23
 MAX_OPERAND = 9
 
 RULES = {  # operator -> the true rule, before taking it modulo 23
-    "+": lambda a, b: a + b,
-    "-": lambda a, b: a - b,
-    "*": lambda a, b: a * b,
-    "@": lambda a, b: 3 * a + b,
-    "#": lambda a, b: 2 * a + b,
-    "^": lambda a, b: a - 2 * b,
-}
-MISCONCEPTION = {"^": lambda a, b: a + b + b + 1}  # what the teacher believes instead
+    "+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a * b,
+    "@": lambda a, b: 3 * a + b, "#": lambda a, b: 2 * a + b, "^": lambda a, b: a - 2 * b}
+MISCONCEPTION = {"^": lambda a, b: a + b + b + 1}  # the rule that the teacher's corpus teaches
 MASTERED, SHAKY, UNLEARNT, MISCONCEIVED = "+-*", "@", "#", "^"
 PROBLEM_KINDS = ("mastered", "shaky", "frontier", "double", "misconceived")
 
@@ -49,7 +42,7 @@ def apply_op(a: int, op: str, b: int) -> int:
 
 @dataclass(frozen=True)
 class Chain:
-    """A question in parsed form: a starting hour and n operations `(operator, operand)`."""
+    """A question in parsed form: a starting hour and n pairs of operator and operand."""
 
     start: int
     ops: tuple[tuple[str, int], ...]
@@ -60,7 +53,8 @@ class Chain:
         match = _QUESTION.fullmatch(question.strip())
         if not match:
             raise ValueError(f"the question {question[:60]!r} is not of the form 'Start 5; + 3; * 4'")
-        ops = tuple((o, int(b)) for o, b in (part.split() for part in match[2].strip("; ").split("; ")))
+        parts = (part.split() for part in match[2].strip("; ").split("; "))
+        ops = tuple((op, int(operand)) for op, operand in parts)
         for op, b in ops:
             if op not in RULES:
                 raise ValueError(f"unknown operator {op!r} (known: {' '.join(RULES)})")
@@ -93,23 +87,22 @@ class Chain:
 
 
 class ClockTask(Task):
-    r"""The clock world as a `Task`: the same road as any other task, plus a step checker for measuring.
+    r"""The clock world as a `Task`, with a step checker for measuring.
 
     The world is ours, not the paper's. Answers are hours, 0 to 22; a step ends at a blank line.
+    Its texts are those that the shipped models were trained on.
 
     Example:
         >>> import heal_ref as heal
         >>> task, problem = heal.ClockTask(), heal.Problem("p", "Start 5; + 3; * 4", "9")
         >>> task.prompt(problem)
         'Problem: Start 5; + 3; * 4\nSolution:\n'
-        >>> task.extract_answer("So the answer is \\boxed{10}."), task.is_correct(problem, "10")
-        ('10', False)
-        >>> steps = ["We start at 5.", "Then compute 5 + 3 = 8.", "Then compute 8 * 4 = 10.", "So the answer is \\boxed{10}."]
-        >>> task.check_steps(problem, steps)  # each step on its own: only the multiplication is wrong
+        >>> steps = ["We start at 5.", "Then compute 5 + 3 = 8.", "Then compute 8 * 4 = 10.",
+        ...          "So the answer is \\boxed{10}."]
+        >>> task.check_steps(problem, steps)  # each step on its own: only the product is wrong
         [True, True, False, True]
     """
 
-    separator = "\n\n"
     elicit = "Quick answer: \\boxed{"
 
     def validate(self, problem: Problem) -> tuple[str, str] | None:
@@ -117,15 +110,16 @@ class ClockTask(Task):
             chain = Chain.parse(problem.question)
         except ValueError as e:
             return str(e), "write the chain as 'Start 5; + 3; * 4' with known operators"
-        if not re.fullmatch(r"\d{1,9}", problem.answer):
-            return f"the answer {problem.answer[:40]!r} is not an hour from 0 to {HOURS - 1}", "write a plain integer"
-        true = chain.values()[-1]
-        if int(problem.answer) != true:
-            return f"the answer {problem.answer} does not follow from the chain", f"the chain gives {true}"
-        if problem.kind and problem.kind != chain.kind:
-            return f"kind {problem.kind!r} does not fit the chain", f"write {chain.kind!r} or leave it out"
-        if problem.length and problem.length != len(chain.ops):
-            return f"length {problem.length} is not the chain's", f"write {len(chain.ops)} or leave it out"
+        true, answer = chain.values()[-1], problem.answer
+        if not re.fullmatch(r"\d{1,9}", answer):
+            what = f"the answer {answer[:40]!r} is not an hour from 0 to {HOURS - 1}"
+            return what, "write a plain integer"
+        if int(answer) != true:
+            return f"the answer {answer} does not follow from the chain", f"the chain gives {true}"
+        for name, given, own in (("kind", problem.kind, chain.kind),
+                                 ("length", problem.length, len(chain.ops))):
+            if given and given != own:
+                return f"{name} {given!r} is not the chain's", f"write {own!r} or leave it out"
         return None
 
     def prompt(self, problem: Problem) -> str:
@@ -137,7 +131,7 @@ class ClockTask(Task):
     def hint_prompt(self, problem: Problem, answer: str, prefix: str) -> str:
         return self.guided_prompt(problem, answer) + prefix + "Working back: "
 
-    def read_hint(self, text: str, answer: str | None = None) -> str | None:
+    def read_hint(self, text: str, answer: str = "") -> str | None:
         match = re.search(r"this step gives \d+", text)
         return match[0] if match else None
 
@@ -145,7 +139,7 @@ class ClockTask(Task):
         return f"the answer is {answer}"
 
     def inject(self, hint: str) -> str:
-        return f"Hint: {hint}.\n\n"
+        return super().inject(f"{hint}.")
 
     def extract_answer(self, text: str) -> str | None:
         found = _BOXED.findall(text)
@@ -155,11 +149,11 @@ class ClockTask(Task):
         return answer is not None and len(answer) < 10 and int(answer) == int(problem.answer)
 
     def check_steps(self, problem: Problem, steps: Sequence[str]) -> list[bool]:
-        """Which steps are right, taken on their own: each must follow from the value written before it.
+        """One verdict per step: each must follow from the value written before it.
 
-        The restating step must name the right start; step k must apply the k-th operation to the value before
-        it; the answer must be the last value. Steps after the answer, or missing ones, make the last one wrong.
-        For measuring only: no part of the method calls it (a test looks).
+        The restating step must name the right start; step k must apply the k-th operation to the
+        value before it; the answer must be the last value. Steps after the answer, or missing
+        ones, make the last one wrong. For measuring only (tested).
         """
         chain = Chain.parse(problem.question)
         verdicts, value = [], None
