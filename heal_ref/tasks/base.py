@@ -137,7 +137,7 @@ class Task:
         return f"The answer is {answer}."
 
     def inject(self, hint: str) -> str:
-        """A hint as it follows the kept prefix. Ends with the separator, where the model goes on."""
+        """A hint as it follows the kept prefix, the separator at its end. The model continues."""
         return f"Hint: {hint}{self.separator}"
 
     def reveals_help(self, problem: Problem, text: str) -> bool:
@@ -156,8 +156,8 @@ class Task:
         """The solution without its thinking block."""
         return text
 
-    def completion(self, text: str) -> str:
-        """Another model's solution as it follows this task's own prompt."""
+    def as_reply(self, text: str) -> str:
+        """Another model's solution, as it follows this model's prompts."""
         return text
 
     def check_steps(self, problem: Problem, steps: Sequence[str]) -> list[bool] | None:

@@ -117,13 +117,13 @@ class ChatMathTask(Task):
         after = after_thoughts(text)
         return text if after is None or after == text else after.lstrip()
 
-    def completion(self, text: str) -> str:
-        """A thinking block is opened once: by this task's prompt, or else by the solution."""
-        begins = text.lstrip().startswith(THINK)
-        if self.opened and begins:
-            return text.lstrip().removeprefix(THINK).lstrip("\n")
-        if self.opened and THOUGHT not in text:
-            return f"\n{THOUGHT}\n\n{text}"
-        if not self.opened and THOUGHT in text and THINK not in text:
+    def as_reply(self, text: str) -> str:
+        """Opens and closes a thinking block where this template's prompts leave that to a reply."""
+        begun = THOUGHT in text and THINK not in text  # another prompt had opened the block
+        if begun and not self.opened:
             return f"{THINK}\n{text}"
-        return text
+        if begun or not self.opened:
+            return text
+        if text.lstrip().startswith(THINK):
+            return text.lstrip().removeprefix(THINK).lstrip("\n")
+        return f"{THOUGHT}\n\n{text}"
