@@ -1,14 +1,11 @@
 """Chat models on mathematics: prompts and cuts, thinking, hints, boxes, comparing answers, the shipped problems."""
 
 import collections
+import importlib.util
 import itertools
 import json
 import math
-import os
 import re
-import signal
-import subprocess
-import sys
 import time
 from fractions import Fraction
 
@@ -25,8 +22,8 @@ from heal_ref.gear import write_hints
 from heal_ref.generation import Rollout, make_trajectory
 from heal_ref.records import InputError, Problem
 from heal_ref.run.sources import load_problems
-from heal_ref.tasks import Task, answers
-from heal_ref.tasks.answers import Verifier, as_integer, last_boxed, same_answer, spelling
+from heal_ref.tasks import Task
+from heal_ref.tasks.answers import as_integer
 from heal_ref.tasks.chat import ChatMathTask
 from heal_ref.template import after_thoughts
 from tests.conftest import DATA, ROOT
@@ -211,32 +208,12 @@ def test_reading_a_hint(chat, text, hint):
     assert chat.read_hint(text, "42") == hint
 
 
-@pytest.mark.parametrize(("hint", "answer", "leaks"), [
-    ("There are 1,042 of them, 142 and 4.2 and 42.5.", "42", False), ("It has 42 left over.", "42", True),
-    ("It has 1,000 left.", "1000", True), ("So $n = -42$ fits.", "-42", True), ("Take $n=42$, say.", "42", True),
-    ("Divide both sides by 2.", "2", False), ("Write it as 2x + 3 = 7.", "2", False), ("So $x = 2$.", "2", True),
-    ("This gives 2!", "2", True), ("It is -2.", "-2", True), ("Try $2 \\sqrt{3}$ here.", "2\\sqrt{3}", True),
-    ("Try $12\\sqrt{3}$ here.", "2\\sqrt{3}", False), ("It is 3/8 of it.", "\\frac{3}{8}", True), ("So it is $n$.", "n", True),
-    ("Solve for $n$ next.", "n", False), ("It is \\dfrac{3}{8} then", "3/8", True), ("Half of 13/8.", "3/8", False)])
-def test_hints_that_state_the_answer(chat, hint, answer, leaks):
-    assert chat.states_answer(hint, answer) == leaks
-
-
 @pytest.mark.parametrize("hint", ["The final answer is thirty plus twelve.", "Answer: thirty plus twelve", "Their product is 42."])
 def test_whatever_says_what_the_answer_is_states_it(chat, hint):
     assert chat.states_answer(hint, "42")
 
 
 # ------------------------------------------------------------------------------------------- the box
-
-
-@pytest.mark.parametrize(("text", "answer"), [
-    ("\\boxed{7}", "7"), ("\\boxed{1} then \\boxed{ 2 }", "2"), ("\\boxed{\\frac{1}{\\sqrt{2}}}.", "\\frac{1}{\\sqrt{2}}"),
-    ("\\fbox{7} \\boxed {8}", "8"), ("\\boxed{8} \\fbox{7}", "7"), ("\\boxed{\\boxed{3}}", "3"),
-    ("\\boxed{\\{1\\}}", "\\{1\\}"), ("\\boxed{1} \\boxed{{2}", None), ("\\boxed{1", None), ("\\boxed{}", None),
-    ("\\boxed 7", None), ("7", None), ("", None), ("\\boxed{" + "7" * 501 + "}", None), ("\\boxed{7\\}", None)])
-def test_last_boxed(text, answer):
-    assert last_boxed(text) == answer
 
 
 @pytest.mark.parametrize("unit", ["x", "\\boxed{", "{", "<think>", "\\", "}", "\\boxed{7} ", "boxed{\\"])
@@ -250,134 +227,15 @@ def test_ten_megabytes_take_linear_time(chat, unit):
     assert time.process_time() - began < 1
 
 
-# ------------------------------------------------------------------------------------ comparing answers
-
-
-@pytest.mark.parametrize(("text", "value"), [
-    ("7", 7), ("+7", 7), ("007", 7), ("-7", -7), ("−7", -7), ("7.", 7), (" $7$ ", 7), ("$7.$", 7), ("$$7$$.", 7),
-    ("\\(7\\)", 7), ("\\text{7}", 7), ("\\mathbf{7}", 7), ("1,000", 1000), ("1{,}000", 1000), ("1\\,000,000", 10**6),
-    ("12,34", None), ("7.0", None), ("x", None), ("", None), ("٣", None), ("1 2", None), ("9" * 501, None),
-    ("3$ and $4", None)])
-def test_integers(text, value):
-    assert as_integer(text) == value
-
-
-@pytest.mark.parametrize(("a", "b", "alike"), [
-    ("\\dfrac12", "1/2", True), ("\\left( 1 , 2 \\right)", "(1,2)", True), ("2\\sqrt3", "$2 \\sqrt{3}$", True),
-    ("\\text{Tuesday}", "tuesday", True), ("1 1/2", "11/2", False), ("x", "X", False), ("\\leftarrow", "arrow", False),
-    ("-3/4", "\\frac{-3}{4}", True)])
-def test_spelling(a, b, alike):
-    assert (spelling(a) == spelling(b)) == alike
-
-
-@pytest.fixture(scope="module")
-def verifier():
-    pytest.importorskip("math_verify")
-    verifier = Verifier(seconds=3)
-    verifier.equal("1", "x")  # start it
-    yield verifier
-    verifier.close()
-
-
-@pytest.mark.parametrize(("gold", "answer", "same"), [
-    ("\\frac{1}{2}", "0.5", True), ("0.5", "\\frac{1}{2}", True), ("2\\sqrt{3}", "\\sqrt{12}", True), ("7", "x = 7", True),
-    ("2\\sqrt{3}", "\\sqrt{13}", False), ("24\\pi - 18\\sqrt{3}", "6(4\\pi - 3\\sqrt3)", True), ("\\frac{1}{3}", "0.33", False),
-    ("1<x<2", "(1,2)", True), ("(1,2)", "1<x<2", False),  # not symmetric: the right answer comes first
-    ("11/2", "1 1/2", False), ("Tuesday", "Tuesady", False), ("7", "7 or 8", False), ("7", "", False), ("7", "\\sqrt{", False),
-    ("7", "\ud800", False), ("7", "((((((((((", False), ("\\frac{1}{2}", "{" * 250, False)])
-def test_math_verify_compares_what_are_not_integers(verifier, gold, answer, same):
-    assert same_answer(gold, answer, verifier) == same
-
-
-def test_one_process_answers_many_questions(verifier):
-    first = verifier._process.pid
-    assert all(same_answer(f"\\frac{{1}}{{{k}}}", f"\\frac{{2}}{{{2 * k}}}", verifier) for k in range(100, 150))
-    assert verifier._process.pid == first
-
-
-def test_integers_are_compared_without_a_process():
-    verifier = Verifier()
-    assert same_answer("1000", "$1{,}000$.", verifier)
-    assert not same_answer("7", "8", verifier)
-    assert not same_answer("7", "9" * 501, verifier)
-    assert not same_answer("9" * 400, "9" * 399, verifier)
-    assert verifier._process is None
-
-
-def test_answers_that_no_computer_finishes_are_wrong_in_time_and_never_asked_again():
-    pytest.importorskip("math_verify")
-    verifier = Verifier(seconds=1)
-    verifier.equal("1", "x")
-    for tower in ("9^{9^{9^{9^9}}}", "((100000!)!)!"):
-        first, began = verifier._process, time.monotonic()
-        assert not same_answer("7", tower, verifier)
-        assert time.monotonic() - began < 2.5
-        assert first.returncode == -signal.SIGKILL  # dead, and nobody's zombie
-        began = time.monotonic()
-        assert not same_answer("7", tower, verifier)
-        assert time.monotonic() - began < 0.1
-        assert verifier._process is None
-        assert same_answer("\\frac{1}{2}", f"0.5{'0' * len(tower)}", verifier)  # the next question is answered
-    verifier.close()
-
-
-def test_an_answer_that_eats_memory_is_wrong_before_its_time_is_up():
-    pytest.importorskip("math_verify")
-    verifier, began = Verifier(seconds=30, memory=100 * 2**20), time.monotonic()
-    assert not same_answer("7", "2^{2^{40}}", verifier)
-    assert time.monotonic() - began < 20
-    assert same_answer("\\frac{1}{2}", "0.5", verifier)
-    verifier.close()
-
-
-def test_a_process_killed_from_outside_is_replaced(verifier):
-    for k, answer in enumerate(("0.25", "2/8", "\\frac{25}{100}")):
-        if k:
-            os.kill(verifier._process.pid, signal.SIGKILL)
-        assert same_answer("\\frac{1}{4}", answer, verifier)
-
-
-def test_a_crash_while_comparing_counts_as_wrong(verifier, monkeypatch):
-    asked = []
-
-    def crash(line, seconds):
-        asked.append(line)
-        verifier.close()
-        return ""
-
-    monkeypatch.setattr(verifier, "_start", lambda: True)
-    monkeypatch.setattr(verifier, "_exchange", crash)
-    assert not verifier.equal("crash", "1")
-    assert 1 <= len(asked) <= 2
-
-
-def test_a_process_that_does_not_start_is_named_once(monkeypatch):
-    monkeypatch.setattr(answers, "__file__", "no such file")
-    verifier = Verifier()
-    with pytest.warns(RuntimeWarning, match="does not start"):
-        assert not same_answer("\\frac{1}{2}", "0.5", verifier)
-    assert not same_answer("\\frac{1}{3}", "2/6", verifier)
-    assert same_answer("\\frac{1}{2}", "1/2", verifier)
-
-
-def test_the_process_ends_with_the_program():
-    pytest.importorskip("math_verify")
-    code = ("import sys; sys.path.insert(0, sys.argv[1]); import answers; v = answers.Verifier(); v.equal('1', 'x');"
-            "print(v._process.pid)")
-    done = subprocess.run([sys.executable, "-c", code, str(ROOT / "heal_ref" / "tasks")], capture_output=True, text=True,
-                          check=True)
-    with pytest.raises(ProcessLookupError):
-        os.kill(int(done.stdout), 0)
-
-
 def test_without_math_verify_the_spelling_decides(tokenizer, monkeypatch):
     half = Problem("p", "Q", "\\frac{1}{2}")
     assert ChatMathTask(tokenizer, verify=False).verifier is None
-    monkeypatch.setattr(answers.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     task = ChatMathTask(tokenizer)
     assert task.verifier is None
     assert task.is_correct(half, "$\\dfrac12$")
-    assert not task.is_correct(half, "0.5")
+    assert task.is_correct(half, "0.5")
+    assert not task.is_correct(half, "\\sin(\\pi/6)")
     assert not task.is_correct(half, None)
     assert task.is_correct(Problem("p", "Q", "1000"), "1,000")
 

@@ -1,44 +1,31 @@
-r"""Answers in mathematics: find the box in a solution, and compare what stands in it with the right answer.
+r"""Answers in mathematics: find them in a text, and compare them with the right answer.
 
-- Two integers are compared as integers, here and at once; so are two answers that are spelt alike.
-- Anything else is asked of math-verify, if it is installed, in a process of its own (`Verifier`). A model may write
-  9^{9^{9^9}}, which no computer finishes: the process has a memory limit and is killed when its time is up.
-- What cannot be decided counts as wrong. Nothing that a model writes can raise an error here, or hang.
+`same_answer` has one rule: two answers are equal only if nothing on either side was left unread.
 
-Run as a script, this file *is* that process; so it imports nothing of the package, and starts in under a second.
+1. Numbers (7, 1,000, 0.5, 1 1/2, \frac{1}{2}, 3 \cdot 10^8) are compared exactly, here.
+2. Anything else is equal if it is spelled alike: units, words, dates, matrices.
+3. Tuples, intervals, sets and lists need the same brackets and equal parts.
+4. Expressions of plain mathematics go to math-verify, if it is installed (`Verifier`), but only
+   after each of their characters was read here (`written_in_full`).
+
+What cannot be decided counts as wrong. Nothing that a model writes can raise an error, or hang.
 """
 
 from __future__ import annotations
 
-import contextlib
-import importlib.util
-import json
-import mmap
 import re
-import signal
-import subprocess
-import sys
-import threading
-import time
-import warnings
-import weakref
+from typing import Any
 
-MAX_ANSWER = 500  # characters; whatever is longer is no final answer
-MEMORY = 2**30  # bytes that the comparing process may map; it starts with 60 MB
-START_SECONDS = 60.0  # for importing sympy on a busy machine
+from heal_ref.tasks.plain_math import exact_number, written_in_full
+from heal_ref.tasks.verifier import Verifier, math_verify_installed  # noqa: F401
+
+MAX_ANSWER = 500  # characters; a longer text is no final answer
 
 _BOXES = ("\\boxed{", "\\boxed {", "\\fbox{", "\\fbox {")
-_DRESS = re.compile(r"\${1,2}([^$]*)\${1,2}|\\\((.*)\\\)|\\\[(.*)\\\]|\\(?:text|textbf|mathrm|mathbf)\{([^{}]*)\}", re.DOTALL)
-_INTEGER = re.compile(r"[+-]?(?:\d+|\d{1,3}(?:,\d{3})+)", re.ASCII)
-_SPELLINGS = [(re.compile(pattern), plain) for pattern, plain in (
-    (r"\\?\$|\\[!,;: ]|\\(?:left|right)(?![a-zA-Z])", ""), (r"\\[dt]frac", r"\\frac"), (r"−", "-"),
-    (r"\\frac\s*(\d)\s*(\d)", r"\\frac{\1}{\2}"), (r"\\sqrt\s*(\d)", r"\\sqrt{\1}"),
-    (r"(?<!\d)\s+|\s+(?!\d)", ""),  # but 1 1/2 is not 11/2
-    (r"^([+-]?\d+)/(\d+)$", r"\\frac{\1}{\2}"))]
 
 
 def closing_brace(text: str) -> int | None:
-    r"""Where the brace stands that closes one opened just before `text`; None if there is none. `\{` does not count."""
+    r"""The position of the brace that closes one opened just before `text`; `\{` is no brace."""
     depth, escaped = 1, False
     for i, c in enumerate(text):
         if escaped or c == "\\":
@@ -56,179 +43,253 @@ def is_balanced(text: str) -> bool:
 
 
 def last_boxed(text: str) -> str | None:
-    r"""What stands in the last `\boxed{...}` (or `\fbox{...}`), nested braces included.
+    r"""The content of the last `\boxed{...}` (or `\fbox{...}`), in linear time.
 
-    None if there is no box, or if the last one is empty, never closed, or longer than `MAX_ANSWER` characters. Linear
-    time: one search from the end for each spelling, then at most `MAX_ANSWER` characters are read.
+    None if there is no box, or if the last one is empty, never closed or longer than `MAX_ANSWER`.
     """
-    start = max((at + len(box) for box in _BOXES if (at := text.rfind(box)) >= 0), default=len(text))
-    inside = text[start : start + MAX_ANSWER + 1]
+    starts = [at + len(box) for box in _BOXES if (at := text.rfind(box)) >= 0]
+    inside = text[max(starts, default=len(text)) :][: MAX_ANSWER + 1]
     end = closing_brace(inside)
     return inside[:end].strip() or None if end is not None else None
 
 
-def undressed(answer: str) -> str:
-    r"""Without what changes nothing: white space and dollars around it, \( \), \text{}, a full stop at its end."""
-    text = answer.strip().removesuffix(".")
-    while match := _DRESS.fullmatch(text):
-        text = match[match.lastindex or 0].strip().removesuffix(".")
-    return text
+# ---------------------------------------------------------------------------- one spelling
+
+_FONT = re.compile(
+    r"\\(?:text(?:bf|it|rm|normal)?|math(?:rm|bf|sf|it)|mbox|boldsymbol|operatorname)\s*"
+    r"\{([^{}]*)\}|\\(?:textcolor|color)\s*\{\w*\}\s*\{([^{}]*)\}")
+_GAP = r"(?:\\,|\{,\}|[\u00a0\u202f\u2009])"  # between thousands
 
 
-def as_integer(answer: str) -> int | None:
-    """The integer that is written as 7, +7, 007, 1,000, 1{,}000, $7$ or 7.; None for anything else, 7.0 included."""
-    text = undressed(answer).replace("−", "-").replace("{,}", ",").replace("\\,", ",")
-    return int(text.replace(",", "")) if len(text) <= MAX_ANSWER and _INTEGER.fullmatch(text) else None
+def _joined(match: re.Match[str]) -> str:
+    """1,000 or 1{,}000 without what separates its thousands."""
+    return re.sub(r"[^\d.+-]", "", match[0])
+
+
+_MARKS: list[tuple[str, Any]] = [  # these replacements, in this order, change no value
+    (r"\\!", ""), (r"^\s*\*+([^*]+)\*+\s*$", r"\1"), ("[−–]", "-"), ("½", r"\\frac{1}{2}"),
+    ("²", "^2"), ("³", "^3"), ("π", r"\\pi "), ("∞", r"\\infty "),
+    ("[·⋅]", r"\\cdot "), ("×", r"\\times "),
+    (r"√\s*(\d+)(?![\w.(\\])", r"\\sqrt{\1}"), (r"√(?=[({])", r"\\sqrt"),
+    (r"\\color\s*\{\w*\}|\\displaystyle(?![a-zA-Z])|\\?\$|\\[()\[\]]", " "),
+    (r"\\(?:left|right|[bB]igg?[lr]?)(?![a-zA-Z])", ""), (r"\\[dtc]frac", r"\\frac"),
+    (r"\\frac\s*(\d)\s*(\d)", r"\\frac{\1}{\2}"), (r"\\sqrt\s*(\d)", r"\\sqrt{\1}"),
+    (r"\^\s*(?:\{\s*\\circ\s*\}|\\circ)|\\degree(?![a-zA-Z])", "°"), (r"\\%", "%"),
+    (r"\^\s*(-?\d+|[a-zA-Z](?![a-zA-Z]))", r"^{\1}"), (r"_\s*(\w)(?!\w)", r"_{\1}"),
+    (rf"^\s*[+-]?\d{{1,3}}(?:(?:,|{_GAP})\d{{3}})+(?:\.\d*)?\s*$", _joined),
+    (rf"(?<![\d.,])\d{{1,3}}(?:{_GAP}\d{{3}})+(?![\d/])", _joined),
+    (r"\\[,;: ]|~|\\q?quad(?![a-zA-Z])", " "), (r"(?<!\.)\.\s*$", ""), (r"\s+", " ")]
+_ENDINGS = [
+    (r"^([+-]?\d+(?:\.\d*)?)[eE]([+-]?\d{1,3})$", r"\1\\cdot10^{\2}"),  # 1e-9
+    (r"^([+-]?\d+) (\d+)/(\d+)$", r"\1\\frac{\2}{\3}"),  # 1 1/2
+    (r"^([+-]?\d+) ?/ ?(\d+)$", r"\\frac{\1}{\2}"),
+    (r"(?<![A-Za-z]) (?![\d.])|(?<![\d.]) (?![A-Za-z])", "")]  # but "1 2" and "no w" keep theirs
+_WORD = re.compile(r"(?=.{4})[A-Za-z][a-z]*[aeiouy][a-z]*|[Yy]es|[Nn]o|[Oo]dd")
+
+
+def _plain(text: str) -> str:
+    """The text without fonts, colours, dollars and other marks that change no value."""
+    for _ in range(5):  # fonts within fonts
+        text = _FONT.sub(lambda font: f" {font[1] or font[2] or ''} ", text)
+    for pattern, plain in _MARKS:
+        text = re.sub(pattern, plain, text, flags=re.ASCII)
+    return text.strip()
 
 
 def spelling(answer: str) -> str:
-    r"""One spelling for what is often spelt in several ways: \dfrac12, \frac{1}{2} and 1/2; no white space, no \left."""
-    text = undressed(answer)
-    for pattern, plain in _SPELLINGS:
-        text = pattern.sub(plain, text)
-    return text.casefold() if _is_word(text) else text
+    r"""One spelling for what is often written in several ways, such as \dfrac12 and 1/2.
+
+    A text of more than `MAX_ANSWER` characters comes back as it is. The case of letters stays,
+    except in words: Tuesday is tuesday, but AB is not ab.
+    """
+    if len(answer) > MAX_ANSWER:
+        return answer
+    text = _plain(answer)
+    if ", " in text:  # then (1,234, 5) is not (1, 234, 5)
+        text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "{,}", text)
+    for pattern, plain in _ENDINGS:
+        text = re.sub(pattern, plain, text)
+    return text.casefold() if _WORD.fullmatch(text) else text
 
 
-def _is_word(text: str) -> bool:
-    """Tuesday is a word; to math-verify it would be a product of seven letters in any order."""
-    return len(text) > 2 and text.isalpha()
+def as_integer(answer: str) -> int | None:
+    """The integer written as 7, +7, 007, 1,000, 1{,}000, $7$ or 7.; None for anything else."""
+    text = spelling(answer)
+    if len(text) > MAX_ANSWER or not re.fullmatch(r"[+-]?\d+", text, re.ASCII):
+        return None
+    return int(text)
+
+
+# -------------------------------------------------------------------------------- comparing
+
+_LABEL = re.compile(r"([A-Za-z]=)([^=]+)")
+_BRACKETS = re.compile(r"(\(|\[|\\\{)(.*)(\)|\]|\\\})")
 
 
 def same_answer(gold: str, answer: str, verifier: Verifier | None = None) -> bool:
-    """Whether `answer` equals the right answer `gold`; without a `verifier`, whether they are spelt alike.
+    """Whether `answer` equals the right answer `gold`; False if that cannot be decided.
 
-    Never raises. An answer of more than `MAX_ANSWER` characters is wrong.
+    Never raises. Without a `verifier`, expressions that are not numbers must be spelled alike.
     """
     if max(len(gold), len(answer)) > MAX_ANSWER:
         return False
-    whole = as_integer(gold), as_integer(answer)
-    if None not in whole:
-        return whole[0] == whole[1]
-    alike = spelling(gold), spelling(answer)
-    if alike[0] == alike[1] or not verifier or not all(alike) or _is_word(alike[0]):
-        return alike[0] == alike[1] != ""
-    return verifier.equal(gold, answer)
+    gold, answer = spelling(gold), spelling(answer)
+    if max(len(re.findall(r"[(\[{]", text)) for text in (gold, answer)) > 60:
+        return gold == answer
+    # x = 5 answers as 5 does, but y = 2x is not 2x.
+    if ("=" in gold) != ("=" in answer):
+        gold, answer = _without_label(gold), _without_label(answer)
+    return _same(gold, answer, verifier)
 
 
-# ------------------------------------------------------------------------------- a process for math-verify
+def _without_label(text: str) -> str:
+    match = _LABEL.fullmatch(text)
+    if match and (exact_number(match[2]) or "x_" not in (written_in_full(match[2]) or "x_")):
+        return match[2]  # it holds no letter
+    return text
 
 
-def math_verify_installed() -> bool:
-    """Whether math-verify can be imported; it is not imported."""
-    return importlib.util.find_spec("math_verify") is not None
-
-
-def _end(process: subprocess.Popen) -> None:
-    process.kill()
-    process.wait()
-    for pipe in filter(None, (process.stdin, process.stdout)):
-        with contextlib.suppress(OSError):
-            pipe.close()
-
-
-class Verifier:
-    """math-verify at arm's length: one long-lived process, started when first asked, ended with this object or program.
-
-    A question that takes longer than `seconds` kills the process and counts as "not equal"; so does one that needs more
-    than `memory` bytes, or crashes. The next question gets a new process (0.7 s). No question is asked twice.
-    """
-
-    def __init__(self, seconds: float = 5.0, memory: int = MEMORY) -> None:
-        self.seconds, self.memory = seconds, memory
-        self._known: dict[str, bool] = {}
-        self._lock = threading.Lock()
-        self._process: subprocess.Popen | None = None
-        self._unusable = False
-
-    def equal(self, gold: str, answer: str) -> bool:
-        """Whether math-verify finds `answer` equal to `gold`. It is not symmetric: the right answer comes first."""
-        question = json.dumps([gold, answer]) + "\n"
-        with self._lock:
-            if question not in self._known:
-                self._known[question] = self._ask(question)
-            return self._known[question]
-
-    def close(self) -> None:
-        """End the process, if there is one. The next question starts another."""
-        if self._process:
-            self._process = None
-            self._finalizer()
-
-    def _ask(self, question: str) -> bool:
-        used, began = self._process is not None, time.monotonic()
-        reply = self._exchange(question, self.seconds) if used or self._start() else ""
-        left = self.seconds - (time.monotonic() - began)
-        if used and not reply and left > 0 and self._start():  # it may have died before it was asked
-            reply = self._exchange(question, left)
-        return reply == "true\n"
-
-    def _start(self) -> bool:
-        """A new process; False, with a warning the first time, if there can be none."""
-        if not self._unusable:
-            with contextlib.suppress(OSError):
-                command = [sys.executable, "-P", __file__, str(self.seconds), str(self.memory)]
-                self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                                 stderr=subprocess.DEVNULL, text=True, encoding="utf-8")
-                self._finalizer = weakref.finalize(self, _end, self._process)
-                if self._exchange("", START_SECONDS):  # "ready"
-                    return True
-            self._unusable = True
-            warnings.warn("math-verify is installed, but its process does not start: from now on answers that are not "
-                          "integers must be spelt like the right one to count", RuntimeWarning, stacklevel=2)
+def _same(gold: str, answer: str, verifier: Verifier | None) -> bool:
+    # 1. The same spelling, or two numbers.
+    if gold == answer:
+        return gold != ""
+    numbers = exact_number(gold), exact_number(answer)
+    if None not in numbers:
+        return numbers[0] == numbers[1]
+    # 2. The same label, then the rest.
+    labels = _LABEL.fullmatch(gold), _LABEL.fullmatch(answer)
+    if labels[0] and labels[1]:
+        same_label = labels[0][1] == labels[1][1]
+        return same_label and _same(labels[0][2], labels[1][2], verifier)
+    # 3. Tuples, intervals, sets and lists: the same brackets, then part by part.
+    (kind, parts), (other_kind, others) = _parts(gold), _parts(answer)
+    if kind != other_kind or len(parts) != len(others):
         return False
-
-    def _exchange(self, line: str, seconds: float) -> str:
-        """Write a line, read the reply; "" if the process died or had to be killed."""
-        process, reply = self._process, ""
-        if not (process and process.stdin and process.stdout):  # nobody has started it
-            return reply
-        timer = threading.Timer(seconds, process.kill)
-        timer.daemon = True
-        timer.start()
-        try:
-            process.stdin.write(line)
-            process.stdin.flush()
-            reply = process.stdout.readline()
-        except OSError:
-            pass
-        finally:
-            timer.cancel()
-            if not reply.endswith("\n"):
-                self.close()
-        return reply
+    if kind or len(parts) > 1:
+        pairs = zip(map(spelling, parts), map(spelling, others), strict=True)
+        return all(_same(*pair, verifier) for pair in pairs)
+    # 4. Two expressions, each of them read to its end.
+    first, second = written_in_full(gold), written_in_full(answer)
+    if not first or not second:
+        return False
+    return first == second or (verifier is not None and verifier.equal(first, second))
 
 
-def _mapped_bytes() -> int:
-    """Memory that this process maps, which is what its limit counts; 0 where the system does not say."""
-    try:
-        with open("/proc/self/statm", encoding="ascii") as f:
-            return int(f.read().split()[0]) * mmap.PAGESIZE
-    except OSError:
-        return 0
+def _parts(text: str) -> tuple[str, list[str]]:
+    """The kind of brackets, and what the commas within them separate; those of a set sorted."""
+    match = _BRACKETS.fullmatch(text)
+    kind = match[1] + match[3] if match else ""
+    inner = _split(match[2]) if match else []
+    if not inner or (kind == "()" and len(inner) == 1):
+        kind, inner = "", _split(text) or [text]
+    if len(inner) > 1 and any(re.match(r"[+-]?0\d", part) for part in inner):  # (1,000)
+        return "", [text]
+    if kind == r"\{\}":  # in any order; equal numbers get equal places
+        inner.sort(key=lambda part: (str(exact_number(spelling(part))), part))
+    return kind, inner
 
 
-def _serve(seconds: float, memory: int) -> None:
-    """What the process does: for each line [gold, answer] a line true or false, until there are no more."""
-    replies, sys.stdout = sys.stdout, sys.stderr  # what a library prints must not look like a reply
-    with contextlib.suppress(ImportError, ValueError, OSError):  # Windows has no such limit, and not every system grants it
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
-    from math_verify import parse, verify
-    alarm = getattr(signal, "alarm", int)  # ends this process in case the one that should kill it is gone
-    print("ready", file=replies, flush=True)
-    for line in sys.stdin:
-        alarm(int(seconds) + 2)
-        try:  # no time limits of the library's own: they would want the alarm for themselves
-            gold, answer = (parse(f"${text.replace('$', ' ')}$", parsing_timeout=None) for text in json.loads(line))
-            same = verify(gold, answer, timeout_seconds=None)
-        except Exception:
-            same = False
-        alarm(0)
-        print(json.dumps(bool(same)), file=replies, flush=True)
-        if _mapped_bytes() > memory / 2:
-            break  # sympy kept much of the last question, the next might have too little: it gets a new process
+def _split(text: str) -> list[str]:
+    """The text at its commas outside all brackets; nothing if the brackets do not match."""
+    parts, depth = [""], 0
+    for c in text:
+        depth += (c in "([{") - (c in ")]}")
+        if depth < 0:
+            return []
+        if c == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += c
+    return parts if depth == 0 else []
 
 
-if __name__ == "__main__":
-    _serve(float(sys.argv[1]), int(sys.argv[2]))
+# ----------------------------------------------------------------- what a text says of answers
+
+_WORDS = [
+    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven",
+    "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen",
+    "twenty"]
+_NUMBER_WORD = re.compile(rf"(?<![\w-])(?:{'|'.join(_WORDS)})(?![\w-])", re.IGNORECASE)
+_IN_TEXT = re.compile(r"(?<![\w.])(?:\\frac\{\d+\}\{\d+\}|\d+(?:,\d{3})*(?:\.\d+)?)(?!\w|\.\d)")
+_CONCLUDES = r"(?:=|\b(?:is|be|becomes?|equals?|gets?|gives?|yields?|obtain))\s*"
+
+
+def states_answer(hint: str, answer: str) -> bool:
+    r"""Whether a hint gives the answer away.
+
+    - It does if it holds the answer as a number of its own, in whatever form (3/8, 0.375, twelve),
+      or as an expression, whatever the white space and dollars.
+    - An answer of one digit or letter may well be a number on the way: "divide by 2". It gives
+      itself away only where the hint concludes with it: "so x = 2", "this gives 2".
+    """
+    hint = _plain(hint.replace("**", ""))
+    hint = _NUMBER_WORD.sub(lambda word: str(_WORDS.index(word[0].lower())), hint)
+    hint = re.sub(r"(?<!\d)(\d+) ?/ ?(\d+)", r"\\frac{\1}{\2}", hint)
+    spelt, number = spelling(answer), exact_number(spelling(answer))
+    # 1. A number of two digits, or a fraction.
+    if number and not (abs(number[0]) < 10 and number[0].denominator == 1):
+        found = (exact_number(spelling(text)) for text in _IN_TEXT.findall(hint))
+        return any(abs(other[0]) == abs(number[0]) for other in found if other)
+    # 2. A digit or a letter.
+    pattern = r"\s*".join(re.escape(c) for c in spelt if not c.isspace())
+    if number:
+        pattern = rf"[-+]?\s*{abs(number[0])}(?:\.0+)?"
+    if number or len(spelt) < 2:
+        return re.search(rf"{_CONCLUDES}{pattern}\W*$", hint) is not None
+    # 3. An expression or a word.
+    case = re.IGNORECASE if _WORD.fullmatch(spelt) else 0
+    return re.search(rf"(?<![\w.]){pattern}(?!\w|\.\d)", hint, case) is not None
+
+
+_NO_ANSWER = ("", "nan", "inf", "+inf", "-inf", "none", "null", "n/a", "nat", "<na>", "-", "?")
+_WORKING = re.compile(r"<<|\d\s*=\s*\d.*\d\s*=\s*\d|\banswer\s+is\b|[a-z\d]{2}[.!?]\s+[A-Z]")
+
+
+def final_answer(text: str) -> tuple[str, str] | None:
+    """The right answer in what a data set holds, and the rule that found it.
+
+    The rule is "GSM8K's ####", "box" (the last one of a solution) or "as it stands". None for what
+    is certainly no final answer: nothing, several lines, a sentence of working, NaN. "3 or 4" may
+    be both solutions of an equation, so it is an answer, and so is a list.
+    """
+    answer, rule = text.strip(), "as it stands"
+    if "####" in text:
+        answer, rule = text.rpartition("####")[2].strip(), "GSM8K's ####"
+        answer = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", answer)
+    elif any(box in text for box in _BOXES):
+        answer, rule = last_boxed(text) or "", "box"
+    sentence = len(answer) > MAX_ANSWER or len(answer.split()) > 15 or _WORKING.search(answer)
+    if sentence or len(answer.splitlines()) != 1 or answer.casefold() in _NO_ANSWER:
+        return None
+    return (answer, rule) if is_balanced(answer) else None
+
+
+_GIVEN = r"(?:given|provided|supplied|known|shown|stated|told|expected|reference)"
+_HELP = re.compile("|".join((
+    r"\b(?:(?:as|by|per|with|from|using|following|to|given)\s+(?:the|this|that|your|a)\s+)?"
+    r"hint(?:s|ed|ing)?\b(?:\s+(?:says?|said|suggests?|tells?|gives?|is|was)\b)?",
+    rf"\b{_GIVEN}\s+(?:(?:that|the|this|your|our|final|correct|right|numerical)\s+)*answer\b",
+    r"\b(?:know|knew|knowing)\s+(?:that\s+)?(?:the|this|your)\s+(?:\w+\s+)?answer\s+"
+    r"(?:is|was|must|should|to)\b",
+    r"\banswer\b(?:\s+(?:that|which))?\s+(?:(?:is|was|were|has been|I was|we were|you)\s+)+"
+    rf"(?:already\s+)?(?:{_GIVEN}|gave)\b(?!\s+by\b)",
+    r"\banswer\s+(?:given|provided|supplied)\b(?!\s+(?:by|that)\b)|\banswer\s+key\b",
+    r"\b(?:match\w*|agree\w*\s+with)\s+the\s+(?:correct|right)\s+(?:final\s+)?answer\b",
+    r"\b(?:for\s+(?:your|my|our)\s+)?guidance\b")), re.IGNORECASE)
+
+
+def reveals_help(question: str, text: str) -> bool:
+    """Whether a solution speaks of a hint or an answer that it was given.
+
+    Words of the question do not count: in "3 hints in each of 4 rounds" they may be counted, but
+    "as the hint says" counts, unless the question itself gives a hint.
+    """
+    asked, gives_hint = _bare_words(question), re.search(r"(?i)\bhint\b", question)
+    found = [_bare_words(match[0]) for match in _HELP.finditer(text)]
+    return any(words not in asked and not (gives_hint and " hint " in words) for words in found)
+
+
+def _bare_words(text: str) -> str:
+    """Words in lower case, without a plural's s, with a space around each."""
+    words = [word.removesuffix("s") for word in re.findall(r"\w+", text.lower())]
+    return f" {' '.join(words)} "

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from heal_ref.records import Problem
-from heal_ref.tasks.answers import as_integer, spelling
+from heal_ref.tasks.answers import reveals_help, states_answer
 
 MAX_HINT = 600  # characters; a longer hint is a solution
 SHOWS_ANSWER = "For your guidance only, this is the correct final answer: "
@@ -23,28 +23,6 @@ ASKS_FOR_HINT = (
 _LABEL = re.compile(r"\W*hint\W*:[\s*_]*", re.IGNORECASE)
 _SAYS_ANSWER = re.compile(
     r"\banswer\b\W*(?:(?:is|equals|(?:must|should|will|has to) be)\b|[:=])", re.IGNORECASE)
-_TELLS = re.compile(r"\bhint(?:s|ed)?\b|\b(?:given|provided|supplied|known|shown)\s+(?:\w+\s+){0,2}answer\b|"
-                    r"\banswer\b(?:\s+(?:that|which))?\s+(?:(?:is|was|were|has been|I was|we were|you)\s+)+"
-                    r"(?:already\s+)?(?:given|provided|supplied|known|told|shown|gave)\b|\bguidance\b", re.IGNORECASE)
-_CONCLUDES = r"(?:=|\b(?:is|be|becomes?|equals?|gets?|gives?|yields?|obtain))\s*"
-_NUMBER = re.compile(r"(?<![\w.])\d+(?:,\d{3})*(?!\w|\.\d)")
-
-
-def reveals_help(question: str, text: str) -> bool:
-    return _TELLS.search(text) is not None
-
-
-def states_answer(hint: str, answer: str) -> bool:
-    plain = re.sub(r"(\d+)\s*/\s*(\d+)", r"\\frac{\1}{\2}", hint.replace("$", "").replace("{,}", ",").replace("dfrac", "frac"))
-    value, spelt = as_integer(answer), spelling(answer)
-    if value is not None and abs(value) > 9:
-        return abs(value) in map(as_integer, _NUMBER.findall(plain))
-    if value is not None:
-        return re.search(rf"{_CONCLUDES}[-−+]?\s*{abs(value)}\W*$", plain) is not None
-    pattern = r"\s*".join(re.escape(c) for c in spelt if not c.isspace())
-    if len(spelt) < 2:
-        return re.search(rf"{_CONCLUDES}{pattern}\W*$", plain) is not None
-    return re.search(rf"(?<![\w.]){pattern}(?!\w|\.\d)", plain) is not None
 
 
 def guided_text(problem: Problem, answer: str) -> str:

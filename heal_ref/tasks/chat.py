@@ -104,6 +104,9 @@ class ChatMathTask(Task):
     def read_hint(self, text: str, answer: str = "") -> str | None:
         return super().read_hint(after_thoughts(text, self.opened) or "", answer)
 
+    def read_gold(self, text: str) -> tuple[str, str] | None:
+        return answers.final_answer(text)
+
     def extract_answer(self, text: str) -> str | None:
         return answers.last_boxed(after_thoughts(text, self.opened) or "")
 
