@@ -1,13 +1,11 @@
-"""Widgets for the notebooks. Each shows a figure that `plots` draws, so that the same view can also be had without them."""
-
-from __future__ import annotations
+"""Explorers for notebooks: controls above a text and a picture that `plots` draws."""
 
 import html
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-import ipywidgets as widgets
+from ipywidgets import HTML, Box, Dropdown, FloatSlider, Image, IntSlider, SelectionSlider, VBox
 
 from heal_ref.config import GearConfig, PureConfig, choices
 from heal_ref.entropy import step_values
@@ -17,120 +15,147 @@ from heal_ref.model import LM
 from heal_ref.plots import plot_filter, plot_reading, png
 from heal_ref.pure import pure_scores, pure_threshold, rescored
 from heal_ref.records import InputError, PureScore, Trajectory
+from heal_ref.tasks.base import Task
 
-STAGES = ("1 the broken solution", "2 its entropy", "3 the cut", "4 the hint", "5 the continuation", "6 PURE", "7 the checker")
+STAGES = ("1 the broken solution", "2 its entropy", "3 the cut", "4 the hint",
+          "5 the continuation", "6 PURE", "7 the checker")
+WIDE = {"width": "98%"}
 
 
-def explore_entropy(lm: LM, task: Any, trajectories: Sequence[Trajectory]) -> widgets.VBox:
-    """Pick a trajectory and a reading of the breakpoint; text, curve, breakpoint and first wrong step move together.
+def _explorer(show: Callable[..., tuple[str, bytes]], **controls: Any) -> VBox:
+    """Controls above the text and the picture that `show` makes of their values, now and whenever
+    one of them moves. (`interactive_output` would print control codes outside of notebooks.)"""
+    text, picture = HTML(), Image(format="png")
 
-    Controls, in order: trajectory, step aggregate, signal, window. The line below says whether the reading hits, and
-    how many of all `trajectories` it hits. Paper: "detects critical reasoning breakpoints via entropy dynamics".
+    def update(_: Any = None) -> None:
+        text.value, picture.value = show(**{name: c.value for name, c in controls.items()})
+        picture.layout.display = None if picture.value else "none"
 
-    Args:
-        task: if it has a step checker, the first wrong step is shown (the reading itself never sees it).
+    for control in controls.values():
+        control.observe(update, names="value")
+    update()
+    return VBox([Box(list(controls.values()), layout={"flex_flow": "row wrap"}), text, picture])
+
+
+def _menu(name: str, trajectories: Sequence[Trajectory]) -> Dropdown:
+    """Choose one of several trajectories, by index."""
+    ends = [t.note or ("ends right" if t.correct else "ends wrong") for t in trajectories]
+    options = [(f"{i + 1}: {t.problem.kind} {t.problem.question} ({ends[i]})", i)
+               for i, t in enumerate(trajectories)]
+    return Dropdown(options=options, description=name, layout=WIDE)
+
+
+def _solution(lm: LM, t: Trajectory, marks: Sequence[str]) -> str:
+    """The steps that have a mark, one per line; those marked "dropped" are struck out."""
+    lines = []
+    for k, (mark, step) in enumerate(zip(marks, step_texts(lm, t), strict=False), 1):
+        text = html.escape(step.strip())
+        lines.append(f"{mark:>8}  {k:2d}  " + (f"<s>{text}</s>" if mark == "dropped" else text))
+    return "<pre style='white-space: pre-wrap'>" + "\n".join(lines) + "</pre>"
+
+
+def _refuse_empty(**lists: Sequence[Any]) -> None:
+    for name, given in lists.items():
+        if not given:
+            raise InputError(f"there is nothing to explore: {name} is empty; give at least one")
+
+
+def explore_entropy(lm: LM, task: Task, trajectories: Sequence[Trajectory]) -> VBox:
+    """Choose a trajectory and a reading of the breakpoint; text, curve and breakpoint follow.
+
+    Controls: trajectory, step, signal, window of `GearConfig`. The text says whether the reading
+    hits the first wrong step (if the task checks steps), here and in all trajectories. Paper:
+    "detects critical reasoning breakpoints via entropy dynamics".
 
     Raises:
         InputError: there is no trajectory to show.
 
     Example:
         >>> import heal_ref as heal
-        >>> task, teacher = heal.ClockTask(), heal.load_lm(heal.DATA / "teacher")
-        >>> problems = heal.load_problems(heal.DATA / "clock" / "validation.jsonl", task)
-        >>> explorer = heal.explore_entropy(teacher, task, heal.sample(teacher, task, problems[:3], n=2))
-        >>> len(explorer.children[0].options)
-        6
+        >>> heal.explore_entropy(None, heal.ClockTask(), [])
+        Traceback (most recent call last):
+        heal_ref.records.InputError: there is nothing to explore: trajectories is empty; ...
     """
-    if not trajectories:
-        raise InputError("there is no trajectory to explore: the list is empty; sample some first")
-    checks = task.knows_truth
-    wrong = [first_wrong_step(lm, task, t) if checks else None for t in trajectories]
-    names = [(f"{i + 1}: {t.problem.kind} {t.problem.question} ({'right' if t.correct else 'wrong'})", i)
-             for i, t in enumerate(trajectories)]
-    pick = widgets.Dropdown(options=names, description="trajectory", layout={"width": "auto"})
-    step = widgets.Dropdown(options=choices(GearConfig, "step"), description="step")
-    signal = widgets.Dropdown(options=choices(GearConfig, "signal"), description="signal")
-    window = widgets.FloatSlider(value=1.0, min=0.1, max=1.0, step=0.05, description="window f")
-    picture, verdict = widgets.Image(format="png"), widgets.HTML()
+    _refuse_empty(trajectories=trajectories)
+    wrong = [first_wrong_step(lm, task, t) for t in trajectories]
 
-    def update(_: Any = None) -> None:
-        t, config = trajectories[pick.value], GearConfig(step=step.value, signal=signal.value, window=window.value)
-        picture.value = png(plot_reading(lm.pieces(t.token_ids), t, config, wrong[pick.value]))
-        hits = [breakpoint_of(u, config) == w for u, w in zip(trajectories, wrong, strict=True) if w is not None]
-        here = "hit" if breakpoint_of(t, config) == wrong[pick.value] else "miss"
-        here = "no wrong step here" if wrong[pick.value] is None else here
-        verdict.value = f"<b>{here}</b>; this reading finds the first wrong step of {sum(hits)} in {len(hits)} trajectories"
+    def show(pick: int, **reading: Any) -> tuple[str, bytes]:
+        config, t = GearConfig(**reading), trajectories[pick]
+        found = [breakpoint_of(t, config) for t in trajectories]
+        hits = [k == w for k, w in zip(found, wrong, strict=True) if w is not None]
+        here = "hit" if found[pick] == wrong[pick] else "miss"
+        here = "no wrong step here" if wrong[pick] is None else here
+        text = (f"<b>{here}</b>; this reading finds the first wrong step of {sum(hits)} in "
+                f"{len(hits)} trajectories")
+        return text, png(plot_reading(lm.pieces(t.token_ids), t, config, wrong[pick]))
 
-    for control in (pick, step, signal, window):
-        control.observe(update, names="value")
-    update()
-    return widgets.VBox([pick, widgets.HBox([step, signal]), window, verdict, picture])
+    return _explorer(
+        show, pick=_menu("trajectory", trajectories),
+        step=Dropdown(options=choices(GearConfig, "step"), description="step"),
+        signal=Dropdown(options=choices(GearConfig, "signal"), description="signal"),
+        window=FloatSlider(1.0, min=0.1, max=1.0, step=0.05, description="window f"))
 
 
-def explore_pure(lm: LM, task: Any, scored: Sequence[PureScore], reference: Sequence[PureScore],
-                 config: PureConfig | None = None) -> widgets.VBox:
-    """Move PURE's threshold, aggregate, λ and ε; scatter, counts and an example on either side of the line move together.
+def explore_pure(lm: LM, task: Task, scored: Sequence[PureScore], reference: Sequence[PureScore],
+                 config: PureConfig | None = None) -> VBox:
+    """Move PURE's threshold, aggregate, λ and ε; scatter, counts and one example follow.
 
-    Controls, in order: keep quantile, aggregate, λ, ε (ε has no part in `typicality`), example. Paper: "decouples
-    genuine cognitive breakthroughs from spurious shortcuts".
+    Controls: keep quantile, aggregate, λ, ε (not used by `typicality`), example. The task's
+    checker says which candidates are genuine; it filters nothing. Paper: "decouples genuine
+    cognitive breakthroughs from spurious shortcuts".
 
     Args:
         scored: candidates, scored under `config` (its reading of the uncertainty stays).
-        reference: scores of unaided correct trajectories, on which the threshold is calibrated.
-        task: its step checker says which candidates are genuine (shown, and never used to filter).
+        reference: scores of unaided correct trajectories, which give the threshold.
 
     Raises:
         InputError: there is nothing to show, or nothing to calibrate on.
 
     Example:
         >>> import heal_ref as heal
-        >>> task, teacher = heal.ClockTask(), heal.load_lm(heal.DATA / "teacher")
-        >>> problems = heal.load_problems(heal.DATA / "clock" / "validation.jsonl", task)
-        >>> scored = heal.pure_scores(teacher, task, heal.sample(teacher, task, problems[:20], n=1))
-        >>> heal.explore_pure(teacher, task, scored, reference=scored).children[0].children[0].description
-        'quantile'
+        >>> heal.explore_pure(None, heal.ClockTask(), [], [])
+        Traceback (most recent call last):
+        heal_ref.records.InputError: there is nothing to explore: scored is empty; ...
     """
-    for name, given in (("scored", scored), ("reference", reference)):
-        if not given:
-            raise InputError(f"there is nothing to explore: {name} is empty; score some trajectories with pure_scores")
-    config, genuine = config or PureConfig(), [is_genuine(lm, task, s.trajectory) for s in scored]
-    keep = widgets.FloatSlider(value=config.keep_quantile, min=0.5, max=1.0, step=0.01, description="quantile")
-    how = widgets.Dropdown(options=choices(PureConfig, "aggregate"), value=config.aggregate, description="aggregate")
-    lam = widgets.FloatSlider(value=config.lam, min=0.05, max=1.0, step=0.05, description="λ")
-    epsilons = sorted({0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, config.epsilon})
-    epsilon = widgets.SelectionSlider(options=epsilons, value=config.epsilon, description="ε")
-    example = widgets.IntSlider(value=0, min=0, max=len(scored) - 1, description="example")
-    picture, verdict, text = widgets.Image(format="png"), widgets.HTML(), widgets.HTML()
+    _refuse_empty(scored=scored, reference=reference)
+    start, genuine = config or PureConfig(), [is_genuine(lm, task, s.trajectory) for s in scored]
 
-    def update(_: Any = None) -> None:
-        c = replace(config, aggregate=how.value, lam=lam.value, epsilon=epsilon.value, keep_quantile=keep.value)
-        again, limit = rescored(scored, c), pure_threshold(rescored(reference, c), c)
-        picture.value = png(plot_filter(again, genuine, limit, c))
+    def show(example: int, **fields: Any) -> tuple[str, bytes]:
+        config = replace(start, **fields)
+        again, limit = rescored(scored, config), pure_threshold(rescored(reference, config), config)
         kept = [g for s, g in zip(again, genuine, strict=True) if s.score <= limit]
-        s, truth = again[example.value], "genuine" if genuine[example.value] else "spurious"
-        verdict.value = (f"threshold {limit:.3f}: keeps {len(kept)} of {len(scored)} candidates, {sum(kept)} of them genuine; "
-                         f"loses {sum(genuine) - sum(kept)} genuine ones")
-        text.value = (f"<b>{'kept' if s.score <= limit else 'dropped'}, {truth}</b>, score {s.score:.3f}; r of each step:"
-                      + _solution(lm, s.trajectory, [f"{r:.3f}" for r in s.ratio]))
+        s = again[example]
+        verdict = "kept" if s.score <= limit else "dropped"
+        truth = "genuine" if genuine[example] else "spurious"
+        text = (f"threshold {limit:.3f}: keeps {len(kept)} of {len(scored)} candidates, "
+                f"{sum(kept)} of them genuine; loses {sum(genuine) - sum(kept)} genuine ones<br>"
+                f"<b>{verdict}, {truth}</b>, score {s.score:.3f}; r of each step:")
+        text += _solution(lm, s.trajectory, [f"{r:.3f}" for r in s.ratio])
+        return text, png(plot_filter(again, genuine, limit, config))
 
-    for control in (keep, how, lam, epsilon, example):
-        control.observe(update, names="value")
-    update()
-    return widgets.VBox([widgets.HBox([keep, how]), widgets.HBox([lam, epsilon]), example, verdict, picture, text])
+    epsilons = sorted({0.01, 0.1, 0.3, 1.0, 3.0, start.epsilon})
+    words = choices(PureConfig, "aggregate")
+    quantile = FloatSlider(start.keep_quantile, min=0.5, max=1.0, step=0.01, description="quantile")
+    return _explorer(
+        show, keep_quantile=quantile,
+        aggregate=Dropdown(options=words, value=start.aggregate, description="aggregate"),
+        lam=FloatSlider(start.lam, min=0.05, max=1.0, step=0.05, description="λ"),
+        epsilon=SelectionSlider(options=epsilons, value=start.epsilon, description="ε"),
+        example=IntSlider(0, min=0, max=len(scored) - 1, description="example"))
 
 
-def explore_repair(lm: LM, task: Any, base: Sequence[Trajectory], repaired: Sequence[Trajectory], reference: Sequence[PureScore],
-                   gear: GearConfig | None = None, pure: PureConfig | None = None) -> widgets.VBox:
-    """Step through one repair: broken solution, its entropy, cut, hint, continuation, verdicts of PURE and of the checker.
+def explore_repair(lm: LM, task: Task, base: Sequence[Trajectory], repaired: Sequence[Trajectory],
+                   reference: Sequence[PureScore], gear: GearConfig | None = None,
+                   pure: PureConfig | None = None) -> VBox:
+    """Step through a repair: broken solution, entropy, cut, hint, continuation, PURE, checker.
 
-    Controls, in order: repair, stage; then text and picture. Paper: "an active intervention mechanism that detects
-    critical reasoning breakpoints via entropy dynamics and injects targeted hindsight hints to repair broken trajectories".
+    Controls: repair, stage. Paper: "detects critical reasoning breakpoints via entropy dynamics
+    and injects targeted hindsight hints to repair broken trajectories".
 
     Args:
-        task: its step checker, if it has one, speaks in the last stage only.
         base: the samples that were repaired.
-        repaired: what `repair` made of them, right or wrong.
-        reference: scores, under `pure`, of unaided correct trajectories, on which the threshold is calibrated.
+        repaired: what `repair` made of them: right, wrong, or ending at the cut without a hint.
+        reference: scores under `pure` of unaided correct trajectories, which give the threshold.
         gear: the reading of the breakpoint that is shown.
 
     Raises:
@@ -138,110 +163,62 @@ def explore_repair(lm: LM, task: Any, base: Sequence[Trajectory], repaired: Sequ
 
     Example:
         >>> import heal_ref as heal
-        >>> task, teacher = heal.ClockTask(), heal.load_lm(heal.DATA / "teacher")
-        >>> problems = heal.load_problems(heal.DATA / "clock" / "validation.jsonl", task)
-        >>> base = heal.sample(teacher, task, [p for p in problems if p.kind == "frontier"][:4], n=2)
-        >>> reference = heal.pure_scores(teacher, task, heal.sample(teacher, task, problems[:4], n=1))
-        >>> explorer = heal.explore_repair(teacher, task, base, heal.repair(teacher, task, base), reference)
-        >>> pick, stage, text, picture = explorer.children
-        >>> stage.index = 3
-        >>> "not part of the result" in text.value
-        True
+        >>> heal.explore_repair(None, heal.ClockTask(), [], [], [])
+        Traceback (most recent call last):
+        heal_ref.records.InputError: there is nothing to explore: base is empty; ...
     """
-    broken = _broken_of(base, repaired, reference)
-    gear, pure = gear or GearConfig(), pure or PureConfig()
-    limit = pure_threshold(reference, pure)
-    names = [(f"{i + 1}: {r.problem.kind} {r.problem.question} (ends {'right' if r.correct else 'wrong'})", i)
-             for i, r in enumerate(repaired)]
-    pick = widgets.Dropdown(options=names, description="repair", layout={"width": "auto"})
-    stage = widgets.SelectionSlider(options=STAGES, description="stage", readout=False, layout={"width": "auto"})
-    text, picture = widgets.HTML(), widgets.Image(format="png")
+    _refuse_empty(base=base, repaired=repaired, reference=reference)
+    samples = {(t.problem.id, t.index): t for t in base}
+    for i, r in enumerate(repaired, 1):
+        if (r.problem.id, r.parent or 0) not in samples:
+            raise InputError(f"repair {i} starts from sample {r.parent} of problem {r.problem.id}, "
+                             "which is not in base; give the same samples that were repaired")
+    gear, limit = gear or GearConfig(), pure_threshold(reference, pure)
+    scores = {id(s.trajectory): s for s in pure_scores(lm, task, repaired, pure)}
 
-    def update(_: Any = None) -> None:
-        t, r, number = broken[pick.value], repaired[pick.value], stage.index + 1
-        said = _broken_text(lm, t, r, number, gear) if number < 4 else _mended_text(lm, task, r, number, pure, limit)
-        text.value = f"Stage <b>{STAGES[stage.index]}</b> of {html.escape(r.problem.question)}" + said
-        picture.value = _repair_picture(lm, task, t, r, number, gear)
-        picture.layout.display = "none" if number == 1 else None  # first guess, then look
+    def show(pick: int, stage: str) -> tuple[str, bytes]:
+        number, r = STAGES.index(stage), repaired[pick]
+        broken = samples[r.problem.id, r.parent or 0]
+        t, marks, note = _story(lm, task, broken, r, gear, scores.get(id(r)), limit)[number]
+        text = f"Stage <b>{stage}</b> of {html.escape(r.problem.question)}"
+        text += _solution(lm, t, marks) + html.escape(note)
+        if number == 0:  # no picture: first guess, then look
+            return text, b""
+        drawn, checked = (r if number > 3 else broken), number == 6
+        wrong = first_wrong_step(lm, task, r) if checked else None
+        return text, png(plot_reading(lm.pieces(drawn.token_ids), drawn, gear, wrong))
 
-    for control in (pick, stage):
-        control.observe(update, names="value")
-    update()
-    return widgets.VBox([pick, stage, text, picture])
-
-
-def _broken_of(base: Sequence[Trajectory], repaired: Sequence[Trajectory], reference: Sequence[PureScore]) -> list[Trajectory]:
-    """The broken solution behind each repair."""
-    for name, given, why in (("base", base, "no broken solution can be shown; give the samples that were repaired"),
-                             ("repaired", repaired, "there is no repair to step through; make some with repair"),
-                             ("reference", reference, "PURE has no threshold; give pure_scores of unaided(base)")):
-        if not given:
-            raise InputError(f"{name} is empty: {why}")
-    known: dict[tuple[str, int | None], Trajectory] = {(t.problem.id, t.index): t for t in base}
-    for i, r in enumerate(repaired):
-        if (r.problem.id, r.parent) not in known:
-            raise InputError(f"repair {i + 1} mends sample {r.parent} of problem {r.problem.id}, which is not in base: its "
-                             "broken solution cannot be shown; give the same samples that were repaired")
-    return [known[r.problem.id, r.parent] for r in repaired]
+    stages = SelectionSlider(options=STAGES, description="stage", readout=False, layout=WIDE)
+    return _explorer(show, pick=_menu("repair", repaired), stage=stages)
 
 
-def _solution(lm: LM, t: Trajectory, marks: Sequence[str], struck: range = range(0)) -> str:
-    """The steps of a solution that have a mark, each on a line behind it; those in `struck` are struck out."""
-    lines = []
-    for k, (mark, step) in enumerate(zip(marks, step_texts(lm, t), strict=False)):
-        line = html.escape(step.strip())
-        lines.append(f"{html.escape(mark):>8}  {k + 1:2d}  " + (f"<s>{line}</s>" if k in struck else line))
-    return "<pre style='white-space: pre-wrap'>" + "\n".join(lines) + "</pre>"
-
-
-def _broken_text(lm: LM, t: Trajectory, r: Trajectory, number: int, gear: GearConfig) -> str:
-    """Stages 1 to 3: solution `t` breaks, and is cut where the repair `r` says."""
-    cut, count, found = r.breakpoint or 0, len(t.steps), breakpoint_of(t, gear)
-    if number == 1:
-        end = "without an answer" if t.answer is None else f"in {html.escape(t.answer)}"
-        note = f"It ends {end}; the right answer is {html.escape(r.problem.answer)}. Where does it break?"
-        return _solution(lm, t, [""] * count) + note
-    if number == 2:
-        chosen = "finds no step to cut at" if found is None else f"chooses step {found + 1}"
-        note = f"In front, the {gear.step} entropy of each step, in nats. The {gear.signal} {chosen}."
-        return _solution(lm, t, [f"{h:.2f}" for h in step_values(t.entropy, t.steps, gear.step)]) + note
-    note = f"✂ Cut before step {cut + 1}." + ("" if found == cut else " The reading of stage 2 would have cut elsewhere.")
-    return _solution(lm, t, ["kept"] * cut + ["dropped"] * (count - cut), range(cut, count)) + note
-
-
-def _mended_text(lm: LM, task: Any, r: Trajectory, number: int, pure: PureConfig, limit: float) -> str:
-    """Stages 4 to 7: the hint, what was written behind it, and the two verdicts."""
-    cut = r.breakpoint or 0
+def _story(lm: LM, task: Task, t: Trajectory, r: Trajectory, gear: GearConfig,
+           s: PureScore | None, limit: float) -> list[tuple[Trajectory, list[str], str]]:
+    """Each stage of the repair `r` of `t`: a solution, marks of its steps, and what is said."""
+    cut, found, wrong = r.breakpoint or 0, breakpoint_of(t, gear), first_wrong_step(lm, task, r)
     marks = ["kept"] * cut + ["new"] * (len(r.steps) - cut)
-    if number == 4:
-        hint = f"<pre style='white-space: pre-wrap'>{'':>14}{html.escape(task.inject(r.hint or '').strip())}</pre>"
-        note = "The teacher goes on behind the hint. Then the hint is taken out: it is <b>not part of the result</b>."
-        return _solution(lm, r, marks[:cut]) + hint + note
-    if number == 5:
-        note = f"Without the hint. The answer is <b>{'right' if r.correct else 'wrong'}</b>."
-    elif number == 6:
-        note = "Not scored: its answer is wrong."
-        for s in pure_scores(lm, task, [r], pure):
-            marks, above = [f"{x:.3f}" for x in s.ratio], s.score > limit
-            note = (f"In front, r of each step under the plain prompt. The score ({pure.aggregate.replace('_', ' ')}) is "
-                    f"{s.score:.3f}, {'above' if above else 'not above'} the threshold {limit:.3f}: "
-                    f"<b>{'dropped' if above else 'kept'}</b>.")
-    elif task.knows_truth:
-        marks = ["right" if ok else "✗ wrong" for ok in task.check_steps(r.problem, step_texts(lm, r))]
-        wrong = first_wrong_step(lm, task, r)
-        note = "<b>Every step is right.</b>" if wrong is None else f"<b>Step {wrong + 1} is the first wrong step.</b>"
-    else:
-        note = "No checker is known for this task: nobody can say whether every step is right."
-    return _solution(lm, r, marks) + note
-
-
-def _repair_picture(lm: LM, task: Any, t: Trajectory, r: Trajectory, number: int, gear: GearConfig) -> bytes:
-    """The reading of the broken solution up to the hint, of the repaired one afterwards."""
-    if number <= 4:
-        return png(plot_reading(lm.pieces(t.token_ids), t, gear))
-    wrong = first_wrong_step(lm, task, r) if number == 7 and task.knows_truth else None
-    figure, again = plot_reading(lm.pieces(r.token_ids), r, gear, wrong), breakpoint_of(r, gear)
-    now = "finds no step to cut at" if again is None else f"would now cut at step {again + 1}"
-    figure.axes[0].set_title(f"Repaired from step {(r.breakpoint or 0) + 1} on; entropy as recorded, with the hint in view\n"
-                             f"The same reading {now}", fontsize=10)
-    return png(figure)
+    struck = ["kept"] * cut + ["dropped"] * (len(t.steps) - cut)
+    values = [f"{h:.2f}" for h in step_values(t.entropy, t.steps, gear.step)]
+    chosen = "finds no step to cut at" if found is None else f"chooses step {found + 1}"
+    hint = f"No usable hint was written: {r.note}. The repair ends at the cut."
+    if r.hint is not None:
+        hint = (f"{task.inject(r.hint).strip()} … The teacher continues after the hint, which is "
+                "not part of the result.")
+    ratios, filtered = marks, "Not scored: its answer is wrong."
+    if s is not None:
+        ratios, verdict = [f"{x:.3f}" for x in s.ratio], "kept" if s.score <= limit else "dropped"
+        filtered = (f"In front, r of each step under the plain prompt. The score is {s.score:.3f}, "
+                    f"the threshold {limit:.3f}: {verdict}.")
+    checked = "No checker is known for this task: whether every step is right stays unknown."
+    if task.knows_truth:
+        checked = "Every step is right." if wrong is None else (
+            f"Step {wrong + 1} is the first wrong step.")
+    return [
+        (t, [""] * len(t.steps), f"It ends in {t.answer}; the right answer is {r.problem.answer}. "
+                                 "Where does it break?"),
+        (t, values, f"In front, the {gear.step} entropy of each step. The {gear.signal} {chosen}."),
+        (t, struck, f"Cut before step {cut + 1}."),
+        (r, marks[:cut], hint),
+        (r, marks, f"Without the hint. The answer is {'right' if r.correct else 'wrong'}."),
+        (r, ratios, filtered),
+        (r, marks, checked)]
