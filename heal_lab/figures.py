@@ -12,8 +12,18 @@ from matplotlib.figure import Figure
 
 from heal_lab.compare import Results, verdict
 from heal_ref.evaluate import Row
-from heal_ref.plots import (COLOUR, PALETTE, curve_points, kind_style, new_figure,  # noqa: F401
-                            plot_aligned_entropy, plot_ceiling, plot_stages, save, styled)
+from heal_ref.plots import (  # noqa: F401
+    COLOUR,
+    PALETTE,
+    curve_points,
+    kind_style,
+    new_figure,
+    plot_aligned_entropy,
+    plot_ceiling,
+    plot_stages,
+    save,
+    styled,
+)
 
 ARM_LABEL = {
     "student": "base student", "teacher": "teacher", "rft": "rejection sampling",

@@ -20,6 +20,8 @@ from heal_ref.tasks.base import Task
 STAGES = ("1 the broken solution", "2 its entropy", "3 the cut", "4 the hint",
           "5 the continuation", "6 PURE", "7 the checker")
 WIDE = {"width": "98%"}
+MAKERS = {"trajectories": "sample", "base": "sample", "repaired": "repair", "scored": "pure_scores",
+          "reference": "pure_scores of correct unaided samples"}
 
 
 def _explorer(show: Callable[..., tuple[str, bytes]], **controls: Any) -> VBox:
@@ -57,7 +59,7 @@ def _solution(lm: LM, t: Trajectory, marks: Sequence[str]) -> str:
 def _refuse_empty(**lists: Sequence[Any]) -> None:
     for name, given in lists.items():
         if not given:
-            raise InputError(f"there is nothing to explore: {name} is empty; give at least one")
+            raise InputError(f"{name} is empty: nothing to explore; make some with {MAKERS[name]}")
 
 
 def explore_entropy(lm: LM, task: Task, trajectories: Sequence[Trajectory]) -> VBox:
@@ -74,7 +76,7 @@ def explore_entropy(lm: LM, task: Task, trajectories: Sequence[Trajectory]) -> V
         >>> import heal_ref as heal
         >>> heal.explore_entropy(None, heal.ClockTask(), [])
         Traceback (most recent call last):
-        heal_ref.records.InputError: there is nothing to explore: trajectories is empty; ...
+        heal_ref.records.InputError: trajectories is empty: nothing to explore; make some with sample
     """
     _refuse_empty(trajectories=trajectories)
     wrong = [first_wrong_step(lm, task, t) for t in trajectories]
@@ -115,7 +117,7 @@ def explore_pure(lm: LM, task: Task, scored: Sequence[PureScore], reference: Seq
         >>> import heal_ref as heal
         >>> heal.explore_pure(None, heal.ClockTask(), [], [])
         Traceback (most recent call last):
-        heal_ref.records.InputError: there is nothing to explore: scored is empty; ...
+        heal_ref.records.InputError: scored is empty: nothing to explore; make some with pure_scores
     """
     _refuse_empty(scored=scored, reference=reference)
     start, genuine = config or PureConfig(), [is_genuine(lm, task, s.trajectory) for s in scored]
@@ -165,7 +167,7 @@ def explore_repair(lm: LM, task: Task, base: Sequence[Trajectory], repaired: Seq
         >>> import heal_ref as heal
         >>> heal.explore_repair(None, heal.ClockTask(), [], [], [])
         Traceback (most recent call last):
-        heal_ref.records.InputError: there is nothing to explore: base is empty; ...
+        heal_ref.records.InputError: base is empty: nothing to explore; make some with sample
     """
     _refuse_empty(base=base, repaired=repaired, reference=reference)
     samples = {(t.problem.id, t.index): t for t in base}

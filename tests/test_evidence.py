@@ -1,4 +1,4 @@
-"""The recorded evidence can be made again; counting by hand; figures and widgets follow their controls; the benchmark runs."""
+"""The recorded evidence can be made again; counting by hand; the benchmark runs."""
 
 import json
 
@@ -7,14 +7,9 @@ import pytest
 from heal_lab import evidence as E
 from heal_lab.bench import bench_sample, random_lm
 from heal_ref.config import GearConfig
-from heal_ref.evaluate import first_wrong_step
-from heal_ref.generation import sample
-from heal_ref.plots import plot_intervals, plot_reading, png
-from heal_ref.records import InputError, Problem, limit_by_kind
+from heal_ref.records import Problem, limit_by_kind
 from heal_ref.run.pipeline import batches
 from heal_ref.run.sources import load_problems
-from heal_ref.tasks import Task
-from heal_ref.widgets import explore_entropy
 from tests.conftest import DATA
 
 RECORD = json.loads((DATA / "results" / "gear.json").read_text())
@@ -96,52 +91,7 @@ def test_record_file_is_plain_json(tmp_path):
     assert json.loads((tmp_path / "r.json").read_text()) == record
 
 
-# ------------------------------------------------------------------------------------ figures, widgets, speed
-
-
-@pytest.fixture(scope="module")
-def broken(teacher, task, validation):
-    samples = sample(teacher, task, [p for p in validation if p.kind == "frontier"][:4], n=3, seed=0)
-    return [t for t in samples if not t.correct]
-
-
-def test_plot_reading_says_what_it_shows(teacher, task, broken):
-    t = broken[0]
-    wrong = first_wrong_step(teacher, task, t)
-    title = plot_reading(teacher.pieces(t.token_ids), t, GearConfig(), wrong).axes[0].get_title()
-    assert t.problem.question in title
-    assert f"the first wrong step is {wrong + 1}" in title
-    narrow = plot_reading(teacher.pieces(t.token_ids), t, GearConfig(window=0.01))
-    assert "no step to cut at" in narrow.axes[0].get_title().lower()
-
-
-def test_plot_intervals_shows_every_arm():
-    rows = E.repair_rows(RECORD["repair"])
-    figure = plot_intervals(rows, "genuine", "title")
-    arms = {label.get_text() for label in figure.axes[0].get_yticklabels()}
-    assert arms == {r.arm for r in rows}
-    assert len(png(figure)) > 5000
-
-
-def test_explorer_moves_picture_and_verdict_together(teacher, task, broken):
-    pick, readings, window, verdict, picture = explore_entropy(teacher, task, broken).children
-    seen = {picture.value}
-    for control, value in ((pick, 1), (window, 0.3), (readings.children[0], "max"), (readings.children[1], "level")):
-        before = verdict.value
-        control.value = value
-        assert picture.value not in seen, f"{control.description} changed nothing"
-        seen.add(picture.value)
-    assert verdict.value != before or "miss" in verdict.value
-    assert f"in {len(broken)} trajectories" in verdict.value
-    with pytest.raises(InputError, match="list is empty"):
-        explore_entropy(teacher, task, [])
-
-
-def test_explorer_without_a_checker(teacher, task, broken):
-    class Plain(Task):
-        pass
-
-    assert "no wrong step here" in explore_entropy(teacher, Plain(), broken).children[3].value
+# ------------------------------------------------------------------------------------ speed
 
 
 def test_bench_runs_and_its_check_can_fail(monkeypatch):

@@ -11,11 +11,10 @@ from heal_lab.scores import auroc, cluster_interval, detected
 from heal_ref.config import PureConfig
 from heal_ref.generation import sample
 from heal_ref.pure import pure_scores
-from heal_ref.records import InputError, limit_by_kind
+from heal_ref.records import limit_by_kind
 from heal_ref.run.pipeline import batches
 from heal_ref.run.sources import load_problems
 from heal_ref.scoring import text_stats
-from heal_ref.widgets import explore_pure
 from tests.conftest import DATA
 
 RECORD = json.loads((DATA / "results" / "pure.json").read_text())
@@ -94,21 +93,3 @@ def test_part_of_a_batch_of_the_record_is_made_again(teacher, task):
     same = {key(r) for r in mine} & {key(r) for r in theirs}
     assert len(mine) > 100
     assert len(same) > 0.9 * max(len({key(r) for r in mine}), len({key(r) for r in theirs}))
-
-
-def test_explorer_moves_picture_verdict_and_example(guided, teacher, task):
-    config = PureConfig(reading="forced", epsilon=1.0)
-    scored = pure_scores(teacher, task, guided, config)
-    box = explore_pure(teacher, task, scored, scored, config)
-    (keep, how), (lam, epsilon), example, verdict, picture, text = (
-        box.children[0].children, box.children[1].children, *box.children[2:])
-    for control, value in ((keep, 0.6), (epsilon, 0.1), (how, "worst_share"), (lam, 0.9)):
-        before = (picture.value, verdict.value)
-        control.value = value
-        assert (picture.value, verdict.value) != before, control.description
-    before = text.value
-    example.value = 1
-    assert text.value != before
-    assert "\\boxed" in text.value
-    with pytest.raises(InputError, match="reference is empty"):
-        explore_pure(teacher, task, scored, [])

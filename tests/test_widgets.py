@@ -1,4 +1,4 @@
-"""Stepping through one repair: each stage shows what it says, the hint is not in the result, errors say what to do."""
+"""The explorers: text and picture follow the controls, the hint is not in the result, errors say what to do."""
 
 import html
 import re
@@ -21,6 +21,12 @@ def story(teacher, task, validation):
     return base, heal.repair(teacher, task, base, seed=1), heal.pure_scores(teacher, task, unaided(base))
 
 
+def parts(explorer):
+    """Controls in a list, text, picture."""
+    box, text, picture = explorer.children
+    return box.children, text, picture
+
+
 def shown(text):
     """The widget's text without its markup."""
     return html.unescape(re.sub(r"<[^>]+>", "", text.value))
@@ -32,7 +38,7 @@ def first(repaired, holds):
 
 def test_the_stages_build_up(teacher, task, story):
     base, repaired, _ = story
-    pick, stage, text, picture = heal.explore_repair(teacher, task, *story).children
+    (pick, stage), text, picture = parts(heal.explore_repair(teacher, task, *story))
     pick.value = i = first(repaired, lambda r: r.correct and first_wrong_step(teacher, task, r) is None)
     r = repaired[i]
     t = next(t for t in base if (t.problem.id, t.index) == (r.problem.id, r.parent))
@@ -56,43 +62,61 @@ def test_the_stages_build_up(teacher, task, story):
     (scored,) = heal.pure_scores(teacher, task, [r])
     assert f"is {scored.score:.3f}" in pure
     assert "Every step is right." in checked
-    assert seen[0][2] == seen[3][2] != seen[4][2], "the broken one's picture up to the hint, then the repaired one's"
+    assert seen[1][2] == seen[3][2] != seen[4][2], "the broken one's picture up to the hint, then the repaired one's"
 
 
 def test_the_picture_waits_for_the_first_guess(teacher, task, story):
-    _, stage, _, picture = heal.explore_repair(teacher, task, *story).children
-    assert picture.layout.display == "none"
+    (_, stage), _, picture = parts(heal.explore_repair(teacher, task, *story))
+    assert (picture.value, picture.layout.display) == (b"", "none")
     stage.index = 1
+    assert picture.value
     assert picture.layout.display is None
 
 
 def test_what_pure_and_the_checker_say_of_a_bad_repair(teacher, task, story):
     _, repaired, _ = story
-    pick, stage, text, _ = heal.explore_repair(teacher, task, *story).children
+    (pick, stage), text, picture = parts(heal.explore_repair(teacher, task, *story))
     pick.value = first(repaired, lambda r: not r.correct)
     stage.index = 5
     assert "Not scored: its answer is wrong." in shown(text)
     pick.value = i = first(repaired, lambda r: r.correct and first_wrong_step(teacher, task, r) is not None)
+    without_truth = picture.value
     stage.index = 6
     assert f"Step {first_wrong_step(teacher, task, repaired[i]) + 1} is the first wrong step." in shown(text)
-    assert "✗ wrong" in shown(text)
+    assert picture.value != without_truth, "only the last picture marks the wrong step"
 
 
 def test_the_threshold_decides(teacher, task, story):
     base, repaired, reference = story
     right = [r for r in repaired if r.correct]
     for score, verdict in ((9.0, "kept"), (-9.0, "dropped")):
-        _, stage, text, _ = heal.explore_repair(teacher, task, base, right, [replace(reference[0], score=score)]).children
+        explorer = heal.explore_repair(teacher, task, base, right, [replace(reference[0], score=score)])
+        (_, stage), text, _ = parts(explorer)
         stage.index = 5
-        assert verdict in shown(text)
+        assert shown(text).endswith(f": {verdict}.")
+
+
+def test_a_repair_without_a_usable_hint_says_why(teacher, task, story):
+    base, repaired, reference = story
+    whole = next(r for r in repaired if r.breakpoint)
+    kept = whole.steps[: whole.breakpoint]
+    stub = replace(whole, steps=kept, hint=None, note="hint cut off by the length limit", answer=None, correct=False)
+    (pick, stage), text, picture = parts(heal.explore_repair(teacher, task, base, [stub], reference))
+    assert "(hint cut off by the length limit)" in pick.options[0][0]
+    stage.index = 3
+    assert "No usable hint was written: hint cut off by the length limit." in shown(text)
+    for number in range(7):
+        stage.index = number
+        assert (number == 0) == (picture.value == b"")
 
 
 def test_another_reading_than_the_one_that_cut(teacher, task, story):
-    _, stage, text, _ = heal.explore_repair(teacher, task, *story, gear=heal.GearConfig(window=0.01)).children
+    explorer = heal.explore_repair(teacher, task, *story, gear=heal.GearConfig(window=0.01))
+    (_, stage), text, _ = parts(explorer)
     stage.index = 1
     assert "finds no step to cut at" in shown(text)
     stage.index = 2
-    assert "would have cut elsewhere" in shown(text)
+    assert "Cut before step" in shown(text)
 
 
 def test_without_a_checker_and_with_markup_in_the_text(teacher, task, story):
@@ -100,8 +124,8 @@ def test_without_a_checker_and_with_markup_in_the_text(teacher, task, story):
         inject, extract_answer = task.inject, task.extract_answer
 
     base, repaired, reference = story
-    angry = replace(repaired[0], hint="x < 3 & y > 4")
-    _, stage, text, _ = heal.explore_repair(teacher, Unchecked(), base, [angry], reference).children
+    angry = replace(next(r for r in repaired if not r.correct), hint="x < 3 & y > 4")
+    (_, stage), text, _ = parts(heal.explore_repair(teacher, Unchecked(), base, [angry], reference))
     stage.index = 3
     assert "x &lt; 3 &amp; y &gt; 4" in text.value
     stage.index = 6
@@ -110,9 +134,56 @@ def test_without_a_checker_and_with_markup_in_the_text(teacher, task, story):
 
 def test_errors_say_what_to_do(teacher, task, story):
     base, repaired, reference = story
-    for given, message in ((([], repaired, reference), "base is empty: .*give the samples"),
+    for given, message in ((([], repaired, reference), "base is empty: .*make some with sample"),
                            ((base, [], reference), "repaired is empty: .*make some with repair"),
-                           ((base, repaired, []), "reference is empty: .*pure_scores"),
-                           ((base[-4:], repaired, reference), "repair 1 mends sample .*not in base.*give the same samples")):
+                           ((base, repaired, []), "reference is empty: .*pure_scores of correct unaided"),
+                           ((base[-4:], repaired, reference),
+                            "repair 1 starts from sample .*not in base; give the same samples")):
         with pytest.raises(InputError, match=message):
             heal.explore_repair(teacher, task, *given)
+
+
+# ------------------------------------------------------------------------------------ entropy and PURE
+
+
+@pytest.fixture(scope="module")
+def broken(story):
+    return [t for t in story[0] if not t.correct and t.problem.kind == "frontier"][:9]
+
+
+def test_entropy_picture_and_verdict_move_together(teacher, task, broken):
+    (pick, step, signal, window), verdict, picture = parts(heal.explore_entropy(teacher, task, broken))
+    seen = {picture.value}
+    for control, value in ((pick, 1), (window, 0.3), (step, "max"), (signal, "level")):
+        control.value = value
+        assert picture.value not in seen, f"{control.description} changed nothing"
+        seen.add(picture.value)
+        wrong = [first_wrong_step(teacher, task, t) for t in broken]
+        config = heal.GearConfig(step=step.value, signal=signal.value, window=window.value)
+        hits = [heal.breakpoint_of(t, config) == w for t, w in zip(broken, wrong, strict=True)]
+        assert shown(verdict).startswith("hit" if hits[pick.value] else "miss")
+        assert f"of {sum(hits)} in {len(broken)} trajectories" in shown(verdict)
+    with pytest.raises(InputError, match="trajectories is empty"):
+        heal.explore_entropy(teacher, task, [])
+
+
+def test_entropy_without_a_checker(teacher, broken):
+    assert "no wrong step here" in heal.explore_entropy(teacher, heal.Task(), broken).children[1].value
+
+
+def test_pure_picture_counts_and_example(teacher, task, story):
+    config = heal.PureConfig(reading="forced", epsilon=1.0)
+    scored = heal.pure_scores(teacher, task, [r for r in story[1] if r.correct][:12], config)
+    (keep, how, lam, epsilon, example), text, picture = parts(
+        heal.explore_pure(teacher, task, scored, scored, config))
+    for control, value in ((keep, 0.6), (epsilon, 0.1), (how, "worst_share"), (lam, 0.9)):
+        before = (picture.value, text.value)
+        control.value = value
+        assert (picture.value, text.value) != before, control.description
+    before = text.value, picture.value
+    example.value = 1
+    assert text.value != before[0]
+    assert picture.value == before[1]
+    assert all(step.strip() in shown(text) for step in step_texts(teacher, scored[1].trajectory))
+    with pytest.raises(InputError, match="reference is empty"):
+        heal.explore_pure(teacher, task, scored, [])

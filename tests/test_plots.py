@@ -1,0 +1,165 @@
+"""Figures: titles are made from what is drawn, nothing is cut off, equal figures are equal bytes."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+import heal_ref as heal
+from heal_lab import evidence as E
+from heal_lab.compare import Results
+from heal_lab.figures import (
+    curve_points,
+    draw_experiment,
+    kind_style,
+    plot_aligned_entropy,
+    plot_arm_curves,
+    plot_budget,
+    plot_differences,
+    plot_intervals,
+    plot_roc,
+    plot_stages,
+)
+from heal_ref.evaluate import Row, first_wrong_step
+from heal_ref.plots import PALETTE, plot_ceiling, plot_filter, plot_reading, png, save
+from tests.conftest import DATA
+
+
+@pytest.fixture(scope="module")
+def results():
+    return Results(json.loads((DATA / "results" / "experiment.json").read_text()))
+
+
+@pytest.fixture(scope="module")
+def failed(teacher, task, validation):
+    samples = heal.sample(teacher, task, [p for p in validation if p.kind == "frontier"][:4], n=3, seed=0)
+    return [t for t in samples if not t.correct]
+
+
+def assert_inside(figure):
+    """Titles and legends are not cut off at the picture's edge."""
+    png(figure)  # lays the figure out
+    canvas = figure.get_window_extent()
+    texts = [figure._suptitle, *figure.legends, *(axes.title for axes in figure.axes),
+             *(axes._left_title for axes in figure.axes), *(axes.get_legend() for axes in figure.axes)]
+    for text in texts:
+        if text is not None and (not hasattr(text, "get_text") or text.get_text()):
+            box = text.get_window_extent()
+            assert canvas.x0 <= box.x0, text
+            assert box.x1 <= canvas.x1, text
+
+
+def scored(uncertainty, perplexity, config=None):
+    values = heal.pure.step_ratios(np.log(perplexity).tolist(), uncertainty, config or heal.PureConfig())
+    return heal.PureScore(None, perplexity, uncertainty, values, score=max(values))
+
+
+def title(figure):
+    return figure.axes[0].get_title(loc="left") or figure.get_suptitle()
+
+
+def test_reading_says_what_it_shows(teacher, task, failed):
+    t = failed[0]
+    wrong = first_wrong_step(teacher, task, t)
+    figure = plot_reading(teacher.pieces(t.token_ids), t, heal.GearConfig(), wrong)
+    k = heal.breakpoint_of(t, heal.GearConfig())
+    assert t.problem.question in title(figure)
+    assert f"Mean surge chooses step {k + 1}; the first wrong step is {wrong + 1}" in title(figure)
+    drawn = {text.get_text() for text in figure.axes[0].texts}
+    assert {piece.replace("\n", "") for piece in teacher.pieces(t.token_ids)} <= drawn
+    marks = {text for text in drawn if re.match("[✂✗]", text)}
+    assert marks == ({f"✂✗ {k + 1}"} if k == wrong else {f"✂ {k + 1}", f"✗ {wrong + 1}"})
+    narrow = plot_reading(teacher.pieces(t.token_ids), t, heal.GearConfig(window=0.01))
+    assert "No step to cut at" in title(narrow)
+    assert_inside(figure)
+
+
+def test_the_largest_entropy_is_the_darkest(teacher, failed):
+    t = failed[0]
+    figure = plot_reading(teacher.pieces(t.token_ids), t, heal.GearConfig())
+    light = [sum(patch.get_facecolor()[:3]) for patch in figure.axes[0].patches]
+    assert int(np.argmin(light)) == int(np.argmax(t.entropy))
+
+
+def test_the_ceiling_names_the_kind_on_which_heal_gains_most():
+    rows = []
+    for arm, of_all, of_odd in (("teacher", 0.9, 0.1), ("rft", 0.8, 0.2), ("heal", 0.9, 0.7)):
+        rows += [Row(arm, "", "pass@1", *[of_all] * 3, n=9), Row(arm, "odd", "pass@1", *[of_odd] * 3, n=9)]
+    figure = plot_ceiling(rows)
+    assert title(figure) == "Odd problems: teacher 10%, rejection sampling 20%, HEAL 70%"
+    assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["all", "odd"]
+    assert title(plot_ceiling([r for r in rows if r.arm != "rft"])) == ""
+    assert_inside(figure)
+
+
+def test_the_filter_counts_what_is_drawn():
+    config = heal.PureConfig()
+    candidates = [scored([0.1, 0.2], [1.2, 1.4]), scored([0.1, 0.3], [1.1, 40.0]), scored([0.5, 0.1], [30.0, 1.0])]
+    figure = plot_filter(candidates, [True, False, True], 1.0, config)
+    assert title(figure) == "PURE drops 1 of 1 spurious candidates and keeps 1 of 2 genuine ones"
+    points = np.concatenate([c.get_offsets() for c in figure.axes[0].collections])
+    assert sorted(map(tuple, points)) == [(0.2, 1.4), (0.3, 40.0), (0.5, 30.0)], "the worst step of each"
+    for label in (figure.axes[0].get_xlabel(), figure.axes[0].get_ylabel()):
+        assert "worst step" in label
+    (x, y) = figure.axes[0].lines[0].get_data()
+    assert np.allclose(np.log(y) - x, 1.0), "on the boundary log PPL - U is the threshold"
+    assert not plot_filter(candidates, [True] * 3, 1.0, heal.PureConfig(aggregate="mean")).axes[0].lines
+    assert_inside(figure)
+
+
+def test_intervals_show_every_arm_and_the_whole_title():
+    record = json.loads((DATA / "results" / "gear.json").read_text())
+    rows = E.repair_rows(record["repair"])
+    figure = plot_intervals(rows, "genuine", "Frontier: surge 20, random cut 5, answer hint 8 repairs per 1,000 tokens")
+    assert {label.get_text() for label in figure.axes[0].get_yticklabels()} == {r.arm for r in rows}
+    assert_inside(figure)
+
+
+def test_aligned_entropy_takes_the_steps_around_the_wrong_one(teacher, task, failed):
+    wrong = [first_wrong_step(teacher, task, t) for t in failed]
+    figure = plot_aligned_entropy(failed, wrong, failed)
+    drawn = figure.axes[0].lines[0].get_ydata()
+    assert drawn[2] == pytest.approx(np.mean([t.step_entropy[w] for t, w in zip(failed, wrong, strict=True)]))
+    assert f"→ {drawn[2]:.2f} nats" in title(figure)
+    assert_inside(figure)
+
+
+def test_roc_of_a_perfect_and_of_a_useless_score():
+    spurious = [True] * 4 + [False] * 4
+    figure = plot_roc({"perfect": [2] * 4 + [1] * 4, "useless": [1, 2, 3, 4] * 2}, spurious, "title")
+    perfect, useless = figure.axes[0].lines[:2]
+    assert (0.0, 1.0) in set(zip(*perfect.get_data(), strict=True))
+    assert np.allclose(*useless.get_data())
+    solid, dashed = (line.get_linestyle() for line in figure.axes[0].get_legend().get_lines())
+    assert (solid, dashed) == ("-", "--")
+
+
+def test_stages_are_joined_and_their_kinds_have_fixed_colours():
+    first, last = {"frontier": 0.1, "mastered": 0.9}, {"frontier": 0.4, "mastered": 1.0}
+    stages = [{"stage": "foundation", "updates": 10, "log": [{"step": 10, "accuracy": first}]},
+              {"stage": "repaired", "updates": 30, "log": [{"step": 1}, {"step": 30, "accuracy": last}]}]
+    assert [u for u, _ in curve_points(stages)] == [10, 40]
+    figure = plot_stages(stages)
+    assert title(figure) == "Frontier accuracy through the stages: 10% → 40%"
+    assert figure.axes[0].lines[0].get_color() == kind_style("frontier")[0] == PALETTE[2]
+    assert kind_style("sums") == ("#000000", "D")
+    assert_inside(figure)
+
+
+def test_the_experiments_figures(results, tmp_path):
+    kinds = ("mastered", "shaky", "frontier")
+    rows = [results.difference(arm, "rft", kind) for arm in ("star", "heal") for kind in kinds]
+    long = "Unfiltered rationalizations are worse than rejection sampling on shaky and frontier"
+    assert_inside(plot_differences(rows, long))
+    assert_inside(plot_budget(results, "frontier", ("rft", "heal"), "title"))
+    assert_inside(plot_arm_curves(results, ["heal", "heal_no_pace"], kinds, "title"))
+    paths = draw_experiment(results, tmp_path)
+    assert [p.name for p in paths] == ["ceiling.png", "differences.png"]
+    assert all(p.read_bytes().startswith(b"\x89PNG") for p in paths)
+
+
+def test_the_same_figure_is_the_same_file(results, tmp_path):
+    rows = [results.row(arm, kind) for arm in ("teacher", "heal") for kind in ("shaky", "frontier")]
+    save(plot_ceiling(rows), tmp_path / "new" / "a.png")
+    assert (tmp_path / "new" / "a.png").read_bytes() == png(plot_ceiling(rows))
