@@ -122,7 +122,7 @@ def plot_reading(pieces: Sequence[str], t: Trajectory, config: GearConfig,
         curve.axvline(k + 1, color="black", ls="--", lw=1, label="breakpoint")
     curve.set_xticks(steps)
     curve.set(xlabel="step", ylabel="entropy (nats)", ylim=(0, max([1.0, *values]) * 1.1))
-    curve.legend(fontsize=8, ncols=2)
+    curve.legend(fontsize=8, ncols=2, frameon=True, edgecolor="none")  # the window has a pattern
     return figure
 
 
@@ -164,6 +164,8 @@ def plot_filter(scored: Sequence[PureScore], genuine: Sequence[bool], threshold:
         axes.plot(line, limit, "k--", lw=1, label="PURE's boundary")
     axes.set(yscale="log", ylabel="perplexity of the worst step",
              xlabel=f"uncertainty at the worst step, reading '{config.reading}' (nats)")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("{x:g}")
     axes.legend()
     axes.set_title(f"PURE drops {(~good & ~kept).sum()} of {(~good).sum()} spurious candidates and "
                    f"keeps {(good & kept).sum()} of {good.sum()} genuine ones")
