@@ -1,25 +1,33 @@
-"""A causal language model with its tokenizer.
+"""A causal language model with its tokenizer; texts are cut, continued and scored as token ids.
 
-- Contexts are token ids. Whoever cuts a text cuts its ids; nothing is decoded and encoded again.
-- Seeds are arguments.
-- Device and number of processes are accelerate's business: nothing here is told where it runs.
+Device and number of processes are accelerate's business: nothing here is told where it runs.
 """
 
 from __future__ import annotations
 
+import json
+import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
-from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer
-from transformers.utils import logging
+from jaxtyping import Int
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers.utils import cached_file, logging
 
 from heal_ref.records import InputError
+from heal_ref.template import turn_end
+
+MAX_BATCH = 512  # sequences that are generated or scored at once
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+ADAPTER = re.compile(r"(^|[_.-])(adapters?|lora)([_.-].*)?\.(json|safetensors|bin|pt|npz)$", re.I)
+OutOfMemory = torch.OutOfMemoryError
 
 
 def quiet() -> None:
@@ -27,10 +35,7 @@ def quiet() -> None:
 
     Example:
         >>> import heal_ref as heal
-        >>> from transformers.utils import logging
         >>> heal.quiet()
-        >>> logging.is_progress_bar_enabled()
-        False
     """
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -38,66 +43,91 @@ def quiet() -> None:
 
 
 def processes() -> PartialState:
-    """accelerate's view of this run: `process_index` of `num_processes`, `device`, barriers. One process by itself, or what
-    `accelerate launch` (on CPUs: `torchrun`) started."""
+    """accelerate's view of this run: `process_index` of `num_processes`, `device`, barriers."""
     return PartialState() if torch.accelerator.is_available() else PartialState(cpu=True)
-
-
-MAX_BATCH = 512  # sequences that are generated or scored at once
-LOADING = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)  # what from_pretrained raises for bad files
-OutOfMemory = torch.OutOfMemoryError
 
 
 @dataclass
 class LM:
-    """A model and its tokenizer. `max_batch`: sequences that go through it at once.
+    """A model and its tokenizer. `max_batch`: sequences that go through the model at once.
+
+    Of the model's generation config only the ids that end a text are kept: `generate` takes from
+    there what it is not told, and a penalty or a ban would falsify the recorded entropies.
 
     Example:
         >>> import heal_ref as heal
         >>> lm = heal.load_lm(heal.DATA / "teacher")
-        >>> ids = lm.encode("Then compute 5 + 3 = 8.")
-        >>> lm.pieces(ids)  # the clock world has a token for each word, number and sign
+        >>> lm.pieces(lm.encode("Then compute 5 + 3 = 8."))  # a token per word, number and sign
         ['Then ', 'compute ', '5', ' + ', '3', ' = ', '8', '.']
-        >>> lm.decode(ids)
-        'Then compute 5 + 3 = 8.'
     """
 
     model: Any
     tokenizer: Any
     max_batch: int = MAX_BATCH
-    _pieces: dict[int, str] = field(default_factory=dict, repr=False)
+    _pieces: dict[int, str] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        own = self.model.generation_config
+        self.model.generation_config = GenerationConfig(
+            eos_token_id=own.eos_token_id, pad_token_id=own.pad_token_id)
 
     @property
     def device(self) -> torch.device:
         return self.model.device
+
+    @property
+    def end(self) -> int | None:
+        """The id that a student learns to end a completion with: what ends the assistant's turn
+        in the chat template, or the tokenizer's end of text where there is no template."""
+        turn = turn_end(self.tokenizer)
+        return self.tokenizer.eos_token_id if turn is None else turn
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """All ids that end a generation: `end`, the tokenizer's, and the generation config's."""
+        listed = self.model.generation_config.eos_token_id
+        listed = listed if isinstance(listed, list) else [listed]
+        ids = [self.end, self.tokenizer.eos_token_id, *listed]
+        return tuple(dict.fromkeys(i for i in ids if i is not None))
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`, no special tokens added."""
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of token ids."""
+        """Text of token ids, special tokens left out."""
         return self.tokenizer.decode(ids, skip_special_tokens=True)
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
         """The text of each token on its own."""
-        return [self._pieces.get(i) or self._pieces.setdefault(i, self.decode([i])) for i in ids]
+        for i in set(ids) - self._pieces.keys():
+            self._pieces[i] = self.decode([i])
+        return [self._pieces[i] for i in ids]
+
+
+def left_pad(rows: Sequence[Sequence[int]], pad: int, device: torch.device
+             ) -> tuple[Int[Tensor, "batch pos"], Int[Tensor, "batch pos"]]:
+    """Rows of ids as one tensor, padded on the left, and its attention mask:
+
+    [[5, 6, 7], [8]]  ->  [[5, 6, 7], [0, 0, 8]]  and  [[1, 1, 1], [0, 0, 1]]
+    """
+    longest = max(map(len, rows))
+    ids = [[pad] * (longest - len(row)) + list(row) for row in rows]
+    mask = [[0] * (longest - len(row)) + [1] * len(row) for row in rows]
+    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
 
 
 def load_tokenizer(source: str | Path) -> Any:
-    """The tokenizer of a model in a folder or on the hub, with a padding token.
+    """The tokenizer of a model (`load_lm`), with a padding token.
 
     Raises:
         InputError: there is none, it is empty, or it has no end-of-text token.
     """
-    _check_folder(str(source))
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(str(source))
-    except LOADING as e:
-        raise _unloadable(source, "tokenizer", e) from e
+    with _loading(source, "tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(**_location(source))
     if tokenizer.vocab_size <= len(tokenizer.all_special_ids):
-        raise InputError(f"{source}: the tokenizer cannot be loaded, it has no words; save it beside the model with "
-                         "tokenizer.save_pretrained")
+        raise InputError(f"{source}: the tokenizer cannot be loaded, it has no words; save it "
+                         "beside the model with tokenizer.save_pretrained")
     if tokenizer.eos_token_id is None:
         raise InputError(f"{source}: the tokenizer has no end-of-text token; set eos_token")
     if tokenizer.pad_token_id is None:
@@ -106,49 +136,89 @@ def load_tokenizer(source: str | Path) -> Any:
 
 
 def load_lm(source: str | Path, *, dtype: str = "auto", max_batch: int = MAX_BATCH) -> LM:
-    """Load a causal LM and its tokenizer from a folder or the hub, onto the device that accelerate picks.
+    """Load a causal LM and its tokenizer onto the device that accelerate picks.
 
-    One process that sees several accelerators spreads the model over them; several processes hold a copy each.
+    One process that sees several accelerators spreads the model over them; several processes hold
+    a copy each. A student's dtype does not matter: training keeps float32 master weights.
 
     Args:
-        dtype: "auto" for that of the saved weights, or "float32", "bfloat16", ...
-        max_batch: sequences that go through the model at once: less, less memory.
+        source: a folder, a name on the hub, or a GGUF file, whose weights are dequantised.
+        dtype: "float32", "bfloat16", "float16", or "auto", that of the saved weights.
+        max_batch: sequences that go through the model at once; fewer need less memory.
 
     Raises:
-        InputError: there is no such model, it is not whole, or it does not fit its tokenizer.
+        InputError: the model is not there, not whole, an adapter, or does not fit its tokenizer;
+            it needs code of its own or a package that is missing; `dtype` is unknown.
 
     Example:
         >>> import heal_ref as heal
-        >>> teacher, student = heal.load_lm(heal.DATA / "teacher"), heal.load_lm(heal.DATA / "student")
-        >>> type(teacher.model).__name__, len(teacher.tokenizer)
-        ('Qwen3ForCausalLM', 71)
-        >>> teacher.model.num_parameters() > student.model.num_parameters()
-        True
+        >>> type(heal.load_lm(heal.DATA / "teacher", dtype="float32").model).__name__
+        'Qwen3ForCausalLM'
     """
-    tokenizer, state = load_tokenizer(source), processes()
-    spread = {"device_map": "auto"} if state.num_processes == 1 and torch.accelerator.device_count() > 1 else {}
-    try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(str(source), dtype=dtype, output_loading_info=True, **spread)
-    except LOADING as e:
-        raise _unloadable(source, "model", e) from e
-    model, found = loaded
-    if found["missing_keys"]:
-        raise InputError(f"{source}: the model cannot be loaded, {len(found['missing_keys'])} of its weights are missing "
-                         f"(such as {min(found['missing_keys'])}) and would be random; save the whole model")
+    if dtype not in DTYPES:
+        raise InputError(f"dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}")
+    # 1) where it is, and where it goes
+    tokenizer, where, state = load_tokenizer(source), _location(source), processes()
+    gguf = "gguf_file" in where
+    spread = state.num_processes == 1 and torch.accelerator.device_count() > 1
+    placed = {"device_map": "auto"} if spread else {}
+    # 2) the weights
+    with _loading(source, "model"):
+        model, found = AutoModelForCausalLM.from_pretrained(
+            **where, **placed, dtype="float32" if gguf and dtype == "auto" else dtype,
+            generation_config=_listed_ends(where), output_loading_info=True)
+    if gguf:  # the weights are plain floats now, which save_pretrained would not believe
+        model.hf_quantizer = None
+        del model.config.quantization_config
+    # 3) are they whole, and do they fit?
+    if missing := found["missing_keys"]:
+        raise InputError(f"{source}: the model cannot be loaded, {len(missing)} weights (such as "
+                         f"{min(missing)}) are missing and would be random; save the whole model")
     if (rows := model.get_input_embeddings().num_embeddings) < len(tokenizer):
-        raise InputError(f"{source}: the tokenizer has {len(tokenizer)} tokens, the model only {rows}; they do not belong "
-                         "together")
+        raise InputError(f"{source}: the tokenizer has {len(tokenizer)} tokens, the model only "
+                         f"{rows}; they do not belong together")
     return LM((model if spread else model.to(state.device)).eval(), tokenizer, max_batch)
 
 
-def _check_folder(source: str) -> None:
-    local = source.startswith((".", "/", "data/", "runs/")) or Path(source).exists()
-    if local and not (Path(source) / "config.json").exists():
-        raise InputError(f"{source}: no model here (config.json is missing); give a folder written by save_pretrained, "
-                         "or run `python -m heal_lab build-pair` to make the tiny pair")
+def _location(source: str | Path) -> dict[str, Any]:
+    """`source` as arguments of from_pretrained; code that comes with a model is never run."""
+    name, path, checked = str(source), Path(source), {"trust_remote_code": False}
+    if path.suffix == ".gguf":
+        return checked | {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
+    files = [p.name for p in path.iterdir()] if path.is_dir() else []
+    if adapter := next(filter(ADAPTER.search, files), None):
+        raise InputError(f"{name}: {adapter} is part of an adapter, which would be left out; merge "
+                         "it into its base model (peft: merge_and_unload) and save the whole model")
+    local = name.startswith((".", "/", "data/", "runs/")) or path.exists()
+    if local and "config.json" not in files:
+        raise InputError(f"{name}: no model here (config.json is missing); give a folder written "
+                         "by save_pretrained, or run `python -m heal_lab build-pair`")
+    return checked | {"pretrained_model_name_or_path": name}
 
 
-def _unloadable(source: str | Path, what: str, error: Exception) -> InputError:
-    why = (str(error) or type(error).__name__).splitlines()[0]
-    return InputError(f"{source}: the {what} cannot be loaded ({why}); check the path or name, and that all its files are "
-                      "whole")
+def _listed_ends(where: dict[str, Any]) -> GenerationConfig | None:
+    """The end ids in generation_config.json, and nothing else of it; None if there is no file."""
+    file = cached_file(where["pretrained_model_name_or_path"], "generation_config.json",
+                       _raise_exceptions_for_missing_entries=False)
+    if file is None:
+        return None
+    listed = json.loads(Path(file).read_text(encoding="utf-8")).get("eos_token_id")
+    listed = listed if isinstance(listed, list) else [listed]
+    return GenerationConfig(eos_token_id=[int(i) for i in listed if i is not None] or None)
+
+
+@contextmanager
+def _loading(source: str | Path, what: str) -> Iterator[None]:
+    """Whatever transformers raises for files that it cannot read becomes one line of advice."""
+    try:
+        yield
+    except (InputError, OutOfMemory):
+        raise
+    except Exception as e:  # JSON, pickles, archives, templates: files of others fail in any way
+        why = (str(e).strip() or type(e).__name__).splitlines()[0][:300]
+        advice = "check the path or name, and that all its files are whole"
+        if "trust_remote_code" in str(e):
+            why, advice = "it brings code of its own, which is never run", "take another model"
+        elif isinstance(e, ImportError):
+            advice = "install what is missing, or take a model that is not quantised"
+        raise InputError(f"{source}: the {what} cannot be loaded ({why}); {advice}") from e

@@ -1,14 +1,22 @@
 """Sampling: recorded numbers, padding, seeds, ends of text; loading: clear errors."""
 
+import copy
 import json
+import math
+import pickle
 import shutil
+import sys
 import warnings
 
 import pytest
 import torch
 from transformers import (
+    AutoModelForCausalLM,
     BloomConfig,
     BloomForCausalLM,
+    FalconH1Config,
+    FalconH1ForCausalLM,
+    GenerationConfig,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -23,7 +31,9 @@ from heal_ref.config import SampleConfig
 from heal_ref.generation import generate, repeats, sample
 from heal_ref.model import LM, load_lm
 from heal_ref.records import InputError
+from heal_ref.run.sources import load_problems
 from heal_ref.scoring import text_stats
+from heal_ref.tasks import ChatMathTask
 from tests.conftest import DATA
 
 SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -70,6 +80,8 @@ FAMILIES = {  # random models: (make it, are tails of different lengths shared, 
     "sliding window": (lambda v: MistralForCausalLM(MistralConfig(vocab_size=v, sliding_window=8, **SMALL)), False, True),
     "state space": (lambda v: MambaForCausalLM(MambaConfig(vocab_size=v, hidden_size=32, num_hidden_layers=2,
                                                            state_size=8)), False, False),
+    "attention beside a state space": (lambda v: FalconH1ForCausalLM(FalconH1Config(
+        vocab_size=v, mamba_d_ssm=64, mamba_n_heads=4, mamba_d_head=16, mamba_n_groups=1, mamba_d_state=8, **SMALL)), False, False),
 }
 
 
@@ -146,6 +158,271 @@ def test_length_limit_is_not_an_end(teacher, task, validation):
     whole = sample(teacher, task, validation[:1], n=2)
     assert all(t.finished and teacher.tokenizer.eos_token_id not in t.token_ids for t in whole)
     assert all(t.tokens_spent == len(t.token_ids) + 1 for t in whole)
+
+
+# ---------------------------------------------------------------------------- the model's generation config
+
+# One value for each field that GenerationConfig knows: one that would change or break a generation, where there is one.
+VALUES = {
+    "max_length": 3, "max_new_tokens": 2, "min_length": 50, "min_new_tokens": 40, "early_stopping": True, "max_time": 0.001,
+    "stop_strings": ["the"], "do_sample": True, "num_beams": 3, "use_mtp": True, "use_cache": False,
+    "cache_implementation": "static", "cache_config": {"backend": "quanto"}, "max_cache_len": 4, "temperature": 0.1, "top_k": 2,
+    "top_p": 0.3, "min_p": 0.5, "top_h": 0.4, "typical_p": 0.3, "epsilon_cutoff": 0.2, "eta_cutoff": 0.2,
+    "repetition_penalty": 1.3, "encoder_repetition_penalty": 1.4, "length_penalty": 2.0, "no_repeat_ngram_size": 2,
+    "bad_words_ids": [[5], [6, 7]], "renormalize_logits": True, "forced_bos_token_id": 4, "forced_eos_token_id": 1,
+    "remove_invalid_values": True, "exponential_decay_length_penalty": [1, 1.5], "suppress_tokens": [3, 4, 5],
+    "begin_suppress_tokens": [6, 7], "sequence_bias": [[[5], 3.0]], "token_healing": True, "guidance_scale": 1.5,
+    "watermarking_config": {"greenlist_ratio": 0.25, "bias": 5.0}, "num_return_sequences": 3, "output_attentions": True,
+    "output_hidden_states": True, "output_scores": True, "output_logits": True, "return_dict_in_generate": True,
+    "bos_token_id": 3, "encoder_no_repeat_ngram_size": 2, "decoder_start_token_id": 3, "is_assistant": True,
+    "num_assistant_tokens": 3, "num_assistant_tokens_schedule": "heuristic", "assistant_confidence_threshold": 0.1,
+    "prompt_lookup_num_tokens": 3, "max_matching_ngram_size": 2, "assistant_early_exit": 1, "assistant_lookbehind": 3,
+    "target_lookbehind": 3, "assistant_ensemble_weight": 0.5, "speculation_type": "mtp", "compile_config": {"fullgraph": True},
+    "disable_compile": True, "continuous_batching_config": {}, "low_memory": True, "penalty_alpha": 0.6, "dola_layers": "high",
+    "diversity_penalty": 0.5, "num_beam_groups": 3, "constraints": [1], "force_words_ids": [[5]], "prefill_chunk_size": 2,
+    "pad_token_id": 5, "transformers_version": "3.0", "custom_generate": "someone/else", "a_field_of_tomorrow": [1, 2]}
+
+
+@pytest.fixture(scope="session")
+def chat():
+    lm = load_lm(DATA / "chat" / "teacher")
+    return lm, ChatMathTask(lm.tokenizer, verify=False), load_problems(DATA / "chat" / "heldout.jsonl")[:2]
+
+
+def with_settings(folder, settings):
+    """A copy of the chat teacher with another generation_config.json."""
+    shutil.copytree(DATA / "chat" / "teacher", folder)
+    (folder / "generation_config.json").write_text(settings if isinstance(settings, str) else json.dumps(settings))
+    return folder
+
+
+def test_every_field_of_a_generation_config_is_tried():
+    """A field that a newer transformers adds has to be given a value above."""
+    fields = {name for name in GenerationConfig().__dict__ if not name.startswith("_")} - {"eos_token_id"}
+    assert fields <= set(VALUES), fields - set(VALUES)
+
+
+@pytest.mark.parametrize("name", [*VALUES, "all of them"])
+def test_a_models_generation_config_has_no_effect(tmp_path, chat, name):
+    own, task, problems = chat
+    settings = {"eos_token_id": [1], **(VALUES if name == "all of them" else {name: VALUES[name]})}
+    lm = load_lm(with_settings(tmp_path / "m", settings), dtype="float32")
+    sampling = SampleConfig(max_new_tokens=24)
+    samples = sample(lm, task, problems, n=3, seed=1, sampling=sampling)
+    assert samples == sample(own, task, problems, n=3, seed=1, sampling=sampling)
+    scored = text_stats(lm, [(lm.encode(t.prompt), t.token_ids) for t in samples])
+    for t, (entropy, logprob) in zip(samples, scored, strict=True):
+        assert t.entropy == pytest.approx(entropy, abs=1e-4)
+        assert t.logprob == pytest.approx(logprob, abs=1e-4)
+    for part in (lm.model, lm.tokenizer):  # what a student is saved as keeps the end ids only
+        part.save_pretrained(tmp_path / "student")
+    left = json.loads((tmp_path / "student" / "generation_config.json").read_text())
+    assert left.keys() <= {"eos_token_id", "pad_token_id", "transformers_version", "_from_model_config"}
+    assert load_lm(tmp_path / "student").ends == (1,)
+
+
+@pytest.mark.parametrize("settings", ["{", "[1]", "7", "", "\0", '{"eos_token_id": "</s>"}', '{"eos_token_id": [[1]]}',
+                                      '{"eos_token_id": {}}', "[" * 100_000], ids=lambda s: s[:20])
+def test_a_malformed_generation_config_is_one_line(tmp_path, settings):
+    with pytest.raises(InputError, match="cannot be loaded") as error:
+        load_lm(with_settings(tmp_path / "m", settings))
+    assert "\n" not in str(error.value)
+
+
+def test_a_model_that_was_not_loaded_by_us_is_neutral_too(chat):
+    own, task, problems = chat
+    model = AutoModelForCausalLM.from_pretrained(DATA / "chat" / "teacher")
+    model.generation_config = GenerationConfig(repetition_penalty=1.5, num_return_sequences=2, num_beams=2, eos_token_id=[1, 7])
+    lm = LM(model, own.tokenizer)
+    assert lm.ends == (1, 7)
+    t, = sample(lm, task, problems[:1], n=1, seed=1)
+    assert t.logprob == pytest.approx(text_stats(lm, [(lm.encode(t.prompt), t.token_ids)])[0][1], abs=1e-4)
+    assert LM(model, own.tokenizer).ends == (1, 7)  # also when the same model is taken twice
+
+
+def test_settings_in_an_old_config_json_have_no_effect(tmp_path, chat):
+    """Years ago they were part of config.json, where transformers still finds them."""
+    own, task, problems = chat
+    folder = with_settings(tmp_path / "m", {})
+    (folder / "generation_config.json").unlink()
+    config = json.loads((folder / "config.json").read_text())
+    old = {"repetition_penalty": 1.3, "no_repeat_ngram_size": 2, "num_beams": 2, "output_hidden_states": True, "use_cache": False}
+    (folder / "config.json").write_text(json.dumps(config | old))
+    lm = load_lm(folder)
+    assert lm.ends == (1,)
+    assert sample(lm, task, problems, n=2, seed=1) == sample(own, task, problems, n=2, seed=1)
+    lm.model.save_pretrained(tmp_path / "student")
+
+
+# ---------------------------------------------------------------------------------------------- ends of a text
+
+
+def test_any_of_the_ends_ends_a_text(tmp_path, chat):
+    own, task, problems = chat
+    assert own.end == own.tokenizer.eos_token_id == 1
+    whole, = sample(own, task, problems[:1], n=1, seed=1)
+    for listed in ([whole.token_ids[9], 1], whole.token_ids[9], [1, whole.token_ids[12], whole.token_ids[9]]):
+        folder = with_settings(tmp_path / f"m{listed}", {"eos_token_id": listed})
+        lm = load_lm(folder)
+        assert set(lm.ends) == {1, *(listed if isinstance(listed, list) else [listed])}
+        t, = sample(lm, task, problems[:1], n=1, seed=1)
+        first = min(i for i, token in enumerate(whole.token_ids) if token in lm.ends)
+        assert t.finished
+        assert t.token_ids == whole.token_ids[:first]
+        assert t.tokens_spent == first + 1
+
+
+def test_no_end_is_allowed_where_none_is_wanted(tmp_path, chat):
+    own, task, problems = chat
+    lm = load_lm(with_settings(tmp_path / "m", {"eos_token_id": [1, 2, 3]}))
+    for p in lm.model.parameters():
+        p.data.zero_()  # every token is as likely
+    context, many = lm.encode(task.prompt(problems[0])), SampleConfig(max_new_tokens=400)
+    assert generate(lm, [context], sampling=many, seed=0)[0].finished
+    forced, = generate(lm, [context], sampling=many, seed=0, ends=False)
+    assert not forced.finished
+    assert not set(forced.ids) & set(lm.ends)
+    assert forced.entropy == pytest.approx([math.log(len(lm.tokenizer))] * 400, abs=1e-4)  # the raw one, with the ends
+
+
+def test_the_template_says_what_ends_a_turn(chat):
+    """Phi-3's way: a turn ends with a token of its own, the text with another."""
+    own, _, _ = chat
+    tokenizer = copy.deepcopy(own.tokenizer)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|end|>"]})
+    tokenizer.chat_template = ("{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}<|end|>\n{% endfor %}"
+                               "{% if add_generation_prompt %}<|assistant|>\n{% else %}{{ eos_token }}{% endif %}")
+    lm = LM(own.model, tokenizer)
+    assert lm.end == tokenizer.convert_tokens_to_ids("<|end|>")
+    assert set(lm.ends) == {lm.end, tokenizer.eos_token_id}
+    tokenizer.chat_template = None
+    assert lm.end == tokenizer.eos_token_id
+
+
+# -------------------------------------------------------------------------------------------------- what is refused
+
+
+def config_of(folder, **values):
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(settings | values))
+
+
+def quantised(method, **more):
+    return lambda f: config_of(f, quantization_config={"quant_method": method, **more})
+
+
+def custom_code(folder):
+    auto = {"AutoConfig": "code.NewConfig", "AutoModelForCausalLM": "code.NewModel", "AutoTokenizer": ["code.New", None]}
+    config_of(folder, auto_map=auto, model_type="new_model", architectures=["NewModel"])
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"auto_map": auto, "tokenizer_class": "New"}))
+    (folder / "code.py").write_text("raise SystemExit('this code ran')")
+
+
+def pickled(content):
+    def change(folder):
+        (folder / "model.safetensors").unlink()
+        (folder / "pytorch_model.bin").write_bytes(content)
+
+    return change
+
+
+def write(name, content):
+    return lambda f: (f / name).write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+BAD = {  # how a folder is spoilt -> what the message must hold
+    "an adapter": (lambda f: (write("adapter_config.json", "{}")(f), write("adapter_model.safetensors", "x")(f)), "merge"),
+    "an adapter's weights only": (write("adapter_model.bin", "x"), "merge"),
+    "an adapter without its base": (lambda f: ((f / "config.json").unlink(), write("adapter_config.json", "{}")(f)), "merge"),
+    "an mlx adapter": (write("adapters.npz", "x"), "merge"),
+    "lora weights": (write("pytorch_lora_weights.safetensors", "x"), "merge"),
+    "gptq": (quantised("gptq", bits=4), "not quantised"),
+    "awq": (quantised("awq", bits=4, group_size=128, zero_point=True), "not quantised"),
+    "bitsandbytes": (quantised("bitsandbytes", load_in_4bit=True), "cannot be loaded"),
+    "compressed-tensors": (quantised("compressed-tensors", format="pack-quantized"), "cannot be loaded"),
+    "quanto": (quantised("quanto", weights="int8"), "cannot be loaded"),
+    "a method of tomorrow": (quantised("new"), "cannot be loaded"),
+    "no method": (lambda f: config_of(f, quantization_config={"bits": 4}), "cannot be loaded"),
+    "quantised text": (lambda f: config_of(f, quantization_config="4bit"), "cannot be loaded"),
+    "custom code": (custom_code, "code of its own"),
+    "config is a list": (write("config.json", "[]"), "cannot be loaded"),
+    "config is empty": (write("config.json", ""), "cannot be loaded"),
+    "config is a number": (write("config.json", "7"), "cannot be loaded"),
+    "config is deep": (write("config.json", "[" * 100_000), "cannot be loaded"),
+    "config is not utf-8": (write("config.json", b"\xff\xfe\x00"), "cannot be loaded"),
+    "config without a type": (lambda f: config_of(f, model_type=None), "cannot be loaded"),
+    "config with words for numbers": (lambda f: config_of(f, hidden_size="large"), "cannot be loaded"),
+    "config with no layers": (lambda f: config_of(f, num_hidden_layers=-1, layer_types=None), "cannot be loaded"),
+    "no heads": (lambda f: config_of(f, num_attention_heads=0), "cannot be loaded"),
+    "an unknown activation": (lambda f: config_of(f, hidden_act="snake"), "cannot be loaded"),
+    "an unknown dtype": (lambda f: config_of(f, dtype="float7"), "cannot be loaded"),
+    "a picture model": (lambda f: config_of(f, model_type="vit", architectures=["ViTModel"]), "cannot be loaded"),
+    "a pickle that is text": (pickled(b"weights"), "cannot be loaded"),
+    "an empty pickle": (pickled(b""), "cannot be loaded"),
+    "a pickle that runs code": (pickled(pickle.dumps(print)), "cannot be loaded"),
+    "empty weights": (write("model.safetensors", b""), "cannot be loaded"),
+    "a false header": (write("model.safetensors", b"\xff" * 64), "cannot be loaded"),
+    "an index without parts": (lambda f: ((f / "model.safetensors").unlink(), write(
+        "model.safetensors.index.json", '{"metadata": {}, "weight_map": {"a": "model-1.safetensors"}}')(f)), "cannot be loaded"),
+    "an index that is text": (lambda f: ((f / "model.safetensors").unlink(), write("model.safetensors.index.json", "[")(f)),
+                              "cannot be loaded"),
+    "tokenizer is a list": (write("tokenizer.json", "[]"), "cannot be loaded"),
+    "tokenizer without a model": (write("tokenizer.json", "{}"), "cannot be loaded"),
+    "tokenizer of another kind": (write("tokenizer.json", '{"model": {"type": "Sentence"}}'), "cannot be loaded"),
+    "tokenizer config is a list": (write("tokenizer_config.json", "[]"), "cannot be loaded"),
+    "tokenizer config is deep": (write("tokenizer_config.json", "[" * 100_000), "cannot be loaded"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_folder_that_cannot_be_read_is_one_line(tmp_path, monkeypatch, name):
+    change, message = BAD[name]
+    folder = tmp_path / "m"
+    shutil.copytree(DATA / "chat" / "teacher", folder)
+    change(folder)
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked on the terminal"))
+    with pytest.raises(InputError) as error:
+        load_lm(folder)
+    said = str(error.value)
+    assert message in said
+    assert "\n" not in said
+    assert len(said) < 800
+
+
+@pytest.mark.parametrize(("content", "message"), [(b"", "cannot be loaded"), (b"GGUF", "cannot be loaded"),
+                                                  (b"GGUF" + b"\xff" * 200, "cannot be loaded"), (None, "cannot be loaded")])
+def test_a_gguf_file_that_cannot_be_read_is_one_line(tmp_path, content, message):
+    if content is not None:
+        (tmp_path / "m.gguf").write_bytes(content)
+    with pytest.raises(InputError, match=message) as error:
+        load_lm(tmp_path / "m.gguf")
+    assert "\n" not in str(error.value)
+
+
+def test_gguf_without_its_package_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setattr("transformers.utils.import_utils.is_gguf_available", lambda *_: False)
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    (tmp_path / "m.gguf").write_bytes(b"GGUF")
+    with pytest.raises(InputError, match=r"gguf.*install"):
+        load_lm(tmp_path / "m.gguf")
+
+
+def test_a_full_memory_is_not_a_bad_folder(monkeypatch):
+    def full(*args, **more):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        load_lm(DATA / "student")
+
+
+def test_a_dtype_by_name():
+    assert load_lm(DATA / "student", dtype="bfloat16").model.dtype == torch.bfloat16
+    assert load_lm(DATA / "student").model.dtype == torch.float32
+    for name in ("fp32", "int8", "", None):
+        with pytest.raises(InputError, match="must be one of auto, float32"):
+            load_lm(DATA / "student", dtype=name)
 
 
 def test_load_errors_say_what_to_do(tmp_path):
