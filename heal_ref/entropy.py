@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+PerToken = Float[Tensor, "batch pos"]  # a number for each token
+Ids = Int[Tensor, "batch pos"]  # token ids, or an attention mask
 NAN = "the model's logits are NaN: check its weights and dtype (try float32)"
 AGGREGATES: dict[str, Callable[[Sequence[float]], float]] = {
     "mean": lambda values: sum(values) / len(values), "max": max, "first": lambda values: values[0]}
@@ -83,12 +85,8 @@ def step_values(entropy: Sequence[float], steps: Sequence[tuple[int, int]],
     """One entropy per step, in nats. How the tokens of a step become one number is our reading.
 
     Args:
-        entropy: of each token, in nats.
         steps: half-open token ranges, none of them empty.
-        aggregate: "mean" over the step's tokens, their "max", or the "first".
-
-    Raises:
-        ValueError: there is no such aggregate.
+        aggregate: "mean" over the step's tokens, their "max", or the "first"; else ValueError.
 
     Example:
         >>> import heal_ref as heal

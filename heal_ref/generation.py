@@ -19,7 +19,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from transformers.cache_utils import DummyLayer, DynamicLayer, LinearAttentionCacheLayerMixin
 
 from heal_ref.config import SampleConfig
-from heal_ref.entropy import entropy_and_log_total, split_steps
+from heal_ref.entropy import Ids, entropy_and_log_total, split_steps
 from heal_ref.model import LM, left_pad
 from heal_ref.records import Problem, Trajectory
 from heal_ref.tasks.base import Task
@@ -48,7 +48,7 @@ class _Recorder(LogitsProcessor):
         self.logprob: list[Tensor] = []
         self.last: tuple[Tensor, Tensor] | None = None  # scores and log Z of the step before
 
-    def __call__(self, input_ids: Int[Tensor, "batch pos"], scores: Float[Tensor, "batch vocab"]
+    def __call__(self, input_ids: Ids, scores: Float[Tensor, "batch vocab"]
                  ) -> Float[Tensor, "batch vocab"]:
         self.settle(input_ids[:, -1])
         entropy, log_total = entropy_and_log_total(scores)
@@ -100,10 +100,12 @@ def generate(lm: LM, contexts: Sequence[Sequence[int]],
 
     Example:
         >>> import heal_ref as heal
-        >>> lm, one = heal.load_lm(heal.DATA / "teacher"), heal.SampleConfig(max_new_tokens=1)
-        >>> context, tails = lm.encode("Then compute "), [lm.encode("5 + 3 = "), lm.encode("5 ")]
-        >>> [lm.decode(r.ids) for r in heal.generate(lm, [context], [tails], sampling=one, seed=0)]
-        ['8', '+ ']
+        >>> lm = heal.load_lm(heal.DATA / "teacher")
+        >>> greedy = heal.SampleConfig(temperature=0.0, max_new_tokens=1)
+        >>> context, tails = lm.encode("Then compute "), [lm.encode("5 + 3 = "), lm.encode("5")]
+        >>> rollouts = heal.generate(lm, [context], [tails], sampling=greedy, seed=0)
+        >>> [lm.decode(r.ids) for r in rollouts]
+        ['8', ' + ']
     """
     jobs = []
     for i, context in enumerate(contexts):
@@ -148,21 +150,21 @@ def _generate_batch(lm: LM, jobs: Sequence[Job], sampling: SampleConfig, ends: b
     return out
 
 
-def _inputs(lm: LM, jobs: Sequence[Job]
-            ) -> tuple[Int[Tensor, "batch pos"], Int[Tensor, "batch pos"], dict[str, Any]]:
+def _inputs(lm: LM, jobs: Sequence[Job]) -> tuple[Ids, Ids, dict[str, Any]]:
     """Ids and mask of all texts, and the cache of their contexts if they share any."""
     pad, device = lm.tokenizer.pad_token_id, lm.device
-    contexts, tails = list(dict.fromkeys(job.context for job in jobs)), [job.tail for job in jobs]
-    if len(contexts) < len(jobs) and () not in contexts and all(tails):
+    tails, contexts = [job.tail for job in jobs], dict.fromkeys(job.context for job in jobs)
+    place = {context: i for i, context in enumerate(contexts)}
+    if len(place) < len(jobs) and () not in place and all(tails):
         # 1) prefill each context once. The one greedy token is thrown away: generate() prepares
         #    the inputs as this model wants them, and fills the cache that we keep
-        ids, mask = left_pad(contexts, pad, device)
+        ids, mask = left_pad(list(place), pad, device)
         once = GenerationConfig(max_new_tokens=1, pad_token_id=pad, return_dict_in_generate=True)
         cache = lm.model.generate(
             input_ids=ids, attention_mask=mask, generation_config=once).past_key_values
         if _repeatable(cache, jobs):
             # 2) repeat the cache's row of a context for each of its continuations
-            rows = torch.tensor([contexts.index(job.context) for job in jobs], device=device)
+            rows = torch.tensor([place[job.context] for job in jobs], device=device)
             cache.batch_select_indices(rows)
             # 3) mask what is not visible at the end of a context; the tails come after it
             hidden = [len(job.context) - job.visible for job in jobs]
@@ -171,8 +173,8 @@ def _inputs(lm: LM, jobs: Sequence[Job]
             tail, tail_mask = left_pad(tails, pad, device)
             return (torch.cat([ids[rows], tail], 1), torch.cat([seen, tail_mask], 1),
                     {"past_key_values": cache})
-        warnings.warn(f"the cache of {type(lm.model).__name__} cannot be repeated: its contexts are "
-                      "computed for each continuation, which is slower", RuntimeWarning, stacklevel=5)
+        warnings.warn(f"the cache of {type(lm.model).__name__} cannot be repeated: a context is "
+                      "computed for each continuation: slower", RuntimeWarning, stacklevel=5)
     texts = [[*job.context[: job.visible], *job.tail] for job in jobs]
     return *left_pad(texts, pad, device), {}
 

@@ -16,11 +16,10 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from jaxtyping import Int
-from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, GgufConfig
 from transformers.utils import cached_file, logging
 
+from heal_ref.entropy import Ids
 from heal_ref.records import InputError
 from heal_ref.template import turn_end
 
@@ -105,8 +104,7 @@ class LM:
         return [self._pieces[i] for i in ids]
 
 
-def left_pad(rows: Sequence[Sequence[int]], pad: int, device: torch.device
-             ) -> tuple[Int[Tensor, "batch pos"], Int[Tensor, "batch pos"]]:
+def left_pad(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[Ids, Ids]:
     """Rows of ids as one tensor, padded on the left, and its attention mask:
 
     [[5, 6, 7], [8]]  ->  [[5, 6, 7], [0, 0, 8]]  and  [[1, 1, 1], [0, 0, 1]]
@@ -139,7 +137,7 @@ def load_lm(source: str | Path, *, dtype: str = "auto", max_batch: int = MAX_BAT
     """Load a causal LM and its tokenizer onto the device that accelerate picks.
 
     One process that sees several accelerators spreads the model over them; several processes hold
-    a copy each. A student's dtype does not matter: training keeps float32 master weights.
+    a copy each. Students train with float32 master weights whatever their dtype (`train`).
 
     Args:
         source: a folder, a name on the hub, or a GGUF file, whose weights are dequantised.
@@ -147,8 +145,7 @@ def load_lm(source: str | Path, *, dtype: str = "auto", max_batch: int = MAX_BAT
         max_batch: sequences that go through the model at once; fewer need less memory.
 
     Raises:
-        InputError: the model is not there, not whole, an adapter, or does not fit its tokenizer;
-            it needs code of its own or a package that is missing; `dtype` is unknown.
+        InputError: there is no such model, or it cannot be loaded whole; what to do.
 
     Example:
         >>> import heal_ref as heal
@@ -157,27 +154,31 @@ def load_lm(source: str | Path, *, dtype: str = "auto", max_batch: int = MAX_BAT
     """
     if dtype not in DTYPES:
         raise InputError(f"dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}")
-    # 1) where it is, and where it goes
     tokenizer, where, state = load_tokenizer(source), _location(source), processes()
-    gguf = "gguf_file" in where
-    spread = state.num_processes == 1 and torch.accelerator.device_count() > 1
-    placed = {"device_map": "auto"} if spread else {}
-    # 2) the weights
+    options: dict[str, Any] = {"dtype": dtype}
+    if gguf := "gguf_file" in where:
+        options["quantization_config"] = GgufConfig(dequantize=True)
+        options["dtype"] = "float32" if dtype == "auto" else dtype
+    if state.num_processes == 1 and torch.accelerator.device_count() > 1:
+        options["device_map"] = "auto"
     with _loading(source, "model"):
-        model, found = AutoModelForCausalLM.from_pretrained(
-            **where, **placed, dtype="float32" if gguf and dtype == "auto" else dtype,
-            generation_config=_listed_ends(where), output_loading_info=True)
-    if gguf:  # the weights are plain floats now, which save_pretrained would not believe
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            **where, **options, generation_config=_listed_ends(where), output_loading_info=True)
+    model, found = loaded
+    if gguf:  # its weights are plain floats now, but save_pretrained believes these two
         model.hf_quantizer = None
         del model.config.quantization_config
-    # 3) are they whole, and do they fit?
+    whole = f"{source}: the model cannot be loaded"
+    if "quantization_config" in model.config.to_dict() and not getattr(model, "hf_quantizer", None):
+        raise InputError(f"{whole}, its quantisation is unknown; take one that is not quantised")
     if missing := found["missing_keys"]:
-        raise InputError(f"{source}: the model cannot be loaded, {len(missing)} weights (such as "
-                         f"{min(missing)}) are missing and would be random; save the whole model")
+        raise InputError(f"{whole}, {len(missing)} of its weights (such as {min(missing)}) are "
+                         "missing and would be random; save the whole model")
     if (rows := model.get_input_embeddings().num_embeddings) < len(tokenizer):
         raise InputError(f"{source}: the tokenizer has {len(tokenizer)} tokens, the model only "
                          f"{rows}; they do not belong together")
-    return LM((model if spread else model.to(state.device)).eval(), tokenizer, max_batch)
+    placed = model if "device_map" in options else model.to(state.device)
+    return LM(placed.eval(), tokenizer, max_batch)
 
 
 def _location(source: str | Path) -> dict[str, Any]:

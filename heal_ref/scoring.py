@@ -1,14 +1,10 @@
 """Entropy and log-probability of every token of a text.
 
-Paper: GEAR "detects critical reasoning breakpoints via entropy dynamics". `token_stats_simple` is
-the plain computation. Its logits fill 2.5 GB for 4,096 tokens at a vocabulary of 150,000, so
-`token_stats` makes the same sums without ever holding them:
-
-- The model's body gives hidden states. Its output head turns them into logits one tile at a time
-  (some positions, some vocabulary entries), of which four numbers per position are kept.
-- What a model does to its logits after the head (a scale, a soft cap) differs between families.
-  `find_head` tries what the configuration suggests and accepts it only if it reproduces the model's
-  logits on a short probe; otherwise the plain computation is used.
+`token_stats_simple` is the plain computation. Its logits fill 2.5 GB for 4,096 tokens of 150,000
+kinds, so `token_stats` applies the output head to the body's hidden states one tile at a time (some
+positions, some vocabulary entries) and keeps four numbers per position. What a model does to its
+logits after the head differs between families: `find_head` tries what the configuration suggests,
+and accepts it only if it reproduces the model's logits on a short probe.
 """
 
 from __future__ import annotations
@@ -24,7 +20,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from heal_ref.entropy import NAN, entropy_and_logprob
+from heal_ref.entropy import NAN, Ids, PerToken, entropy_and_logprob
 from heal_ref.model import LM, left_pad
 from heal_ref.records import InputError
 
@@ -32,6 +28,8 @@ ROWS = 1024  # positions in a tile
 COLUMNS = {"cpu": 1024}  # vocabulary entries in a tile: 4 MB of float32, which its cache holds
 MANY_COLUMNS = 16_384  # on an accelerator, where starting an operation is what costs: 64 MB
 PROBE = 8  # tokens on which a head is tried
+SCALES = ("logit_scale", "output_multiplier", "lm_head_multiplier")
+CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
 LOWEST = -1e30  # instead of -inf: 0 · (-1e30) is 0 where 0 · (-inf) is NaN
 
 
@@ -46,13 +44,12 @@ class Head:
 
     def logits(self, hidden: Float[Tensor, "n d"], out: Float[Tensor, "n k"], start: int = 0
                ) -> Float[Tensor, "n k"]:
-        """Logits of the k vocabulary entries from `start` on, written into `out` (float32). The
-        product is taken in the model's dtype, as the model itself does."""
+        """Logits of the k vocabulary entries from `start` on, written into `out` (float32)."""
         weight = self.weight[start : start + out.shape[1]].T
         if hidden.dtype == out.dtype:
             torch.mm(hidden, weight, out=out)
         else:
-            out.copy_(torch.mm(hidden, weight))
+            out.copy_(torch.mm(hidden, weight))  # in the model's dtype, as the model does
         if self.bias is not None:
             out.add_(self.bias[start : start + out.shape[1]])
         if self.scale != 1:
@@ -69,11 +66,8 @@ def head_stats(hidden: Float[Tensor, "n d"], head: Head, targets: Int[Tensor, " 
     """Entropy (nats) of each position's distribution and log-prob of its target, both float32.
 
     With x = logit − top, top the largest logit so far, a position keeps Z = Σ e^x and M = Σ x e^x;
-    when a tile raises top by δ they become e^−δ Z and e^−δ (M − δ Z). Then H = log Z − M / Z.
-    Two float32 tiles (positions, vocabulary entries) are the whole working memory.
-
-    Raises:
-        FloatingPointError: a distribution is NaN.
+    when a tile raises top by δ they become e^−δ Z and e^−δ (M − δ Z). At the end H = log Z − M / Z.
+    Two float32 tiles (positions × vocabulary entries) are the whole working memory.
     """
     rows, columns = tile or (ROWS, COLUMNS.get(hidden.device.type, MANY_COLUMNS))
     vocab = len(head.weight)
@@ -108,12 +102,9 @@ def head_stats(hidden: Float[Tensor, "n d"], head: Head, targets: Int[Tensor, " 
 _found: WeakKeyDictionary[Any, tuple[float, float | None] | None] = WeakKeyDictionary()
 
 
-def find_head(model: Any, ids: Int[Tensor, "batch pos"]) -> Head | None:
-    """The head of a causal LM, if it turns the body's hidden states into the model's own logits.
-
-    Tried once per model, on the first few tokens of `ids`. None, with a RuntimeWarning the first
-    time, if the head is not a plain linear layer or no candidate agrees.
-    """
+def find_head(model: Any, ids: Ids) -> Head | None:
+    """The head of a causal LM, if it turns the body's hidden states into the model's own logits on
+    the first few ids; tried once per model. Else None, with a RuntimeWarning the first time."""
     linear, body = model.get_output_embeddings(), model.base_model
     fusable = type(linear) is torch.nn.Linear and not linear.weight.is_meta and body is not model
     if model not in _found:
@@ -121,15 +112,14 @@ def find_head(model: Any, ids: Int[Tensor, "batch pos"]) -> Head | None:
         if _found[model] is None:
             warnings.warn(
                 f"the logits of {type(model).__name__} are not just a linear layer, a scale and a "
-                "soft cap of its hidden states: all logits of a text are computed at once, which "
-                "gives the same numbers and needs more memory", RuntimeWarning, stacklevel=4)
+                "soft cap: the same numbers will need more memory", RuntimeWarning, stacklevel=4)
     way = _found[model]
     return Head(linear.weight, linear.bias, *way) if fusable and way else None
 
 
-def _scale_and_cap(model: Any, linear: torch.nn.Linear, ids: Int[Tensor, "1 n"]
+def _scale_and_cap(model: Any, linear: torch.nn.Linear, ids: Ids
                    ) -> tuple[float, float | None] | None:
-    """The scale and soft cap that reproduce the model's logits to its dtype's precision."""
+    """The scale and soft cap that reproduce the model's logits to the precision of its dtype."""
     own = model(input_ids=ids, use_cache=False).logits[0].float()
     if torch.isnan(own).any():
         raise FloatingPointError(NAN)
@@ -138,18 +128,15 @@ def _scale_and_cap(model: Any, linear: torch.nn.Linear, ids: Int[Tensor, "1 n"]
     if (hidden is None or hidden.dtype != linear.weight.dtype
             or (hidden.shape[-1], own.shape[-1]) != shape):
         return None
-
-    def named(*names: str) -> list[float]:
-        values = [getattr(model.config.get_text_config(), name, None) for name in names]
-        return [float(v) for v in values if v and isinstance(v, int | float)]
-
-    divisors = named("logits_scaling")  # Granite divides by it, HyperCLOVA X multiplies
-    scales = named("logit_scale", "output_multiplier", "lm_head_multiplier")
-    caps = named("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+    settings = vars(model.config.get_text_config()).items()
+    known = {name: value for name, value in settings if value and isinstance(value, int | float)}
+    scaling = known.get("logits_scaling", 1.0)  # Granite divides by it, HyperCLOVA X multiplies
+    scales = [known[n] for n in SCALES if n in known] + [1 / scaling, scaling, 1.0]
+    caps = [known[n] for n in CAPS if n in known]
     device, close = linear.weight.device, max(1e-4, 4 * torch.finfo(linear.weight.dtype).eps)
     hidden, own = hidden[0].to(device), own.to(device).clamp_(min=LOWEST)
     for cap in [*caps, None]:
-        for scale in [*scales, *(1 / d for d in divisors), *divisors, 1.0]:
+        for scale in scales:
             head = Head(linear.weight, linear.bias, scale, cap)
             ours = head.logits(hidden, torch.empty_like(own))
             if torch.allclose(ours, own, rtol=close, atol=close * own.abs().median().item()):
@@ -158,9 +145,8 @@ def _scale_and_cap(model: Any, linear: torch.nn.Linear, ids: Int[Tensor, "1 n"]
 
 
 @torch.no_grad()
-def token_stats(model: Any, input_ids: Int[Tensor, "batch pos"],
-                attention_mask: Int[Tensor, "batch pos"] | None = None
-                ) -> tuple[Float[Tensor, "batch pos"], Float[Tensor, "batch pos"]]:
+def token_stats(model: Any, input_ids: Ids, attention_mask: Ids | None = None
+                ) -> tuple[PerToken, PerToken]:
     """Entropy (nats) and log-prob of every token of a text, for any transformers causal LM.
 
     Args:
@@ -195,9 +181,9 @@ def token_stats(model: Any, input_ids: Int[Tensor, "batch pos"],
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if limit and 0 < limit < ids.shape[1]:
         raise InputError(
-            f"a text has {ids.shape[1]:,} tokens, but {type(model).__name__} has {limit:,} positions "
-            "(max_position_embeddings): its numbers mean nothing beyond what it was trained for; "
-            "shorten the text, or load a model with a longer context")
+            f"a text has {ids.shape[1]:,} tokens, but {type(model).__name__} has {limit:,} "
+            "positions, and its numbers mean nothing beyond them; shorten the text, or load a model "
+            "with a longer context")
     # 2) the tokens that a token of the same text precedes
     if head := find_head(model, ids):
         device = head.weight.device  # a model may be spread over several
@@ -214,9 +200,8 @@ def token_stats(model: Any, input_ids: Int[Tensor, "batch pos"],
 
 
 @torch.no_grad()
-def token_stats_simple(model: Any, input_ids: Int[Tensor, "batch pos"],
-                       attention_mask: Int[Tensor, "batch pos"] | None = None
-                       ) -> tuple[Float[Tensor, "batch pos"], Float[Tensor, "batch pos"]]:
+def token_stats_simple(model: Any, input_ids: Ids, attention_mask: Ids | None = None
+                       ) -> tuple[PerToken, PerToken]:
     """What `token_stats` computes, from the full logits of one text at a time."""
     mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
     entropy, logprob = torch.full((2, *input_ids.shape), math.nan, device=input_ids.device)
@@ -231,11 +216,10 @@ def token_stats_simple(model: Any, input_ids: Int[Tensor, "batch pos"],
 
 def text_stats(lm: LM, pairs: Iterable[tuple[Sequence[int], Sequence[int]]]
                ) -> list[tuple[list[float], list[float]]]:
-    r"""Entropy (nats) and log-prob of each token of `completion` after `context`.
+    """Entropy (nats) and log-prob of each token of a completion after its context.
 
     Args:
-        pairs: (context, completion) as token ids. After an empty context nothing predicts the
-            first token: its two numbers are NaN.
+        pairs: (context, completion) as token ids. After an empty context the first token has NaN.
 
     Returns:
         (entropy, logprob) per pair, each as long as its completion. Errors as in `token_stats`.
@@ -244,12 +228,11 @@ def text_stats(lm: LM, pairs: Iterable[tuple[Sequence[int], Sequence[int]]]
         How probable does the teacher find 5 + 3 = 8, and how probable 5 + 3 = 9?
 
         >>> import heal_ref as heal
-        >>> lm, task = heal.load_lm(heal.DATA / "teacher"), heal.ClockTask()
-        >>> prompt = task.prompt(heal.Problem("p", "Start 5; + 3; * 4", "9"))
-        >>> context = lm.encode(prompt + "We start at 5.\n\nThen compute 5 + 3 = ")
+        >>> lm = heal.load_lm(heal.DATA / "teacher")
+        >>> context = lm.encode("Then compute 5 + 3 = ")
         >>> stats = heal.text_stats(lm, [(context, lm.encode("8")), (context, lm.encode("9"))])
         >>> [round(logprob[0]) for entropy, logprob in stats]
-        [0, -9]
+        [0, -8]
     """
     pairs, out = list(pairs), []
     for start in range(0, len(pairs), lm.max_batch):

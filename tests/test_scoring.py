@@ -14,7 +14,7 @@ from heal_lab import bench
 from heal_ref import scoring
 from heal_ref.entropy import entropy_and_logprob
 from heal_ref.records import InputError
-from heal_ref.scoring import Head, head_stats, token_stats
+from heal_ref.scoring import Head, head_stats, token_stats, token_stats_simple
 
 SIZES = {"vocab_size": 50, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
          "num_key_value_heads": 2, "head_dim": 16, "pad_token_id": 0, "max_position_embeddings": 32}
@@ -96,6 +96,18 @@ def test_families_equal_full_logits_in_float64(name, left, monkeypatch, no_fallb
     assert_close(scores, exact(model, ids, mask))
     assert torch.equal(scores[0].isnan(), scores[1].isnan())
     assert scores[0].isnan().sum() == 33 - (10 + 6 + 1)  # a first token has no score, and padding has none
+
+
+@pytest.mark.parametrize("left", [False, True], ids=["right", "left"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_plain_way_gives_the_same(name, left, no_fallback):
+    model, (ids, mask) = build(name), texts(left=left)
+    plain, expected = token_stats_simple(model, ids, mask), exact(model, ids, mask)
+    assert_close(plain, expected)
+    for a, b in zip(plain, token_stats(model, ids, mask), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=2e-5, equal_nan=True)
+    whole = torch.ones_like(ids)
+    assert_close(token_stats_simple(model, ids), exact(model, ids, whole))
 
 
 def test_padding_changes_no_number_at_all():
@@ -254,7 +266,7 @@ def test_full_logits_never_exist():
 def test_a_text_beyond_the_models_positions_is_refused():
     model = build("gpt2")
     assert token_stats(model, torch.ones(1, 32).long())[0].shape == (1, 32)
-    with pytest.raises(InputError, match=r"33 tokens, but GPT2LMHeadModel has 32 positions .* shorten the text"):
+    with pytest.raises(InputError, match=r"33 tokens, but GPT2LMHeadModel has 32 positions.* shorten the text"):
         token_stats(model, torch.ones(1, 33).long())
 
 
