@@ -81,7 +81,7 @@ def generate(lm: LM, contexts: Sequence[Sequence[int]],
              tails: Sequence[Sequence[Sequence[int]]] | None = None, *, sampling: SampleConfig,
              seed: int, visible: Sequence[Sequence[int]] | None = None, ends: bool = True,
              seconds: float | None = None) -> list[Rollout]:
-    """Continue each context (token ids) once, or once after each of its tails (token ids).
+    r"""Continue each context (token ids) once, or once after each of its tails (token ids).
 
     A context is computed once; its tails share it through the cache. A model whose cache cannot be
     repeated computes it for each tail, with a RuntimeWarning.
@@ -101,11 +101,11 @@ def generate(lm: LM, contexts: Sequence[Sequence[int]],
     Example:
         >>> import heal_ref as heal
         >>> lm = heal.load_lm(heal.DATA / "teacher")
-        >>> greedy = heal.SampleConfig(temperature=0.0, max_new_tokens=1)
-        >>> context, tails = lm.encode("Then compute "), [lm.encode("5 + 3 = "), lm.encode("5")]
-        >>> rollouts = heal.generate(lm, [context], [tails], sampling=greedy, seed=0)
-        >>> [lm.decode(r.ids) for r in rollouts]
-        ['8', ' + ']
+        >>> one = heal.SampleConfig(temperature=0.0, max_new_tokens=1)
+        >>> context = lm.encode("Problem: Start 5; + 3\nSolution:\n")
+        >>> tails = [lm.encode("We start at "), lm.encode("We start at 5")]
+        >>> [lm.decode(r.ids) for r in heal.generate(lm, [context], [tails], sampling=one, seed=0)]
+        ['5', '.']
     """
     jobs = []
     for i, context in enumerate(contexts):

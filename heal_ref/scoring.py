@@ -182,8 +182,8 @@ def token_stats(model: Any, input_ids: Ids, attention_mask: Ids | None = None
     if limit and 0 < limit < ids.shape[1]:
         raise InputError(
             f"a text has {ids.shape[1]:,} tokens, but {type(model).__name__} has {limit:,} "
-            "positions, and its numbers mean nothing beyond them; shorten the text, or load a model "
-            "with a longer context")
+            "positions, and its numbers mean nothing beyond them; shorten the text, or load a "
+            "model with a longer context")
     # 2) the tokens that a token of the same text precedes
     if head := find_head(model, ids):
         device = head.weight.device  # a model may be spread over several
