@@ -102,7 +102,7 @@ def plot_reading(pieces: Sequence[str], t: Trajectory, config: GearConfig,
         wrong: index of the first wrong step (from a checker, for measuring only).
     """
     k, values = breakpoint_of(t, config), step_values(t.entropy, t.steps, config.step)
-    height, name = 0.26 * len(t.steps), f"{config.step} {config.signal}"
+    height, name = 0.26 * max(1, len(t.steps)), f"{config.step} {config.signal}"
     figure = Figure(figsize=(7.2, 2.3 + height))
     text, curve = figure.subplots(2, 1, height_ratios=(height, 2.0))
     # 1) the text

@@ -99,15 +99,18 @@ def test_the_threshold_decides(teacher, task, story):
 def test_a_repair_without_a_usable_hint_says_why(teacher, task, story):
     base, repaired, reference = story
     whole = next(r for r in repaired if r.breakpoint)
-    kept = whole.steps[: whole.breakpoint]
-    stub = replace(whole, steps=kept, hint=None, note="hint cut off by the length limit", answer=None, correct=False)
-    (pick, stage), text, picture = parts(heal.explore_repair(teacher, task, base, [stub], reference))
-    assert "(hint cut off by the length limit)" in pick.options[0][0]
-    stage.index = 3
-    assert "No usable hint was written: hint cut off by the length limit." in shown(text)
-    for number in range(7):
-        stage.index = number
-        assert (number == 0) == (picture.value == b"")
+    note = "hint cut off by the length limit"
+    for cut in (whole.breakpoint, 0):  # at 0 nothing is kept
+        end = whole.steps[cut][0]
+        stub = replace(whole, breakpoint=cut, steps=whole.steps[:cut], token_ids=whole.token_ids[:end],
+                       entropy=whole.entropy[:end], hint=None, note=note, answer=None, correct=False)
+        (pick, stage), text, picture = parts(heal.explore_repair(teacher, task, base, [stub], reference))
+        assert f"({note})" in pick.options[0][0]
+        stage.index = 3
+        assert f"No usable hint was written: {note}." in shown(text)
+        for number in range(7):
+            stage.index = number
+            assert (number == 0) == (picture.value == b"")
 
 
 def test_another_reading_than_the_one_that_cut(teacher, task, story):
