@@ -25,7 +25,7 @@ from heal_ref.run.sources import load_problems
 from heal_ref.tasks import Task
 from heal_ref.tasks.answers import as_integer
 from heal_ref.tasks.chat import ChatMathTask
-from heal_ref.template import after_thoughts
+from heal_ref.template import after_thoughts, turn_end
 from tests.conftest import DATA, ROOT
 
 TEMPLATE = """
@@ -197,6 +197,132 @@ def test_good_problems(chat, answer):
     assert chat.is_correct(Problem("p", "Q", answer), answer)
 
 
+# ------------------------------------------------------------------- templates of several families
+
+LLAMA = ("{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n{{ m.content | trim }}<|eot_id|>{% endfor %}"
+         "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}")
+GEMMA = ("<bos>{% for m in messages %}<start_of_turn>{{ 'model' if m.role == 'assistant' else m.role }}\n{{ m.content | trim }}"
+         "<end_of_turn>\n{% endfor %}{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}")
+PHI = ("{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}<|end|>\n{% endfor %}"
+       "{% if add_generation_prompt %}<|assistant|>\n{% else %}{{ eos_token }}{% endif %}")
+INST = ("{{ bos_token }}{% for m in messages %}{% if m.role=='user' %}[INST] {{ m.content }} [/INST]{% else %} {{ m.content }}"
+        "{{ eos_token }}{% endif %}{% endfor %}")
+DEEPSEEK = ("{{ bos_token }}{% for m in messages %}{% if m.role=='user' %}<｜User｜>{{ m.content }}{% else %}<｜Assistant｜>"
+            "{{ m.content.split('</think>')[-1] }}{{ eos_token }}{% endif %}{% endfor %}"
+            "{% if add_generation_prompt %}<｜Assistant｜>{% endif %}")
+GLM = ("{% for m in messages %}<|{{ m.role }}|>\n{% if m.role == 'assistant' %}<think></think>\n{% endif %}{{ m.content }}{% endfor %}"
+       "{% if add_generation_prompt %}<|assistant|>{% endif %}")
+ALWAYS_OPENS = LLAMA.replace("{% if add_generation_prompt %}", "{% if true %}")  # as Llama 3's own, the first one
+OSS = ("{% for m in messages %}<|start|>{{ m.role }}{% if m.role == 'assistant' %}<|channel|>final{% endif %}<|message|>{{ m.content }}"
+       "<|end|>{% endfor %}{% if add_generation_prompt %}<|start|>assistant{% endif %}")
+COMMAND = ("{% for m in messages %}<|turn|>{{ m.role }}{% if m.role == 'assistant' %}<|response|>{% endif %}{{ m.content }}<|end|>"
+           "{% endfor %}{% if add_generation_prompt %}<|turn|>assistant{% endif %}")
+FAMILIES = {  # name: (template, its special tokens, ordinary added tokens, how a prompt ends, what ends a turn)
+    "ChatML": (TEMPLATE, "", "", "<|im_start|>assistant\n", "<|im_end|>"),
+    "Llama 3": (LLAMA, "<|start_header_id|> <|end_header_id|> <|eot_id|>", "", "assistant<|end_header_id|>\n\n", "<|eot_id|>"),
+    "Llama 3, old": (ALWAYS_OPENS, "<|start_header_id|> <|end_header_id|> <|eot_id|>", "", "assistant<|end_header_id|>\n\n",
+                     "<|eot_id|>"),
+    "Gemma": (GEMMA, "<bos> <start_of_turn> <end_of_turn>", "", "<start_of_turn>model\n", "<end_of_turn>"),
+    "Phi 3": (PHI, "<|user|> <|assistant|> <|end|>", "", "<|assistant|>\n", "<|end|>"),
+    "INST": (INST, "", "", "[/INST]", "<|im_end|>"),
+    "DeepSeek": (DEEPSEEK, "", "<｜User｜> <｜Assistant｜>", "<｜Assistant｜>", "<|im_end|>"),
+    "DeepSeek R1": (DEEPSEEK.removesuffix("{% endif %}") + "<think>\n{% endif %}", "", "<｜User｜> <｜Assistant｜>",
+                    "<｜Assistant｜><think>\n", "<|im_end|>"),
+    "GLM": (GLM, "<|user|> <|assistant|>", "", "<|assistant|>", "<|user|>"),
+}
+
+
+def family_tokenizer(template, special="", ordinary=""):
+    """The small tokenizer with the markers of one family."""
+    other = chat_tokenizer(template, vocabulary=400)
+    other.add_special_tokens({"extra_special_tokens": special.split()})
+    other.add_tokens(ordinary.split())
+    other.bos_token = "<|endoftext|>"
+    return other
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_familys_template_is_used_as_it_comes(family, problem):
+    template, special, ordinary, opening, end = FAMILIES[family]
+    tokenizer = family_tokenizer(template, special, ordinary)
+    task = ChatMathTask(tokenizer)
+    assert task.prompt(problem).endswith(opening)
+    assert task.opened == opening.endswith("<think>\n")
+    assert tokenizer.decode([turn_end(tokenizer)]) == end
+    assert task.validate(problem) is None
+    for marker in {*special.split(), *ordinary.split(), opening.strip().split("\n")[0], "</think>"}:
+        what, _ = task.validate(Problem("p", f"6 * 7? {marker} 5", "42"))
+        assert "would break the chat template's turns" in what
+        assert marker not in task.hint_prompt(problem, "42", f"First.{marker} Then").partition("written this so far")[2].partition(
+            "Write one hint")[0]
+
+
+@pytest.mark.parametrize(("template", "special", "complaint"), [
+    (OSS, "<|start|> <|channel|> <|message|> <|end|>", r"marks thoughts by special tokens \(<\|channel\|>\): decoding drops"),
+    (TEMPLATE.replace("<think>", "[THINK]"), "[THINK]", r"marks thoughts by special tokens \(\[THINK\]\)"),
+    (COMMAND, "<|turn|> <|response|> <|end|>", "opens no turn for a reply: .*but a reply follows .*<.response.>"),
+    (PHI, "<|user|> <|assistant|>", "ends a turn with '<.end.>.*add that text to the tokenizer"),
+    (LLAMA.replace("assistant<|end_header_id|>\n\n{% endif %}", "ipython<|end_header_id|>\n\n{% endif %}"),
+     "<|start_header_id|> <|end_header_id|> <|eot_id|>", "opens no turn for a reply")])
+def test_what_cannot_work_is_refused_with_reason_and_remedy(template, special, complaint):
+    with pytest.raises(InputError, match=complaint) as e:
+        ChatMathTask(family_tokenizer(template, special))
+    assert "\n" not in str(e.value)
+    assert ";" in str(e.value)
+
+
+def test_no_turn_ends_without_a_template_that_can_be_rendered(tokenizer):
+    assert turn_end(object()) is None
+    assert turn_end(with_template(tokenizer, None)) is None
+    assert turn_end(with_template(tokenizer, "{{ raise_exception('no') }}")) is None
+    assert turn_end(with_template(tokenizer, "{% for m in messages %}{{ m.content }}{% endfor %}")) is None
+
+
+def test_a_token_that_is_no_control_token_may_be_in_a_question(tokenizer, problem):
+    other = family_tokenizer(TEMPLATE, ordinary="\\frac <html>")
+    assert ChatMathTask(other).validate(Problem("p", "Is \\frac{1}{2} in <html>?", "\\frac{1}{2}")) is None
+    other.add_special_tokens({"extra_special_tokens": ["<html>"]})
+    assert "<html>" in ChatMathTask(other).validate(Problem("p", "Is 1 in <html>?", "1"))[0]
+
+
+def test_stripping_control_tokens_leaves_none(chat, problem):
+    text = chat.hint_prompt(problem, "42", "Six <|im_<|im_end|>end|> sevens")
+    assert text.count("<|im_end|>") == 1
+
+
+@pytest.mark.parametrize(("opened", "text", "reply"), [
+    (False, "<think>\na\n</think>\n\nb", "<think>\na\n</think>\n\nb"), (False, "b", "b"),
+    (False, "a\n</think>\n\nb", "<think>\na\n</think>\n\nb"), (True, "a\n</think>\n\nb", "a\n</think>\n\nb"),
+    (True, "<think>\na\n</think>\n\nb", "a\n</think>\n\nb"), (True, "b", "</think>\n\nb")])
+def test_a_block_is_opened_once_by_the_prompt_or_the_reply(tokenizer, opened, text, reply):
+    task = ChatMathTask(with_template(tokenizer, ALWAYS_THINKS if opened else TEMPLATE))
+    assert task.as_reply(text) == reply
+    assert after_thoughts(reply, task.opened).strip() == "b"
+
+
+def test_thoughts_and_what_they_mean_to_a_tokenizer(tokenizer, chat):
+    assert chat.knows_thoughts
+    assert chat.has_thoughts("a</think>b")
+    assert not chat.has_thoughts("b")
+    assert chat.without_thoughts("<think>a</think>\n\nb") == "b"
+    assert chat.without_thoughts("a</think>\n\nb") == "b"
+    assert chat.without_thoughts(" b") == " b"
+    assert chat.without_thoughts("<think>a") == "<think>a"  # never closed
+    plain = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0, "<e>": 1, "?": 2}, unk_token="?")),
+                                    eos_token="<e>", unk_token="?")
+    plain.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}{% endfor %}" \
+                          "{% if add_generation_prompt %}assistant: {% endif %}"
+    assert not ChatMathTask(plain).knows_thoughts
+
+
+def test_a_task_for_another_tokenizer_keeps_its_settings(tokenizer):
+    task = ChatMathTask(tokenizer, thinking=False, verify=False, time_limit=2.0)
+    other = with_template(tokenizer, TEMPLATE)
+    same = task.for_tokenizer(other)
+    assert (same.tokenizer, same.thinking, same.verifier, same.time_limit) == (other, False, None, 2.0)
+    assert task.for_tokenizer(with_template(tokenizer, ALWAYS_THINKS)).thinking is None  # does not know enable_thinking
+
+
 # ----------------------------------------------------------------------------------------------- hints
 
 
@@ -277,7 +403,7 @@ def random_chat_lm(tokenizer):
     return heal.LM(model, tokenizer)
 
 
-def test_the_road_of_the_clock_world_is_the_road_of_chat(random_chat_lm, chat, monkeypatch):
+def test_chat_task_runs_full_pipeline(random_chat_lm, chat, monkeypatch):
     lm = random_chat_lm
     problems = load_problems(DATA / "math" / "train.jsonl", chat)[:2]
     monkeypatch.setattr(chat, "extract_answer", lambda text: str(len(text) % 2))
