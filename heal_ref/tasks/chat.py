@@ -23,16 +23,14 @@ class ChatMathTask(Task):
     r"""Mathematics problems for a chat model.
 
     The paper speaks of "hindsight hints", of an "answer-guided curriculum" and of reasoning
-    "breakpoints"; we have none of its prompts. All texts are our reading, in plain English. A step
-    ends at a blank line (secondary sources). A step that `elicit` interrupts may lie within a
-    thinking block; no fixed text can close a block that may not be open.
+    "breakpoints", and gives no prompts: all texts are our reading. A step ends at a blank line
+    (secondary sources). `elicit` may interrupt a thinking block: no fixed text could close one.
 
     Args:
         tokenizer: of the model that is prompted; it must have a chat template.
         thinking: passed to the template as `enable_thinking`; None leaves it to the template.
-        verify: ask math-verify, if it is installed, whether two answers are equal; else they must
-            be spelled alike.
-        time_limit: seconds for one such question; what takes longer is wrong.
+        verify: whether math-verify, if installed, compares expressions; else spelling decides.
+        time_limit: seconds for one comparison; what takes longer is wrong.
 
     Raises:
         InputError: the template cannot be used. The message says why and what to do.
@@ -75,16 +73,12 @@ class ChatMathTask(Task):
         if token := self._control.search(question) or self._control.search(answer):
             return (f"the text holds {token[0]!r}, which would break the chat template's turns",
                     "take it out")
-        if not answer.strip():
-            return "the answer is empty", "write the final answer"
-        if len(answer) > answers.MAX_ANSWER:
-            return (f"the answer has {len(answer)} characters, more than {answers.MAX_ANSWER}",
-                    "write the final answer only")
-        if "\\boxed" in answer or "\\fbox" in answer:
-            return f"the answer {answer[:60]!r} holds a box", "write only what stands in the box"
-        if not answers.is_balanced(answer):
-            return (f"the braces of the answer {answer[:60]!r} are not balanced",
-                    "close every brace")
+        if (found := answers.final_answer(answer)) is None:
+            return (f"the answer {answer[:60]!r} ({len(answer)} characters) is no final answer: it "
+                    "is empty, too long, a sentence or no number, or its braces are not balanced",
+                    "write the final answer alone")
+        if found != (answer.strip(), "as it stands"):
+            return f"the answer {answer[:60]!r} holds a {found[1]}", f"write {found[0]!r} alone"
         return None
 
     def _render(self, content: str) -> str:

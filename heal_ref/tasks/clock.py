@@ -1,14 +1,13 @@
 r"""The clock world: chains of operations on a 23-hour clock, where every step can be checked.
 
-    Start 5; + 3; * 4; # 7; - 6        the question
-    We start at 5.                     step 0 restates; then one step per operation, then the
-    Then compute 5 + 3 = 8. ...        answer; a blank line ends a step
+    Start 5; + 3; * 4; # 7; - 6     the question
+    We start at 5.                  step 0 restates; then one step per operation, then the answer;
+    Then compute 5 + 3 = 8. ...     a blank line ends a step
     So the answer is \boxed{20}.
 
-- Six operators. The *teacher's* training corpus (heal_lab/clock_corpus.py) decides what it knows of
-  each: `+ - *` are right there, `@` is mostly wrong, `#` random, and `^` follows a wrong rule.
-- Every operator is invertible in its left value, so a teacher can *work back* from an answer: that
-  is how a hindsight hint is written here.
+The *teacher's* training corpus (heal_lab/clock_corpus.py) decides what it knows of each operator:
+`+ - *` are right there, `@` is mostly wrong, `#` random, and `^` follows a wrong rule. Every operator
+is invertible in its left value, so a teacher can work back from an answer and write a hint.
 """
 
 from __future__ import annotations
@@ -20,16 +19,13 @@ from dataclasses import dataclass
 from heal_ref.records import Problem
 from heal_ref.tasks.base import Task
 
-HOURS = 23
-MAX_OPERAND = 9
-
+HOURS, MAX_OPERAND = 23, 9
 RULES = {  # operator -> the true rule, before taking it modulo 23
     "+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a * b,
     "@": lambda a, b: 3 * a + b, "#": lambda a, b: 2 * a + b, "^": lambda a, b: a - 2 * b}
 MISCONCEPTION = {"^": lambda a, b: a + b + b + 1}  # the rule that the teacher's corpus teaches
 MASTERED, SHAKY, UNLEARNT, MISCONCEIVED = "+-*", "@", "#", "^"
 PROBLEM_KINDS = ("mastered", "shaky", "frontier", "double", "misconceived")
-
 _QUESTION = re.compile(r"Start (\d+)((?:; \S \d+)+)")
 _STEP = re.compile(r"(\d+) ([-+*@#^]) (\d+) = (\d+)")
 _BOXED = re.compile(r"\\boxed\{(\d+)\}")
@@ -52,7 +48,7 @@ class Chain:
         """Read `Start 5; + 3; * 4`. Raises ValueError (what is wrong) for anything else."""
         match = _QUESTION.fullmatch(question.strip())
         if not match:
-            raise ValueError(f"the question {question[:60]!r} is not of the form 'Start 5; + 3; * 4'")
+            raise ValueError(f"the question {question[:60]!r} is not of the form 'Start 5; + 3'")
         parts = (part.split() for part in match[2].strip("; ").split("; "))
         ops = tuple((op, int(operand)) for op, operand in parts)
         for op, b in ops:
@@ -87,16 +83,13 @@ class Chain:
 
 
 class ClockTask(Task):
-    r"""The clock world as a `Task`, with a step checker for measuring.
+    r"""The clock world as a `Task`, in the texts that its models were trained on.
 
     The world is ours, not the paper's. Answers are hours, 0 to 22; a step ends at a blank line.
-    Its texts are those that the shipped models were trained on.
 
     Example:
         >>> import heal_ref as heal
         >>> task, problem = heal.ClockTask(), heal.Problem("p", "Start 5; + 3; * 4", "9")
-        >>> task.prompt(problem)
-        'Problem: Start 5; + 3; * 4\nSolution:\n'
         >>> steps = ["We start at 5.", "Then compute 5 + 3 = 8.", "Then compute 8 * 4 = 10.",
         ...          "So the answer is \\boxed{10}."]
         >>> task.check_steps(problem, steps)  # each step on its own: only the product is wrong
@@ -119,7 +112,7 @@ class ClockTask(Task):
         for name, given, own in (("kind", problem.kind, chain.kind),
                                  ("length", problem.length, len(chain.ops))):
             if given and given != own:
-                return f"{name} {given!r} is not the chain's", f"write {own!r} or leave it out"
+                return f"{name} {given!r} does not fit the chain", f"write {own!r} or leave it out"
         return None
 
     def prompt(self, problem: Problem) -> str:
@@ -151,28 +144,26 @@ class ClockTask(Task):
     def check_steps(self, problem: Problem, steps: Sequence[str]) -> list[bool]:
         """One verdict per step: each must follow from the value written before it.
 
-        The restating step must name the right start; step k must apply the k-th operation to the
-        value before it; the answer must be the last value. Steps after the answer, or missing
-        ones, make the last one wrong. For measuring only (tested).
+        Step 0 must name the starting hour, step k apply the k-th operation to the value before it,
+        the last one give that value. A step too many is wrong; one too few makes the last wrong.
         """
-        chain = Chain.parse(problem.question)
-        verdicts, value = [], None
+        chain, value, verdicts = Chain.parse(problem.question), None, list[bool]()
         for k, step in enumerate(steps):
             if k == 0:
                 numbers = re.findall(r"\d+", step)
                 value = int(numbers[0]) if len(numbers) == 1 else None
                 verdicts.append(value == chain.start)
             elif k <= len(chain.ops):
-                match = _STEP.search(step)
-                ok = False
+                match, right = _STEP.search(step), False
                 if match and "\\boxed" not in step:
                     a, op, b, result = int(match[1]), match[2], int(match[3]), int(match[4])
-                    ok = (op, b) == chain.ops[k - 1] and a == value and result == apply_op(a, op, b)
+                    right = (op, b) == chain.ops[k - 1] and a == value
+                    right = right and result == apply_op(a, op, b)
                     value = result
-                verdicts.append(ok)
+                verdicts.append(right)
             else:
-                found = _BOXED.findall(step)
-                verdicts.append(k == len(chain.ops) + 1 and [str(value)] == found)
+                last = k == len(chain.ops) + 1
+                verdicts.append(last and [str(value)] == _BOXED.findall(step))
         if verdicts and len(steps) < len(chain.ops) + 2:
             verdicts[-1] = False
         return verdicts
