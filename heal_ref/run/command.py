@@ -7,39 +7,47 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
+from datasets import disable_progress_bars
+from safetensors import SafetensorError
+
 from heal_ref.model import OutOfMemory, quiet
 from heal_ref.records import InputError
 
 Commands = Mapping[str, Callable[[argparse.Namespace, str], None]]
 
 
-def execute(parser: argparse.ArgumentParser, commands: Commands, argv: Sequence[str] | None = None) -> int:
-    """Run one command of a command line.
-
-    Each command is called with its arguments and with the command as it was typed.
+def execute(parser: argparse.ArgumentParser, commands: Commands,
+            argv: Sequence[str] | None = None) -> int:
+    """Run one command of a command line; it is called with its arguments and the command as typed.
 
     Returns:
-        The exit code: 0 done; 2 something that was given is wrong (one line says what and what to do);
-        130 stopped by Ctrl-C.
+        The exit code: 0 done; 2 wrong input (one line says what and what to do); 130 Ctrl-C.
     """
     args = parser.parse_args(argv)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     quiet()
+    disable_progress_bars()
+    again = "then start the same command again: what was finished is kept"
+    typed = f"{parser.prog} " + " ".join(sys.argv[1:] if argv is None else argv)
     try:
-        commands[args.command](args, f"{parser.prog} " + " ".join(sys.argv[1:] if argv is None else argv))
+        commands[args.command](args, typed)
+        return 0
     except (InputError, FloatingPointError) as e:
-        print(e, file=sys.stderr)
-        return 2
+        error = str(e)
     except OutOfMemory as e:
-        print(f"the device's memory is full ({str(e).splitlines()[0]}); lower --max-batch, or take a smaller model, then start "
-              "the same command again: what was finished is kept", file=sys.stderr)
-        return 2
+        error = (f"the device's memory is full ({str(e).splitlines()[0]}); lower --max-batch, or take "
+                 f"a smaller model, {again}")
+    except SafetensorError as e:
+        error = f"a model's file cannot be written or read ({e}); make room, {again}"
     except OSError as e:
-        print(f"{e.filename or 'a file'}: {e.strerror or e}; mend that, then start the same command again: what was finished "
-              "is kept", file=sys.stderr)
-        return 2
+        error = f"{e.filename or 'a file'}: {e.strerror or e}; mend that, {again}"
+    except RuntimeError as e:
+        if "PytorchStreamWriter" not in str(e):
+            raise
+        error = f"a checkpoint cannot be written ({str(e).splitlines()[0]}); make room, {again}"
     except KeyboardInterrupt:
-        print(f"\nStopped. What was finished is kept in {getattr(args, 'out', '.')}; the same command goes on from there.",
-              file=sys.stderr)
+        print(f"\nStopped. What was finished is kept in {getattr(args, 'out', '.')}; the same command "
+              "continues from there.", file=sys.stderr)
         return 130
-    return 0
+    print(error, file=sys.stderr)
+    return 2

@@ -1,35 +1,28 @@
-"""The whole method as a run folder that survives being killed.
+"""The whole method as one resumable run.
 
-problems → base samples → repairs and answer-guided samples → PURE scores → stages → students → evaluation → report
-
-- Work is cut into shards, one for each batch of problems. A shard's seed follows from the run's seed, the
-  stage's name and the shard's number, so a shard is the same whether or not the run was ever interrupted.
-- A shard or a student appears complete or not at all. Starting the same command again makes what is missing.
-- A folder belongs to one configuration; another one is refused with the difference shown.
+problems -> base samples -> repairs and answer-guided samples -> PURE scores -> stages -> students
+-> evaluation -> report. Everything that is sampled or scored is a set of shards (`folder.py`).
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
-import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from datetime import datetime
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from tqdm.auto import tqdm
 
 from heal_ref import gear, pace, pure
 from heal_ref.config import GearConfig, HealConfig, SampleConfig
 from heal_ref.evaluate import Row, is_genuine, rows_of
 from heal_ref.generation import sample
-from heal_ref.model import LM, load_lm, processes
+from heal_ref.model import LM, load_lm
 from heal_ref.records import (
     InputError,
     Problem,
@@ -37,228 +30,211 @@ from heal_ref.records import (
     Trajectory,
     by_problem,
     limit_by_kind,
-    read_records,
     source_commit,
-    to_row,
-    write_jsonl,
     write_text,
 )
-from heal_ref.run.sources import load_problems
+from heal_ref.run.folder import RunFolder, batches, identity, rendered
+from heal_ref.run.sources import Reading, read_problems
 from heal_ref.tasks.base import Task
 
-ARMS = ("student", "teacher", "rft", "heal")
-PROBE = 40  # held-out problems of each kind for the curve through the stages: shown, never used to choose
+PROBE = 40  # held-out problems of each kind on the learning curve: shown, never used to choose
 
 
 @dataclass(frozen=True)
 class RunSpec:
-    """What a run is made of: two models, two problem files, a configuration."""
+    """What a run is made of: two models, two sources of problems and how they are read, settings."""
 
     teacher: str
     student: str
     train: str
     heldout: str
     config: HealConfig
+    columns: Mapping[str, str] = field(default_factory=dict)
+    split: str = "train"
+    heldout_split: str = "train"
+    name: str | None = None
 
-    def fingerprint(self) -> dict[str, Any]:
-        """Everything that decides the result, flat: dotted name → value. Problem files count by content."""
-        flat: dict[str, Any] = {"teacher": self.teacher, "student": self.student}
-        for name in ("train", "heldout"):
-            flat[name] = file_hash(getattr(self, name))
-        for key, value in self.config.to_dict().items():
-            for name, inner in value.items() if isinstance(value, dict) else [("", value)]:
-                flat[f"{key}.{name}".rstrip(".")] = list(inner) if isinstance(inner, tuple) else inner
-        return flat
-
-
-def file_hash(path: str | Path) -> str:
-    """Sixteen hexadecimal digits that stand for a file's content."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
-
-
-def shard_seed(seed: int, stage: str, number: int) -> int:
-    """The seed of one shard: 31 bits of a hash, so that neighbouring shards share nothing."""
-    return int.from_bytes(hashlib.sha256(f"{seed}/{stage}/{number}".encode()).digest()[:4], "big") >> 1
-
-
-def batches(items: Sequence[Any], size: int) -> list[Sequence[Any]]:
-    """`items` in consecutive parts of `size`, the last one shorter: the work of one shard each."""
-    return [items[i : i + size] for i in range(0, len(items), size)]
-
-
-class RunFolder:
-    """A folder of shards that belongs to one configuration.
-
-    Started by `accelerate launch` or `torchrun` in several processes, each of them makes its part of the missing shards, and
-    all of them read all. A shard's seed does not depend on the process, so the shards are the same as with one.
-    """
-
-    def __init__(self, path: str | Path, fingerprint: dict[str, Any], quiet: bool = False):
-        self.state = processes()
-        self.path, self.quiet = Path(path), quiet or not self.state.is_main_process
-        with self.state.main_process_first():
-            self._claim(fingerprint)
-
-    def _claim(self, fingerprint: dict[str, Any]) -> None:
-        recorded = self.path / "config.json"
-        for half in self.path.rglob("*.tmp"):  # what a kill left
-            half.unlink(missing_ok=True)
-        if recorded.exists():
-            old = json.loads(recorded.read_text(encoding="utf-8"))
-            changed = [f"  {k}: {old.get(k)!r} in the folder, {fingerprint.get(k)!r} now"
-                       for k in sorted({*old, *fingerprint}) if old.get(k) != fingerprint.get(k)]
-            if changed:
-                raise InputError(f"{self.path} belongs to a run with other settings; use another --out, or delete it\n"
-                                 + "\n".join(changed))
-        else:
-            write_text(recorded, json.dumps(fingerprint, indent=1) + "\n")
-
-    def log(self, text: str, **more: Any) -> None:
-        """Add a line to log.txt, for people: when, what, and numbers."""
-        if self.state.is_main_process:
-            with open(self.path / "log.txt", "a", encoding="utf-8") as f:
-                f.write(f"{datetime.now():%Y-%m-%d %H:%M:%S}  {text}" + "".join(f"; {k} {v}" for k, v in more.items()) + "\n")
-
-    def bar(self, label: str, total: int, done: int = 0, unit: str = "shard") -> tqdm:
-        return tqdm(total=total, initial=done, desc=f"{label:<22}", unit=unit, disable=self.quiet, file=sys.stderr)
-
-    def shards(self, stage: str, work: Sequence[Any], make: Callable[[Any, int], Sequence[Any]], seed: int) -> list[Any]:
-        """`make(item, shard's seed)` for each item of `work` whose shard is missing; all records, in order."""
-        files = [self.path / stage / f"{i:05d}.jsonl" for i in range(len(work))]
-        self.state.wait_for_everyone()
-        missing = [i for i, f in enumerate(files) if not f.exists()]
-        self.state.wait_for_everyone()  # nobody begins before all have looked
-        mine = missing[self.state.process_index :: self.state.num_processes]
-        with self.bar(stage, len(files), len(files) - len(missing)) as bar:
-            for i in mine:
-                write_jsonl(files[i], map(to_row, make(work[i], shard_seed(seed, stage, i))))
-                bar.update(min(self.state.num_processes, len(files) - bar.n))
-        self.state.wait_for_everyone()
-        if missing:
-            self.log(f"{stage}: {len(missing)} shards made, {len(files) - len(missing)} were there")
-        return [record for f in files for record in read_records(f)]
+    def read(self, task: Task) -> list[Reading]:
+        """Both sources as they are now; InputError with one line for each mistake."""
+        sources = ((self.train, self.split), (self.heldout, self.heldout_split))
+        both = [read_problems(s, task, self.columns, split, self.name) for s, split in sources]
+        if errors := both[0].errors + both[1].errors:
+            raise InputError("\n".join(errors))
+        return both
 
 
 @dataclass
 class Method:
-    """GEAR, PURE and the sampling around them, for one teacher; every step is a set of shards."""
+    """GEAR, PURE and the sampling around them, for one teacher; each step is a set of shards."""
 
     folder: RunFolder
     teacher: LM
     task: Task
     config: HealConfig
 
-    def base(self, problems: Sequence[Problem], stage: str = "1-base", n: int = 0) -> list[Trajectory]:
-        """n samples of each problem (0: the configured number) under the plain prompt."""
+    def base(self, problems: Sequence[Problem], stage: str = "1-base", n: int = 0
+             ) -> list[Trajectory]:
+        """n samples per problem (0: the configured number) under the plain prompt."""
         c = self.config
-        return self.folder.shards(stage, batches(problems, c.sample.batch), lambda part, seed: sample(
-            self.teacher, self.task, part, n=n or c.sample.n, seed=seed, sampling=c.sample), c.seed)
+        return self.folder.shards(
+            stage, batches(problems, c.sample.batch), lambda part, seed: sample(
+                self.teacher, self.task, part, n or c.sample.n, seed=seed, sampling=c.sample), c.seed)
 
     def guided(self, base: Sequence[Trajectory]) -> list[Trajectory]:
         """Answer-guided samples of the problems that the teacher mostly fails."""
         c, solved = self.config, pace.solved_share(base)
-        hard = [g[0].problem for key, g in by_problem(base).items() if solved[key] < c.pace.guided_below]
-        return self.folder.shards("2-guided", batches(hard, c.sample.batch), lambda part, seed: sample(
-            self.teacher, self.task, part, n=c.pace.per_problem, seed=seed, sampling=c.sample, guided=True), c.seed)
+        hard = [g[0].problem for key, g in by_problem(base).items()
+                if solved[key] < c.pace.guided_below]
+        return self.folder.shards(
+            "2-guided", batches(hard, c.sample.batch), lambda part, seed: sample(
+                self.teacher, self.task, part, c.pace.per_problem, seed=seed, sampling=c.sample,
+                guided=True), c.seed)
 
-    def repaired(self, base: Sequence[Trajectory], stage: str = "3-repaired", config: GearConfig | None = None
-                 ) -> list[Trajectory]:
-        """GEAR's repairs, by the configured reading or by another one."""
+    def repaired(self, base: Sequence[Trajectory], stage: str = "3-repaired",
+                 config: GearConfig | None = None) -> list[Trajectory]:
+        """GEAR's repairs by the configured reading or by another one, unusable hints included."""
         c = self.config
-        groups = batches([t for g in by_problem(base).values() for t in g], c.sample.batch * c.sample.n)
-        return self.folder.shards(stage, groups, lambda part, seed: gear.repair(
-            self.teacher, self.task, part, config or c.gear, seed, sampling=c.sample), c.seed)
+        groups = batches([t for g in by_problem(base).values() for t in g],
+                         c.sample.batch * c.sample.n)
+        return self.folder.shards(
+            stage, groups, lambda part, seed: gear.repair(
+                self.teacher, self.task, part, config or c.gear, seed, sampling=c.sample), c.seed)
 
     def scored(self, stage: str, trajectories: Sequence[Trajectory]) -> list[PureScore]:
-        c = self.config
-        right = [t for t in trajectories if t.correct]
-        return self.folder.shards(stage, batches(right, 256), lambda part, seed: pure.pure_scores(
-            self.teacher, self.task, part, c.pure, seed, sampling=c.sample), c.seed)
+        """PURE scores of the correct ones."""
+        c, right = self.config, [t for t in trajectories if t.correct]
+        return self.folder.shards(
+            stage, batches(right, 256), lambda part, seed: pure.pure_scores(
+                self.teacher, self.task, part, c.pure, seed, sampling=c.sample), c.seed)
 
 
-def run(spec: RunSpec, out: str | Path, task: Task, *, lms: Sequence[LM] = (), quiet: bool = False, command: str = ""
-        ) -> dict[str, Any]:
-    """Run the whole method in folder `out`, or what is left of it; returns the report (also `out`/report.json).
+def run(spec: RunSpec, out: str | Path, task: Task, *, lms: Sequence[LM] = (), quiet: bool = False,
+        command: str = "") -> dict[str, Any]:
+    """Run the whole method in folder `out`, or what is left of it.
 
     Args:
         lms: teacher and student, if they are loaded already.
 
-    Raises:
-        InputError: a bad problem file or model, or a folder that belongs to other settings.
-    """
-    began, c = time.monotonic(), spec.config
-    train_set = limit_by_kind(load_problems(spec.train, task), c.train_limit)
-    heldout = limit_by_kind(load_problems(spec.heldout, task), c.eval_limit)
-    teacher, student = lms or (load_lm(spec.teacher), load_lm(spec.student))
-    pace.check_tokenizers(teacher, student)
-    folder = RunFolder(out, spec.fingerprint(), quiet)
-    folder.log("started", processes=folder.state.num_processes, **provenance(teacher, command, c.seed, began))
-    method = Method(folder, teacher, task, c)
+    Returns:
+        The report, also in `out`/report.json: `rows`, `notes` and `provenance`.
 
+    Raises:
+        InputError: a bad source or model, or a folder that is in use or belongs to another run.
+    """
+    # 1) what the run is made of, and its folder
+    began, c = time.monotonic(), spec.config
+    readings = spec.read(task)
+    train_set = limit_by_kind(readings[0].problems, c.train_limit)
+    heldout = limit_by_kind(readings[1].problems, c.eval_limit)
+    teacher, student = lms or (load_lm(spec.teacher), load_lm(spec.student))
+    what = identity(c, task, {"teacher": teacher, "student": student},
+                    {"training": train_set, "held-out": heldout})
+    folder = RunFolder(out, what, quiet, {**vars(spec), "config": None},
+                       lambda: rendered(task, train_set[0]))
+    origin = provenance(teacher, command, c.seed, began)
+    folder.log("started", processes=folder.state.num_processes, **origin)
+
+    # 2) what the teacher makes, and what PURE keeps of it
+    method = Method(folder, teacher, task, c)
     base = method.base(train_set)
     guided, repaired = method.guided(base), method.repaired(base)
     reference = method.scored("4-scores/reference", pure.unaided(base))
-    scored = {"guided": method.scored("4-scores/guided", guided), "repaired": method.scored("4-scores/repaired", repaired)}
+    scored = {"guided": method.scored("4-scores/guided", guided),
+              "repaired": method.scored("4-scores/repaired", repaired)}
     kept = {name: pure.pure_filter(s, c.pure, reference) for name, s in scored.items()}
     stages = pace.build_stages(base, kept["guided"], kept["repaired"], c.pace)
+    notes = notes_of(base, guided, repaired, reference)
 
-    students = {"student": student, "teacher": teacher}
+    # 3) two students; with nothing to learn from, a student stays the base student
+    students = {"student": student, "teacher": teacher, "rft": student, "heal": student}
+    own_task = task.for_tokenizer(student.tokenizer)
     for arm, data in (("rft", {"foundation": stages["foundation"]}), ("heal", stages)):
+        if not any(len(stage) for stage in data.values()):
+            notes.append(f"{arm}: there is nothing to train on, so this is the base student")
+            continue
         with folder.bar(f"5-students/{arm}", c.pace.updates, unit="update") as bar:
-            students[arm] = pace.distill(student, task, data, c.pace, c.seed, folder=folder.path / "5-students" / arm,
-                                         probe=limit_by_kind(heldout, PROBE),
-                                         progress=lambda done, _, bar=bar: bar.update(done - bar.n))
-    rows = [row for arm in ARMS for row in _evaluate_arm(folder, arm, students[arm], task, heldout, c)]
-    counts = {"train problems": len(train_set), "held-out problems": len(heldout), "base": len(base),
-              "base correct": sum(t.correct for t in base), "guided": len(guided), "repaired": len(repaired),
-              "reference": len(reference), "threshold": round(pure.pure_threshold(reference, c.pure), 6),
+            students[arm] = pace.distill(
+                student, own_task, data, c.pace, c.seed, folder=folder.path / "5-students" / arm,
+                probe=limit_by_kind(heldout, PROBE),
+                progress=lambda done, _, bar=bar: bar.update(done - bar.n))
+
+    # 4) evaluation and report
+    rows = []
+    for arm, lm in students.items():
+        rows += evaluate_arm(folder, arm, lm, task if arm == "teacher" else own_task, heldout, c)
+    counts = {"train problems": len(train_set), "held-out problems": len(heldout),
+              **counts_of(base, guided, repaired), "reference": len(reference),
+              "threshold": round(pure.pure_threshold(reference, c.pure), 6) if reference else None,
               **{f"{name} correct": len(s) for name, s in scored.items()},
               **{f"{name} kept": len(k) for name, k in kept.items()},
-              **_repair_counts(base, repaired, c.gear),
-              **{f"stage {name}": len(data) for name, data in stages.items()},
-              "teacher tokens": sum(t.tokens_spent for t in [*base, *guided, *repaired])}
-    report = {"rows": [r.to_dict() for r in rows], "provenance": {
-        **provenance(teacher, command, c.seed, began), "config": spec.fingerprint(), "counts": counts,
-        "genuine": {name: _genuine_shares(teacher, task, scored[name], kept[name]) for name in scored}}}
+              **{f"stage {name}": len(data) for name, data in stages.items()}}
+    genuine = {name: genuine_shares(teacher, task, scored[name], kept[name]) for name in scored}
+    origin = provenance(teacher, command, c.seed, began)
+    report = {"rows": [r.to_dict() for r in rows], "notes": notes, "provenance": {
+        **origin, "config": folder.identity, "counts": counts, "genuine": genuine}}
     if folder.state.is_main_process:
-        write_text(folder.path / "report.json", json.dumps(report, indent=1) + "\n")
-    folder.log("finished: report.json")
+        write_text(folder.path / "report.json",
+                   json.dumps(report, indent=1, allow_nan=False) + "\n")
+    folder.log("; ".join(["finished: report.json", *notes]))
     return report
+
+
+def notes_of(base: Sequence[Trajectory], guided: Sequence[Trajectory],
+             repaired: Sequence[Trajectory], reference: Sequence[PureScore]) -> list[str]:
+    """What a reader of the results must know: parts of the method that had nothing to do."""
+    notes = []
+    if not any(t.correct for t in base):
+        notes.append("the teacher solved no training problem by itself")
+    if not reference:
+        notes.append("PURE is off: without an unaided correct solution there is no threshold, so "
+                     "nothing was filtered")
+    if not guided and not repaired:
+        notes.append("the teacher solved every training problem often enough: nothing was guided or "
+                     "repaired")
+    elif not any(t.hint for t in repaired):
+        notes.append("GEAR repaired nothing")
+    return notes
+
+
+def counts_of(base: Sequence[Trajectory], guided: Sequence[Trajectory],
+              repaired: Sequence[Trajectory]) -> dict[str, int]:
+    """How many trajectories there are, what became of GEAR's hints, and the tokens of all that."""
+    unusable = Counter(t.note for t in repaired if t.hint is None)
+    return {"base": len(base), "base correct": sum(t.correct for t in base), "guided": len(guided),
+            "repaired": sum(t.hint is not None for t in repaired),
+            "paths repaired": len({(t.problem.id, t.parent) for t in repaired}),
+            "hints unusable": sum(unusable.values()),
+            **{f"hints unusable: {why}": count for why, count in sorted(unusable.items())},
+            "teacher tokens": sum(t.tokens_spent for t in [*base, *guided, *repaired])}
 
 
 def provenance(lm: LM, command: str, seed: int | list[int], began: float) -> dict[str, Any]:
     """Where a result comes from; `began` is what time.monotonic() said at the start."""
-    return {"command": command, "commit": source_commit(), "seed": seed, "torch": torch.__version__,
-            "transformers": transformers.__version__, "device": str(lm.device), "machine": platform.machine(),
+    return {"command": command, "commit": source_commit(), "seed": seed,
+            "torch": torch.__version__, "transformers": transformers.__version__,
+            "device": str(lm.device), "machine": platform.machine(),
             "minutes": round((time.monotonic() - began) / 60, 2)}
 
 
-def _evaluate_arm(folder: RunFolder, arm: str, lm: LM, task: Task, heldout: Sequence[Problem], c: HealConfig) -> list[Row]:
-    """Sampled (temperature 1) and greedy solutions of the held-out problems, as shards; report rows from them."""
-    plain = SampleConfig(max_new_tokens=c.sample.max_new_tokens)
-    greedy = SampleConfig(temperature=0.0, max_new_tokens=c.sample.max_new_tokens)
-    parts = batches(heldout, c.sample.batch)
-    # The same seeds for every arm: differences between arms are paired.
-    many = folder.shards(f"6-eval/{arm}", parts, lambda part, seed: sample(
-        lm, task, part, n=c.eval_n, seed=seed, sampling=plain), c.seed)
-    one = folder.shards(f"6-eval/{arm}-greedy", parts, lambda part, seed: sample(
-        lm, task, part, n=1, seed=seed, sampling=greedy), c.seed)
-    return rows_of(arm, lm, task, many, one)
+def evaluate_arm(folder: RunFolder, arm: str, lm: LM, task: Task, heldout: Sequence[Problem],
+                 c: HealConfig) -> list[Row]:
+    """Sampled (temperature 1) and greedy solutions of the held-out problems, and rows of them.
+    Shards have the same seeds for every arm, so differences between arms are paired."""
+    made = []
+    for name, n, temperature in ((arm, c.eval_n, 1.0), (f"{arm}-greedy", 1, 0.0)):
+        how = SampleConfig(temperature=temperature, max_new_tokens=c.sample.max_new_tokens)
+        made.append(folder.shards(
+            f"6-eval/{name}", batches(heldout, c.sample.batch), lambda part, seed, n=n, how=how:
+            sample(lm, task, part, n, seed=seed, sampling=how), c.seed))
+    return rows_of(arm, lm, task, *made)
 
 
-def _repair_counts(base: Sequence[Trajectory], repaired: Sequence[Trajectory], config: GearConfig) -> dict[str, int]:
-    """What GEAR passed over and why. Counted anew, so that it is the same after any number of interruptions."""
-    paths, passed = gear.choose_paths(base, config, lambda t: gear.breakpoint_of(t, config))
-    return {"paths repaired": len(paths),
-            "hints unusable": len(paths) * config.hints - len(repaired) // config.continuations,
-            **{f"not repaired: {reason}": count for reason, count in sorted(passed.items())}}
-
-
-def _genuine_shares(lm: LM, task: Task, scored: Sequence[PureScore], kept: Sequence[Trajectory]) -> dict[str, float]:
-    """What the checker says of PURE's work, where there is a checker: shares before and after the filter."""
+def genuine_shares(lm: LM, task: Task, scored: Sequence[PureScore], kept: Sequence[Trajectory]
+                   ) -> dict[str, float]:
+    """What a step checker says of PURE's work: genuine shares before and after the filter."""
     if not task.knows_truth or not scored:
         return {}
-    before = [is_genuine(lm, task, s.trajectory) for s in scored]
-    after = [is_genuine(lm, task, t) for t in kept]
-    return {"before": round(sum(before) / len(before), 4), "after": round(sum(after) / max(len(after), 1), 4),
-            "genuine kept": round(sum(after) / max(sum(before), 1), 4)}
+    before = sum(is_genuine(lm, task, s.trajectory) for s in scored)
+    after = sum(is_genuine(lm, task, t) for t in kept)
+    return {"before": round(before / len(scored), 4), "after": round(after / max(len(kept), 1), 4),
+            "genuine kept": round(after / max(before, 1), 4)}

@@ -1,201 +1,240 @@
-"""Problems from a JSON Lines file of ours, or from anywhere that `datasets` reads: a file, a saved dataset, a name on the hub.
+"""Problems from a file, a saved dataset or the hub, all on one road: rows, fields, final answers.
 
-The latter are written to a JSON Lines file of ours first, and every run starts from that file: what was read can be looked at,
-and a run can be repeated when the source has changed.
+JSON is parsed here, so that a complaint names its line; everything else by pyarrow or `datasets`.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
-from collections.abc import Iterable, Iterator, Mapping
+import math
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
+import pyarrow
+from datasets import load_dataset, load_from_disk
+from pyarrow import csv, parquet
 
-from heal_ref.records import InputError, Problem, write_jsonl
+from heal_ref.records import InputError, Problem
 from heal_ref.tasks.base import Task
 
-READERS = {".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
 FIELDS = ("id", "question", "answer", "kind", "length")
+EXAMPLE = 'write {"id": ..., "question": ..., "answer": ...}'
 
 
-# --------------------------------------------------------------------------------------- our own files
+class Complaint(NamedTuple):
+    """Why a row is not a problem."""
+
+    what: str
+    remedy: str
 
 
 @dataclass
-class _Checker:
-    """Collects what is wrong with a problem file, one line each."""
+class Reading:
+    """What a source holds: `problems`, one message per mistake, and how answers were read."""
 
     source: str
-    task: Task | None
     problems: list[Problem] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
-    seen: dict[str, int] = field(default_factory=dict)
+    golds: dict[str, list[tuple[str, str, str]]] = field(default_factory=dict)  # by rule
 
-    def fail(self, line: int, what: str, remedy: str) -> None:
-        self.errors.append(f"{self.source}:{line}: {what}; {remedy}")
-
-    def add(self, line: int, row: Any) -> None:
-        if not isinstance(row, dict):
-            return self.fail(line, f"a problem must be an object, found {type(row).__name__}",
-                             'write {"id": ..., "question": ..., "answer": ...}')
-        for name in ("id", "question", "answer"):
-            if name not in row:
-                return self.fail(line, f'field "{name}" is missing', f'add "{name}" to the object')
-        for name in ("id", "question"):
-            if not isinstance(row[name], str) or not row[name].strip():
-                return self.fail(line, f'field "{name}" must be a non-empty string, found {row[name]!r}',
-                                 "put it in quotes")
-        if isinstance(row["answer"], bool) or not isinstance(row["answer"], str | int | float):
-            return self.fail(line, f'field "answer" must be a string or a number, found {row["answer"]!r}',
-                             "write the final answer only")
-        if not isinstance(row.get("kind", ""), str):
-            return self.fail(line, f'field "kind" must be a string, found {row["kind"]!r}', "put it in quotes")
-        length = row.get("length", 0)
-        if isinstance(length, bool) or not isinstance(length, int):
-            return self.fail(line, f'field "length" must be an integer, found {length!r}', "write a plain number")
-        if row["id"] in self.seen:
-            return self.fail(line, f'id "{row["id"]}" was used on line {self.seen[row["id"]]}',
-                             "give each problem its own id")
-        self.seen[row["id"]] = line
-        problem = Problem(row["id"], row["question"], str(row["answer"]), row.get("kind", ""), length)
-        complaint = self.task.validate(problem) if self.task else None
-        if complaint:
-            return self.fail(line, *complaint)
-        self.problems.append(problem)
+    def rules(self) -> str:
+        """For each rule by which answers were read: how often, and the first two examples."""
+        lines = []
+        for rule, found in self.golds.items():
+            lines.append(f"answers of {self.source}: {rule} ({len(found):,})")
+            for question, text, answer in found[:2]:
+                lines.append(f"  {_cut(question)}: {_cut(text[-60:])} -> {_cut(answer)}")
+        return "\n".join(lines)
 
 
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    with open(path, "rb") as f:
-        yield from enumerate(f, start=1)
+def _cut(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 64 else text[:60] + "..."
 
 
-def check_problems(path: str | Path, task: Task | None = None) -> tuple[list[Problem], list[str]]:
-    """Read a JSON Lines problem file; return the good problems and one message for each bad line.
-
-    Each message has the form `file:line: what is wrong; what to do`. Never raises for the file's content.
-    """
-    path = Path(path)
-    check = _Checker(str(path), task)
-    if not path.is_file():
-        check.fail(0, "no such file", "give the path of a JSON Lines file, one problem a line")
-        return [], check.errors
-    for number, raw in _lines(path):
-        if not raw.strip():
-            continue
-        try:
-            check.add(number, json.loads(raw.decode("utf-8")))
-        except UnicodeDecodeError as e:
-            check.fail(number, f"not UTF-8 (byte {raw[e.start]:#04x} at column {e.start + 1})", "save the file as UTF-8")
-        except json.JSONDecodeError as e:
-            cut = "" if raw.endswith(b"\n") else ", and the line has no end: the file may have been cut off"
-            check.fail(number, f"not valid JSON ({e.msg} at column {e.colno}{cut})", "write one whole object a line")
-    if not check.problems and not check.errors:
-        check.fail(1, "the file is empty", "write one problem a line")
-    return check.problems, check.errors
+def _parse(raw: bytes, torn: bool = False) -> Any:
+    """One JSON value, or the complaint about it."""
+    try:
+        return json.loads(raw.decode("utf-8-sig"))
+    except UnicodeDecodeError as e:
+        return Complaint(f"not UTF-8 (byte {raw[e.start]:#04x})", "save the file as UTF-8")
+    except json.JSONDecodeError as e:
+        end = "; the line has no end, so the file may have been cut off" if torn else ""
+        return Complaint(f"not valid JSON ({e.msg} at column {e.colno}{end})", EXAMPLE)
+    except RecursionError:
+        return Complaint("the JSON is nested too deeply", EXAMPLE)
+    except ValueError:
+        return Complaint("a number has too many digits to be read", "put it in quotes")
 
 
-def load_problems(path: str | Path, task: Task | None = None) -> list[Problem]:
-    """Problems from a JSON Lines file with the fields id, question, answer and optionally kind and length.
+def _json_rows(data: bytes, array: bool) -> list[tuple[int, Any]]:
+    """The items of a JSON array, or the lines of JSON Lines with their numbers."""
+    if array:
+        whole = _parse(data)
+        return list(enumerate(whole if isinstance(whole, list) else [whole], start=1))
+    lines = data.split(b"\n")  # the last one is empty if the file is whole
+    return [(number, _parse(raw, torn=number == len(lines)))
+            for number, raw in enumerate(lines, start=1) if raw.strip()]
 
-    Args:
-        path: the file.
-        task: if given, each problem is also checked by `task.validate` (operators known, answer follows, ...).
+
+def _table(path: Path) -> pyarrow.Table:
+    """A table file; the cells of a CSV file stay text, so that 007 is not 7."""
+    if path.suffix == ".parquet":
+        return parquet.read_table(path)
+    parsing = csv.ParseOptions("," if path.suffix == ".csv" else "\t", newlines_in_values=True)
+    with csv.open_csv(path, parse_options=parsing) as reader:
+        text = dict.fromkeys(reader.schema.names, pyarrow.string())
+    return csv.read_csv(path, None, parsing, csv.ConvertOptions(column_types=text))
+
+
+def read_rows(source: str, split: str = "train", name: str | None = None) -> list[tuple[int, Any]]:
+    """Numbered rows; the number is the line for JSON Lines. A line that cannot be read is a
+    `Complaint`.
 
     Raises:
-        InputError: one line for every bad line of the file. Nothing is returned from a file with an error.
-
-    Example:
-        >>> import heal_ref as heal
-        >>> problems = heal.load_problems(heal.DATA / "clock" / "validation.jsonl", heal.ClockTask())
-        >>> len(problems)
-        1500
-        >>> problems[0]
-        Problem(id='validation-mastered-299', question='Start 3; + 7; * 7; + 6', answer='7', kind='mastered', length=3)
-    """
-    problems, errors = check_problems(path, task)
-    if errors:
-        raise InputError("\n".join(errors))
-    return problems
-
-
-# ----------------------------------------------------------------------------------- other people's data
-
-
-def parse_columns(pairs: Iterable[str]) -> dict[str, str]:
-    """`["question=problem"]` → `{"question": "problem"}`: our field, and the source's column.
-
-    Raises:
-        InputError: a pair that is not of this form, or a field that problems do not have.
-    """
-    out = {}
-    for pair in pairs:
-        field, found, column = pair.partition("=")
-        if not found or field not in FIELDS or not column:
-            raise InputError(f"--columns {pair}: write FIELD=COLUMN, FIELD one of {', '.join(FIELDS)}: question=problem")
-        out[field] = column
-    return out
-
-
-def read_dataset(source: str, split: str = "train") -> Dataset:
-    """A dataset from a file (.json, .csv, .tsv, .parquet), a folder that `save_to_disk` wrote, or a name on the hub.
-
-    Raises:
-        InputError: it cannot be read, or it has no such split.
+        InputError: the source cannot be read, or it has no such split.
     """
     path = Path(source)
     try:
-        if path.suffix in READERS:
-            more = {"sep": "\t"} if path.suffix == ".tsv" else {}
-            data = load_dataset(READERS[path.suffix], data_files=str(path), split="train", **more)
+        if path.suffix in (".jsonl", ".json"):
+            data = path.read_bytes()
+            return _json_rows(data, path.suffix == ".json" and data.lstrip()[:1] == b"[")
+        if path.suffix in (".csv", ".tsv", ".parquet"):
+            return list(enumerate(_table(path).to_pylist(), start=1))
+        if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
+            saved: Any = load_from_disk(source)
+            found = saved[split] if isinstance(saved, dict) else saved
         else:
-            data = load_from_disk(source) if path.is_dir() else load_dataset(source, split=split)
-    except Exception as e:  # datasets raises many kinds; all of them mean that the source is not readable
-        why = (str(e) or type(e).__name__).splitlines()[0]
-        raise InputError(f"{source}: cannot be read as problems ({why}); give a .jsonl, .json, .csv or .parquet file, a folder "
-                         "of save_to_disk, or a dataset's name on the hub") from e
-    if isinstance(data, DatasetDict):
-        if split not in data:
-            raise InputError(f"{source} has no split {split!r}, only {', '.join(data)}; choose one with --split")
-        data = data[split]
-    return data
+            found = load_dataset(source, name, split=split)
+        return list(enumerate(found.to_list(), start=1))
+    except Exception as e:  # datasets and pyarrow raise many kinds: the source cannot be read
+        no_file = "no such file" if isinstance(e, FileNotFoundError) else ""
+        no_split = f"it has no split {split!r}" if isinstance(e, KeyError) else ""
+        why = no_file or no_split or (str(e) or type(e).__name__).splitlines()[0]
+        raise InputError(f"{source}: cannot be read as problems ({why}); give a .jsonl, .json, "
+                         ".csv, .tsv or .parquet file, a folder of save_to_disk, or a dataset on "
+                         "the hub (--config-name and --split choose a part of it)") from e
 
 
-def import_problems(source: str, path: Path, task: Task | None = None, columns: Mapping[str, str] | None = None,
-                    split: str = "train") -> list[Problem]:
-    r"""Read problems from `source`, write them to `path` as JSON Lines, and load that file.
+def _fields(row: Any, columns: Mapping[str, str], number: int) -> dict[str, Any] | Complaint:
+    """The five fields of a row, `answer` as text, or what is wrong with them."""
+    if isinstance(row, Complaint):
+        return row
+    if not isinstance(row, Mapping):
+        return Complaint(f"a problem must be an object, found {type(row).__name__}", EXAMPLE)
+    found = {name: row.get(columns.get(name, name)) for name in FIELDS}
+    for name in {"question": "", "answer": "", **columns}:
+        if found[name] is None:
+            there = ", ".join(map(str, list(row)[:9]))
+            return Complaint(f'field "{columns.get(name, name)}" is missing (found: {there})',
+                             f"add it, or name another column with --columns {name}=COLUMN")
+    if isinstance(found["id"], int) or found["id"] is None:
+        found["id"] = str(number if found["id"] is None else found["id"])
+    answer = found["answer"]
+    if isinstance(answer, int | float | Decimal) and not isinstance(answer, bool):
+        whole = isinstance(answer, int)
+        found["answer"] = str(answer) if whole or math.isfinite(answer) else None
+    found["kind"] = "" if found["kind"] is None else str(found["kind"])
+    length = str(found["length"]).removesuffix(".0")
+    found["length"] = int(length) if re.fullmatch(r"\d{1,9}", length) else 0
+    for name in ("id", "question", "answer", "kind"):
+        value = found[name]
+        if not isinstance(value, str) or (name != "kind" and not value.strip()):
+            wanted = "or a finite number" if name == "answer" else "in quotes"
+            return Complaint(f'field "{name}" must be a non-empty string {wanted}, found '
+                             f"{_cut(answer if name == 'answer' else value)}", EXAMPLE)
+        if re.search("[\ud800-\udfff]", value):
+            return Complaint(f'field "{name}" holds half a character (a surrogate), which no file '
+                             f"can hold: {_cut(value)}", "write the whole character")
+    return found
+
+
+def _problem(fields: dict[str, Any], task: Task | None, golds: dict) -> Problem | Complaint:
+    """A problem with the final answer that the task reads, or what the task says against it."""
+    text = fields["answer"]
+    gold = task.read_gold(text) if task else (text, "as it stands")
+    if gold is None:
+        return Complaint(f"the answer {_cut(text)} is not a final answer", "write the final answer "
+                         "only, or name the column that holds it with --columns answer=COLUMN")
+    problem = Problem(**{**fields, "answer": gold[0]})
+    if task and (complaint := task.validate(problem)):
+        return Complaint(*complaint)
+    golds.setdefault(gold[1], []).append((problem.question, text, gold[0]))
+    return problem
+
+
+def read_problems(source: str | Path, task: Task | None = None,
+                  columns: Mapping[str, str] | None = None, split: str = "train",
+                  name: str | None = None) -> Reading:
+    """The good problems of a source and one message per mistake; see `load_problems`."""
+    reading, bad = Reading(str(source)), list[tuple[int, Complaint]]()
+    by_id, by_question = dict[str, int](), dict[str, tuple[int, Problem]]()
+    rows = read_rows(str(source), split, name)
+    for number, row in rows:
+        made: Any = _fields(row, columns or {}, number)
+        if not isinstance(made, Complaint):
+            made = _problem(made, task, reading.golds)
+        if isinstance(made, Complaint):
+            bad.append((number, made))
+            continue
+        line, other = by_question.setdefault(made.question, (number, made))
+        same = other.answer == made.answer or (task and task.is_correct(other, made.answer))
+        if by_id.setdefault(made.id, number) != number:
+            bad.append((number, Complaint(f'id "{made.id}" was used on line {by_id[made.id]}',
+                                          "give each problem its own id")))
+        elif not same:
+            bad.append((number, Complaint(
+                f"two answers for one question: {_cut(other.answer)} on line {line}, "
+                f"{_cut(made.answer)} here", "keep the right one")))
+        else:
+            reading.problems.append(made)
+    reading.errors = _messages(reading.source, bad, len(rows))
+    return reading
+
+
+def _messages(source: str, bad: list[tuple[int, Complaint]], rows: int) -> list[str]:
+    """One line per mistake; of many that are alike the first three, or one line for all rows."""
+    if not rows:
+        return [f"{source}: the file is empty; write one problem per line"]
+    alike: dict[str, list[tuple[int, Complaint]]] = {}
+    for number, complaint in bad:  # numbers and quoted text do not make another mistake
+        kind = re.sub(r"\(.*\)|'.*'|\d+", "", "; ".join(complaint))
+        alike.setdefault(kind, []).append((number, complaint))
+    mark, out = ":" if source.endswith(".jsonl") else ", row ", []
+    for same in alike.values():
+        if len(same) == rows > 1:
+            out.append(f"{source}: all {rows:,} problems: {'; '.join(same[0][1])}")
+            continue
+        out += [f"{source}{mark}{number}: {'; '.join(c)}" for number, c in same[:3]]
+        if len(same) > 3:
+            out.append(f"{source}: and {len(same) - 3:,} more like it")
+    return [" ".join(line.splitlines()) for line in out]
+
+
+def load_problems(source: str | Path, task: Task | None = None, **how: Any) -> list[Problem]:
+    """Problems with the fields question, answer and optionally id, kind and length.
 
     Args:
-        source: a file (.json, .csv, .tsv, .parquet), a folder that `save_to_disk` wrote, or a dataset's name on the hub.
-        task: if given, each problem is also checked by `task.validate`.
-        columns: our field → the source's column, where they differ; without an id column the line number is the id.
-        split: of a dataset that has several.
+        source: a .jsonl, .json, .csv, .tsv or .parquet file, a folder of `save_to_disk`, or a
+            dataset's name on the hub. Without an id, the number of the line or row is the id.
+        task: reads the final answer (`task.read_gold`) and checks each problem (`task.validate`).
+        how: `columns` (our field -> the source's column, where they differ; other columns are
+            ignored), and the `split` and configuration `name` of a dataset.
 
     Raises:
-        InputError: the source cannot be read, a column is missing, or a problem is bad (one line for each).
+        InputError: the source cannot be read, or one line for each mistake in it.
 
     Example:
         >>> import heal_ref as heal
-        >>> from pathlib import Path
-        >>> from tempfile import TemporaryDirectory
-        >>> with TemporaryDirectory() as folder:
-        ...     source, path = Path(folder) / "mine.csv", Path(folder) / "problems.jsonl"
-        ...     _ = source.write_text("chain,hour\nStart 5; + 3; * 4,9\n")
-        ...     heal.import_problems(str(source), path, heal.ClockTask(), {"question": "chain", "answer": "hour"})
-        [Problem(id='1', question='Start 5; + 3; * 4', answer='9', kind='', length=0)]
+        >>> path = heal.DATA / "clock" / "validation.jsonl"
+        >>> len(heal.load_problems(path, heal.ClockTask()))
+        1500
     """
-    data, names = read_dataset(source, split), {f: f for f in FIELDS} | dict(columns or {})
-    for name in ("question", "answer", *(columns or {})):
-        if names[name] not in data.column_names:
-            raise InputError(f"{source} has no column {names[name]!r} for {name}, only {', '.join(data.column_names)}; "
-                             f"name it with --columns {name}=COLUMN")
-
-    def row(number: int, found: Mapping[str, Any]) -> dict[str, Any]:
-        mine = {f: found[names[f]] for f in FIELDS if found.get(names[f]) is not None}
-        return mine | {"id": str(mine.get("id", number))}
-
-    write_jsonl(path, itertools.starmap(row, enumerate(data, start=1)))
-    return load_problems(path, task)
+    reading = read_problems(source, task, **how)
+    if reading.errors:
+        raise InputError("\n".join(reading.errors))
+    return reading.problems

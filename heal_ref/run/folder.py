@@ -1,0 +1,230 @@
+"""A folder of shards that survives being killed and belongs to one run, in one launch at a time.
+
+- A shard is the work of one batch. Its seed follows from the run's seed, its stage and its number, so
+  it is the same whether or not the run was interrupted. Its last line says how many records it has.
+- `config.json` is the run's identity, everything that decides its result. Another one is refused.
+- `.lock` is held while the run goes on. The system releases it when the process ends or is killed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import os
+import socket
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+from tqdm.auto import tqdm
+
+from heal_ref.config import HealConfig
+from heal_ref.model import LM, processes
+from heal_ref.records import InputError, Problem, from_row, to_row, write_jsonl, write_text
+from heal_ref.tasks.base import Task
+
+BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes per number
+TORN = ("*.json.*.tmp", "*/?????.jsonl.*.tmp", "*/*/?????.jsonl.*.tmp")  # what a kill leaves of ours
+
+
+def short_hash(*parts: Any) -> str:
+    """Sixteen hexadecimal digits for some content."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part if isinstance(part, bytes) else json.dumps(part).encode())
+    return digest.hexdigest()[:16]
+
+
+def weights_hash(model: torch.nn.Module) -> str:
+    """A hash of all weights as loaded, wherever they came from: of each tensor its name, shape, type,
+    the sum of its bits read as integers (any one change shows) and some 65,536 of its numbers."""
+    parts: list[Any] = []
+    for name, tensor in sorted(model.state_dict().items()):
+        flat = tensor.detach().reshape(-1)
+        bits = flat.view(BITS[flat.element_size()])
+        some = bits[:: max(1, len(bits) // 65_536)].cpu().numpy().tobytes()
+        parts += [name, list(tensor.shape), str(tensor.dtype), int(bits.sum()), some]
+    return short_hash(*parts)
+
+
+def tokenizer_hash(lm: LM) -> str:
+    """A hash of what a tokenizer does: its rules or vocabulary, special tokens, template, ends."""
+    tokenizer = lm.tokenizer
+    rules = json.loads(tokenizer.backend_tokenizer.to_str()) if tokenizer.is_fast else {}
+    rules |= {"padding": None, "truncation": None}  # settings of the last call
+    return short_hash(rules, tokenizer.get_vocab(), str(tokenizer.chat_template),
+                      list(map(str, tokenizer.all_special_tokens)))
+
+
+def task_source(task: Task) -> str:
+    """The text of the modules that define a task; of a class typed at a prompt, its byte code."""
+    text = []
+    for kind in type(task).__mro__[:-1]:
+        try:
+            text.append(Path(inspect.getfile(kind)).read_text(encoding="utf-8"))
+        except (OSError, TypeError):
+            functions = filter(inspect.isfunction, vars(kind).values())
+            text += [f.__code__.co_code.hex() for f in functions]
+    return short_hash(*text)
+
+
+def rendered(task: Task, problem: Problem) -> dict[str, str]:
+    """The three prompts of one problem. A template that inserts today's date changes them."""
+    return {"plain prompt": task.prompt(problem),
+            "guided prompt": task.guided_prompt(problem, problem.answer),
+            "hint prompt": task.hint_prompt(problem, problem.answer, "")}
+
+
+def identity(config: HealConfig, task: Task, models: Mapping[str, LM],
+             problems: Mapping[str, Sequence[Problem]]) -> dict[str, Any]:
+    """Everything that decides the result of a run: what it is, in words -> its value."""
+    verifier = [d.version for d in metadata.distributions() if d.name == "math-verify"]
+    flat: dict[str, Any] = {"version of heal_ref": metadata.version("heal_ref"),
+                            "version of math-verify": "".join(verifier) or "not installed"}
+    for name, lm in models.items():
+        flat[f"weights of the {name}"] = weights_hash(lm.model)
+        flat[f"tokenizer of the {name}"] = tokenizer_hash(lm)
+    for name, mine in problems.items():
+        flat[f"{name} problems"] = f"{len(mine)}, {short_hash([vars(p) for p in mine])}"
+    flat["task"] = f"{type(task).__module__}.{type(task).__qualname__}"
+    flat["source of the task"] = task_source(task)
+    for key, value in vars(task).items():
+        plain = isinstance(value, str | int | float | None)
+        flat[f"task.{key}"] = value if plain else type(value).__name__
+    for key, value in config.to_dict().items():
+        for name, inner in value.items() if isinstance(value, dict) else [("", value)]:
+            flat[f"{key}.{name}".rstrip(".")] = inner
+    return flat | rendered(task, next(iter(problems.values()))[0])
+
+
+def shard_seed(seed: int, stage: str, number: int) -> int:
+    """The seed of one shard: 31 bits of a hash, so that neighbouring shards share nothing."""
+    digest = hashlib.sha256(f"{seed}/{stage}/{number}".encode()).digest()
+    return int.from_bytes(digest[:4], "big") >> 1
+
+
+def batches(items: Sequence[Any], size: int) -> list[Sequence[Any]]:
+    """`items` in consecutive parts of `size`, the last one shorter: the work of one shard each."""
+    return [items[i : i + size] for i in range(0, len(items), size)]
+
+
+def read_shard(path: Path) -> list[Any]:
+    """The records of a shard.
+
+    Raises:
+        InputError: it is not whole.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        *rows, last = [json.loads(line) for line in lines]
+        if last != {"records": len(rows)}:
+            raise ValueError("lines are missing")
+        return [from_row(row) for row in rows]
+    except (ValueError, KeyError, TypeError, RecursionError) as e:
+        raise InputError(f"{path} is not a whole shard ({e}); delete it and start the same command "
+                         "again, which makes it again") from e
+
+
+class RunFolder:
+    """A folder of shards with one identity.
+
+    Started by `accelerate launch` or `torchrun` in several processes, each of them makes its part of
+    the missing shards, and all of them read all.
+
+    Args:
+        path: the folder; made if it is not there.
+        identity: what must be the same when the run is continued.
+        noted: what may change, for people.
+        watch: gives the part of `identity` that may change by itself, the rendered prompts.
+    """
+
+    def __init__(self, path: str | Path, identity: Mapping[str, Any], quiet: bool = False,
+                 noted: Mapping[str, Any] | None = None,
+                 watch: Callable[[], Mapping[str, Any]] = dict) -> None:
+        self.state = processes()
+        self.path, self.quiet = Path(path), quiet or not self.state.is_main_process
+        self.identity, self.watch = json.loads(json.dumps(identity)), watch
+        self.lock = FileLock(self.path / ".lock", is_singleton=True)
+        with self.state.main_process_first():
+            if self.state.is_main_process:
+                self._lock()
+                self._claim(dict(noted or {}))
+
+    def _lock(self) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self.lock.acquire(timeout=0)
+        except Timeout:
+            owner = Path(self.lock.lock_file).read_text(encoding="utf-8") or "another process"
+            raise InputError(f"{self.path} is in use by {owner}; wait until it ends, stop it, or "
+                             "use another --out") from None
+        owner = f"process {os.getpid()} on {socket.gethostname()}"
+        Path(self.lock.lock_file).write_text(owner, encoding="utf-8")
+
+    def _claim(self, noted: dict[str, Any]) -> None:
+        recorded = self.path / "config.json"
+        if not recorded.exists():
+            text = json.dumps({"identity": self.identity, "noted": noted}, indent=1)
+            return write_text(recorded, text + "\n")
+        try:
+            old = json.loads(recorded.read_text(encoding="utf-8"))["identity"]
+        except (ValueError, KeyError, TypeError) as e:
+            raise InputError(f"{recorded} is not the config.json of a run of this version, so nothing"
+                             " says what the folder belongs to; use another --out") from e
+        self._compare(old, self.identity)
+        for pattern in TORN:
+            for half in self.path.glob(pattern):
+                half.unlink(missing_ok=True)
+
+    def _compare(self, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+        changed = []
+        for key in dict.fromkeys([*old, *new]):
+            a, b = old.get(key), new.get(key)
+            if a != b and key.endswith("prompt") and a and b:
+                at = max(len(os.path.commonprefix([a, b])) - 30, 0)
+                a, b = a[at : at + 60], b[at : at + 60]
+            if a != b:
+                changed.append(f"{key}: {a!r} in the folder, {b!r} now")
+        if changed and all("prompt: " in c for c in changed):
+            changed.append("the chat template may insert today's date: write a fixed one into it")
+        if changed:
+            raise InputError(f"{self.path} belongs to another run ({'; '.join(changed)}); use another "
+                             "--out, or delete it")
+
+    def log(self, text: str, **more: Any) -> None:
+        """Add a line to log.txt, for people: when, what, and numbers."""
+        if self.state.is_main_process:
+            numbers = "".join(f"; {k} {v}" for k, v in more.items())
+            with open(self.path / "log.txt", "a", encoding="utf-8") as f:
+                f.write(f"{datetime.now():%Y-%m-%d %H:%M:%S}  {text}{numbers}\n")
+
+    def bar(self, label: str, total: int, done: int = 0, unit: str = "shard") -> tqdm:
+        """A progress bar on the terminal, unless the run is quiet."""
+        return tqdm(total=total, initial=done, desc=f"{label:<22}", unit=unit, disable=self.quiet,
+                    file=sys.stderr)
+
+    def shards(self, stage: str, work: Sequence[Any], make: Callable[[Any, int], Sequence[Any]],
+               seed: int) -> list[Any]:
+        """`make(item, shard's seed)` for each item of `work` whose shard is missing; all records, in
+        order."""
+        self._compare(self.identity, self.identity | self.watch())
+        files = [self.path / stage / f"{i:05d}.jsonl" for i in range(len(work))]
+        self.state.wait_for_everyone()
+        missing = [i for i, f in enumerate(files) if not f.exists()]
+        self.state.wait_for_everyone()  # no one begins before all have looked
+        mine = missing[self.state.process_index :: self.state.num_processes]
+        with self.bar(stage, len(files), len(files) - len(missing)) as bar:
+            for i in mine:
+                rows = [to_row(r) for r in make(work[i], shard_seed(seed, stage, i))]
+                write_jsonl(files[i], [*rows, {"records": len(rows)}])
+                bar.update(min(self.state.num_processes, len(files) - bar.n))
+        self.state.wait_for_everyone()
+        if missing:
+            self.log(f"{stage}: {len(missing)} of {len(files)} shards made")
+        return [record for f in files for record in read_shard(f)]
