@@ -22,7 +22,8 @@ from heal_ref.gear import Cut, breakpoint_of, repair
 from heal_ref.generation import sample
 from heal_ref.model import LM
 from heal_ref.records import Problem, Trajectory, by_problem, write_text
-from heal_ref.run.pipeline import batches, provenance, shard_seed
+from heal_ref.run.folder import batches, shard_seed
+from heal_ref.run.pipeline import provenance
 
 Counts = dict[str, Any]  # of one problem: id, kind and numbers
 

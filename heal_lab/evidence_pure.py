@@ -27,7 +27,7 @@ from heal_ref.model import LM
 from heal_ref.pace import solved_share
 from heal_ref.pure import aggregate, answer_uncertainty, rollout_uncertainty, step_ratios, step_surprise, unaided
 from heal_ref.records import Problem, Trajectory
-from heal_ref.run.pipeline import batches, shard_seed
+from heal_ref.run.folder import batches, shard_seed
 
 Raw = dict[str, Any]  # one trajectory: where it comes from, whether it is genuine, and numbers a step
 HELPED = ("guided", "repair")

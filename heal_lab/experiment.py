@@ -28,7 +28,8 @@ from heal_ref.evaluate import is_genuine
 from heal_ref.generation import sample
 from heal_ref.model import LM, load_lm, processes
 from heal_ref.records import InputError, Problem, PureScore, Trajectory, limit_by_kind, write_text
-from heal_ref.run.pipeline import Method, RunFolder, RunSpec, batches, file_hash, provenance, shard_seed
+from heal_ref.run.folder import RunFolder, batches, identity, shard_seed
+from heal_ref.run.pipeline import Method, provenance
 from heal_ref.run.sources import load_problems
 from heal_ref.tasks.base import Task
 
@@ -277,12 +278,13 @@ def experiment(plan: Sequence[tuple[str, Path, int]], out: str | Path, material:
     began, runs = time.monotonic(), []
     for pair, folder, seed in plan:
         c = config(seed)
-        spec = RunSpec(str(folder / "teacher"), str(folder / "student"), material.train, material.heldout, c)
-        identity = {**spec.fingerprint(), "long": file_hash(material.long)}
-        trial = Trial(RunFolder(Path(out) / f"seed-{seed}", identity, quiet), folder, task, c, material)
+        models = {name: load_lm(folder / name) for name in ("teacher", "student")}
+        problems = {name: load_problems(path, task) for name, path in vars(material).items()}
+        what = identity(c, task, models, problems)
+        trial = Trial(RunFolder(Path(out) / f"seed-{seed}", what, quiet), folder, task, c, material)
         runs += [{"pair": pair, "seed": seed, "arm": arm, **trial.result(arm)} for arm in ARMS if arm in arms or trial.has(arm)]
-    problems = exam(material, task, config(0).eval_limit)
-    record = {"problems": {"kind": [p.kind for p in problems], "length": [p.length for p in problems]}, "runs": runs}
+    tested = exam(material, task, config(0).eval_limit)
+    record = {"problems": {"kind": [p.kind for p in tested], "length": [p.length for p in tested]}, "runs": runs}
     origin = provenance(trial.teacher, command, [seed for *_, seed in plan], began)
     return {"provenance": {**origin, "minutes": round(sum(r["minutes"] for r in runs), 1)}, **record, **summary(record)}
 

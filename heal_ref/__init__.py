@@ -2,7 +2,7 @@
 
 In the order of the method:
 
-    problems      Problem, load_problems, import_problems, Task, ClockTask, ChatMathTask
+    problems      Problem, load_problems, Task, ClockTask, ChatMathTask
     models        LM, load_lm, sample, generate, text_stats
     entropy       token_stats, entropy_and_logprob, step_values, surges   where the model is uncertain
     GEAR          find_breakpoint, breakpoint_of, repair           cut, hint, continue
@@ -24,7 +24,7 @@ from heal_ref.model import LM, load_lm, quiet
 from heal_ref.pace import build_stages, distill
 from heal_ref.pure import pure_filter, pure_scores, pure_threshold, unaided
 from heal_ref.records import DATA, InputError, Problem, PureScore, Trajectory
-from heal_ref.run.sources import import_problems, load_problems
+from heal_ref.run.sources import load_problems
 from heal_ref.scoring import text_stats, token_stats
 from heal_ref.task_check import check_task
 from heal_ref.tasks import ChatMathTask, ClockTask, Task
@@ -37,6 +37,6 @@ __all__ = [
     "PureConfig", "Row", "SampleConfig", "PureScore", "Task", "Trajectory", "breakpoint_of", "build_stages", "check_task",
     "distill",
     "entropy_and_logprob", "evaluate", "explore_entropy", "explore_pure", "explore_repair", "find_breakpoint", "generate",
-    "import_problems", "load_lm", "load_problems", "pass_at_k", "pure_filter", "pure_scores", "pure_threshold", "quiet",
+    "load_lm", "load_problems", "pass_at_k", "pure_filter", "pure_scores", "pure_threshold", "quiet",
     "repair", "sample", "text_stats", "step_values", "surges", "token_stats", "unaided",
 ]

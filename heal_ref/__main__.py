@@ -101,10 +101,10 @@ def _plan(config: HealConfig, readings: list[Reading], task: Task, lms: list[LM]
     print("Measuring for at most a minute ...", file=sys.stderr)
     problems = limit_by_kind(readings[0].problems, config.train_limit)
     heldout = limit_by_kind(readings[1].problems, config.eval_limit)
-    speed = measure(*lms, task, problems, config)
+    speed = measure(lms[0], lms[1], task, problems, config)
     stages = plan(config, len(problems), len(heldout), speed, processes().num_processes,
                   len(limit_by_kind(heldout, PROBE)))
-    return plan_text(stages, *lms, config, speed)
+    return plan_text(stages, lms[0], lms[1], config, speed)
 
 
 def _run(args: argparse.Namespace, command: str) -> None:

@@ -8,7 +8,7 @@ from heal_lab import evidence as E
 from heal_lab.bench import bench_sample, random_lm
 from heal_ref.config import GearConfig
 from heal_ref.records import Problem, limit_by_kind
-from heal_ref.run.pipeline import batches
+from heal_ref.run.folder import batches
 from heal_ref.run.sources import load_problems
 from tests.conftest import DATA
 

@@ -12,7 +12,7 @@ from heal_ref.config import PureConfig
 from heal_ref.generation import sample
 from heal_ref.pure import pure_scores
 from heal_ref.records import limit_by_kind
-from heal_ref.run.pipeline import batches
+from heal_ref.run.folder import batches
 from heal_ref.run.sources import load_problems
 from heal_ref.scoring import text_stats
 from tests.conftest import DATA

@@ -10,7 +10,8 @@ from heal_lab.__main__ import main
 from heal_ref.config import HealConfig, PaceConfig
 from heal_ref.evaluate import is_genuine
 from heal_ref.records import limit_by_kind
-from heal_ref.run.pipeline import Method, RunFolder
+from heal_ref.run.folder import RunFolder
+from heal_ref.run.pipeline import Method
 from heal_ref.run.sources import load_problems
 from tests.conftest import DATA
 

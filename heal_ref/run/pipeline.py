@@ -220,13 +220,15 @@ def evaluate_arm(folder: RunFolder, arm: str, lm: LM, task: Task, heldout: Seque
                  c: HealConfig) -> list[Row]:
     """Sampled (temperature 1) and greedy solutions of the held-out problems, and rows of them.
     Shards have the same seeds for every arm, so differences between arms are paired."""
-    made = []
-    for name, n, temperature in ((arm, c.eval_n, 1.0), (f"{arm}-greedy", 1, 0.0)):
-        how = SampleConfig(temperature=temperature, max_new_tokens=c.sample.max_new_tokens)
-        made.append(folder.shards(
-            f"6-eval/{name}", batches(heldout, c.sample.batch), lambda part, seed, n=n, how=how:
-            sample(lm, task, part, n, seed=seed, sampling=how), c.seed))
-    return rows_of(arm, lm, task, *made)
+    parts, longest = batches(heldout, c.sample.batch), c.sample.max_new_tokens
+
+    def solve(name: str, n: int, how: SampleConfig) -> list[Trajectory]:
+        return folder.shards(f"6-eval/{name}", parts, lambda part, seed: sample(
+            lm, task, part, n, seed=seed, sampling=how), c.seed)
+
+    many = solve(arm, c.eval_n, SampleConfig(max_new_tokens=longest))
+    one = solve(f"{arm}-greedy", 1, SampleConfig(temperature=0.0, max_new_tokens=longest))
+    return rows_of(arm, lm, task, many, one)
 
 
 def genuine_shares(lm: LM, task: Task, scored: Sequence[PureScore], kept: Sequence[Trajectory]
