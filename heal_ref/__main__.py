@@ -63,7 +63,8 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--split", default="train", help="split of a dataset")
         sub.add_argument("--config-name", help="configuration of a dataset on the hub")
     run.add_argument("--heldout-split", help="split of --heldout, where it is another one")
-    run.add_argument("--dtype", default="auto", help="of the teacher: float32, bfloat16, ...")
+    run.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"),
+                     help="of the teacher's weights; auto: as they were saved")
     run.add_argument("--max-new-tokens", type=int, help="limit of a solution's length (default: the "
                      "preset's, for chat at least 1024)")
     run.add_argument("--max-batch", type=int, default=512, help="sequences that go through a model "

@@ -30,14 +30,14 @@ from heal_ref.records import InputError, Problem, from_row, to_row, write_jsonl,
 from heal_ref.tasks.base import Task
 
 BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes per number
-TORN = ("*.json.*.tmp", "*/?????.jsonl.*.tmp", "*/*/?????.jsonl.*.tmp")  # what a kill leaves of ours
+OURS = ("config.json", "report.json", "[1-6]-*/*.jsonl", "[1-6]-*/*/*.jsonl")
 
 
 def short_hash(*parts: Any) -> str:
     """Sixteen hexadecimal digits for some content."""
     digest = hashlib.sha256()
     for part in parts:
-        digest.update(part if isinstance(part, bytes) else json.dumps(part).encode())
+        digest.update(part if isinstance(part, bytes) else json.dumps(part, sort_keys=True).encode())
     return digest.hexdigest()[:16]
 
 
@@ -178,9 +178,9 @@ class RunFolder:
             raise InputError(f"{recorded} is not the config.json of a run of this version, so nothing"
                              " says what the folder belongs to; use another --out") from e
         self._compare(old, self.identity)
-        for pattern in TORN:
-            for half in self.path.glob(pattern):
-                half.unlink(missing_ok=True)
+        for pattern in OURS:
+            for torn in self.path.glob(f"{pattern}.[0-9]*.tmp"):  # what a kill left
+                torn.unlink(missing_ok=True)
 
     def _compare(self, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
         changed = []

@@ -1,10 +1,12 @@
 """Problems from a file, a saved dataset or the hub, all on one road: rows, fields, final answers.
 
-JSON is parsed here, so that a complaint names its line; everything else by pyarrow or `datasets`.
+JSON is parsed here, so that a complaint names its line, and CSV, so that text stays text; the rest by
+pyarrow and `datasets`.
 """
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 import re
@@ -14,9 +16,8 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pyarrow
 from datasets import load_dataset, load_from_disk
-from pyarrow import csv, parquet
+from pyarrow import parquet
 
 from heal_ref.records import InputError, Problem
 from heal_ref.tasks.base import Task
@@ -81,14 +82,14 @@ def _json_rows(data: bytes, array: bool) -> list[tuple[int, Any]]:
             for number, raw in enumerate(lines, start=1) if raw.strip()]
 
 
-def _table(path: Path) -> pyarrow.Table:
-    """A table file; the cells of a CSV file stay text, so that 007 is not 7."""
-    if path.suffix == ".parquet":
-        return parquet.read_table(path)
-    parsing = csv.ParseOptions("," if path.suffix == ".csv" else "\t", newlines_in_values=True)
-    with csv.open_csv(path, parse_options=parsing) as reader:
-        text = dict.fromkeys(reader.schema.names, pyarrow.string())
-    return csv.read_csv(path, None, parsing, csv.ConvertOptions(column_types=text))
+def _csv_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV or TSV file, all cells as text: 007 is not 7."""
+    with open(path, encoding="utf-8-sig", newline="") as f:
+        rows = list(csv.DictReader(f, delimiter="," if path.suffix == ".csv" else "\t", strict=True))
+    for number, row in enumerate(rows, start=1):
+        if None in row:
+            raise ValueError(f"row {number} has more cells than columns: put it in quotes")
+    return rows
 
 
 def read_rows(source: str, split: str = "train", name: str | None = None) -> list[tuple[int, Any]]:
@@ -103,8 +104,10 @@ def read_rows(source: str, split: str = "train", name: str | None = None) -> lis
         if path.suffix in (".jsonl", ".json"):
             data = path.read_bytes()
             return _json_rows(data, path.suffix == ".json" and data.lstrip()[:1] == b"[")
-        if path.suffix in (".csv", ".tsv", ".parquet"):
-            return list(enumerate(_table(path).to_pylist(), start=1))
+        if path.suffix in (".csv", ".tsv"):
+            return list(enumerate(_csv_rows(path), start=1))
+        if path.suffix == ".parquet":
+            return list(enumerate(parquet.read_table(path).to_pylist(), start=1))
         if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
             saved: Any = load_from_disk(source)
             found = saved[split] if isinstance(saved, dict) else saved
@@ -130,7 +133,7 @@ def _fields(row: Any, columns: Mapping[str, str], number: int) -> dict[str, Any]
     for name in {"question": "", "answer": "", **columns}:
         if found[name] is None:
             there = ", ".join(map(str, list(row)[:9]))
-            return Complaint(f'field "{columns.get(name, name)}" is missing (found: {there})',
+            return Complaint(f'field "{columns.get(name, name)}" is missing or null (found: {there})',
                              f"add it, or name another column with --columns {name}=COLUMN")
     if isinstance(found["id"], int) or found["id"] is None:
         found["id"] = str(number if found["id"] is None else found["id"])
