@@ -22,6 +22,7 @@ from pyarrow import parquet
 from heal_ref.records import InputError, Problem
 from heal_ref.tasks.base import Task
 
+BLANK = b"\xef\xbb\xbf \t\r\n"  # byte order mark and white space
 FIELDS = ("id", "question", "answer", "kind", "length")
 EXAMPLE = 'write {"id": ..., "question": ..., "answer": ...}'
 
@@ -103,7 +104,7 @@ def read_rows(source: str, split: str = "train", name: str | None = None) -> lis
     try:
         if path.suffix in (".jsonl", ".json"):
             data = path.read_bytes()
-            return _json_rows(data, path.suffix == ".json" and data.lstrip()[:1] == b"[")
+            return _json_rows(data, path.suffix == ".json" and data.lstrip(BLANK)[:1] == b"[")
         if path.suffix in (".csv", ".tsv"):
             return list(enumerate(_csv_rows(path), start=1))
         if path.suffix == ".parquet":
