@@ -14,7 +14,6 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from heal_ref import pace, records  # noqa: E402
 from heal_ref.config import HealConfig  # noqa: E402
 from heal_ref.run.pipeline import RunSpec, run  # noqa: E402
 from heal_ref.tasks import ClockTask  # noqa: E402
@@ -43,7 +42,7 @@ def attempt(number: int) -> int:
     if pid == 0:
         if mode == "writes" and not (out / "report.json").exists():  # the report, once written, is the end
             # The first attempt at a file dies before its rename, the second one after it.
-            records.os.replace = pace.os.replace = die_at_first_rename(after=number % 2 == 1)
+            os.replace = die_at_first_rename(after=number % 2 == 1)
         run(spec, out, ClockTask(), quiet=True)
         os._exit(0)
     if mode == "random" and number < 20:

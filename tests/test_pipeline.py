@@ -1,53 +1,56 @@
-"""The run folder: killed anywhere it ends the same; other settings are refused; Ctrl-C keeps what is done."""
+"""The run folder: killed anywhere it ends the same; what is there is not made again; a run with nothing to do says so."""
 
 import dataclasses
 import errno
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
+from transformers import AutoTokenizer
 
-from heal_ref.config import HealConfig
+from heal_ref.__main__ import main
+from heal_ref.config import HealConfig, PaceConfig, SampleConfig
+from heal_ref.model import LM, load_lm
 from heal_ref.records import InputError, Problem, limit_by_kind, write_text
-from heal_ref.run.pipeline import RunFolder, RunSpec, shard_seed
+from heal_ref.run.folder import RunFolder, identity, read_shard, shard_seed, task_source, weights_hash
+from heal_ref.run.pipeline import RunSpec, counts_of, run
+from heal_ref.tasks import ClockTask
 from tests.conftest import DATA, ROOT
 
 DRIVER = ROOT / "tests" / "kill_driver.py"
+TRAIN, HELDOUT, VALIDATION = (str(DATA / "clock" / f"{name}.jsonl") for name in ("train", "heldout", "validation"))
 
 
-def drive(out: Path, mode: str) -> int:
-    args = [sys.executable, str(DRIVER), str(out), mode]
-    done = subprocess.run(args, capture_output=True, text=True, check=False, timeout=900)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return int(done.stdout.split()[-1])
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    """Every file of a run, the report without its times."""
-    paths = [p for p in sorted(folder.rglob("*")) if p.is_file() and p.suffix != ".tmp"]
-    files = {str(p.relative_to(folder)): p.read_bytes() for p in paths}
-    files.pop("log.txt")  # for people: times
-    report = json.loads(files.pop("report.json"))
-    report["provenance"].pop("minutes")
-    return files | {"report": json.dumps(report).encode()}
+# ----------------------------------------------------------------------------------- a whole run
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """One undisturbed run at smoke size."""
     out = tmp_path_factory.mktemp("run") / "whole"
-    assert drive(out, "none") == 0
+    assert main(["run", "--preset", "smoke", "--heldout", VALIDATION, "--out", str(out), "--quiet"]) == 0
     return out
 
 
+def strict(path):
+    """JSON without NaN and Infinity, which are not JSON."""
+
+    def refuse(name):
+        raise AssertionError(name)
+
+    return json.loads(path.read_text(), parse_constant=refuse)
+
+
 def test_report_of_a_whole_run(whole):
-    report = json.loads((whole / "report.json").read_text())
+    report = strict(whole / "report.json")
     arms = {r["arm"] for r in report["rows"]}
     assert arms == {"student", "teacher", "rft", "heal"}
     for row in report["rows"]:
@@ -57,42 +60,173 @@ def test_report_of_a_whole_run(whole):
     assert counts["repaired kept"] > 0
     assert counts["guided kept"] > 0
     assert counts["stage repaired"] > counts["stage guided"] > counts["stage foundation"]
+    assert report["notes"] == []
+    for name in ("ceiling", "stages", "entropy", "filter"):
+        assert (whole / "figures" / f"{name}.png").stat().st_size > 10_000
+        assert f"figures/{name}.png" in (whole / "index.html").read_text()
 
 
-def test_killed_at_every_write_ends_the_same(whole, tmp_path):
-    """Every stage boundary, and the middle of every shard."""
-    killed = drive(tmp_path / "run", "writes")
-    assert killed >= 2 * len(list(whole.rglob("*.jsonl")))
-    assert content(tmp_path / "run") == content(whole)
+def test_counts_of_hints_are_those_of_the_records(whole):
+    records = [r for f in sorted((whole / "3-repaired").glob("*.jsonl")) for r in read_shard(f)]
+    counts = strict(whole / "report.json")["provenance"]["counts"]
+    stubs = [t for t in records if t.hint is None]
+    assert counts["repaired"] == len(records) - len(stubs) > 0
+    assert counts["hints unusable"] == len(stubs)
+    assert {k: v for k, v in counts.items() if k.startswith("hints unusable: ")} == {
+        f"hints unusable: {why}": n for why, n in Counter(t.note for t in stubs).items()}
+    assert counts["paths repaired"] == len({(t.problem.id, t.parent) for t in records})
 
 
-def test_killed_at_20_random_moments_ends_the_same(whole, tmp_path):
-    assert drive(tmp_path / "run", "random") == 20
-    assert content(tmp_path / "run") == content(whole)
+def test_counts_by_hand(make):
+    base = [make("a"), make("b", correct=True)]
+    repaired = [make("a", source="repair", parent=0, hint="so", index=0), make("a", source="repair", parent=0, hint="so", index=1),
+                make("a", source="repair", parent=1, note="hint unreadable")]
+    assert counts_of(base, base, repaired) == {
+        "base": 2, "base correct": 1, "guided": 2, "repaired": 2, "paths repaired": 2, "hints unusable": 1,
+        "hints unusable: hint unreadable": 1, "teacher tokens": 7 * 8}
 
 
-def spec(**changes):
-    config = dataclasses.replace(HealConfig.smoke(), **changes)
-    return RunSpec("t", "s", str(DATA / "clock" / "train.jsonl"), str(DATA / "clock" / "heldout.jsonl"), config)
+# ----------------------------------------------------------------------- nothing, and everything
+
+
+def small(**changes):
+    config = dataclasses.replace(HealConfig.smoke(), train_limit=3, eval_limit=2, pace=PaceConfig(updates=2, batch=4, warmup=0))
+    return RunSpec("t", "s", TRAIN, HELDOUT, dataclasses.replace(config, **changes))
+
+
+def report_of(spec, out, lms):
+    report = run(spec, out, ClockTask(), lms=lms, quiet=True)
+    assert strict(out / "report.json") == json.loads(json.dumps(report))
+    log = (out / "log.txt").read_text()
+    assert all(note in log for note in report["notes"])
+    return report
+
+
+def rows_of(report, arm):
+    return [{**row, "arm": ""} for row in report["rows"] if row["arm"] == arm]
+
+
+def test_a_teacher_that_solves_nothing(tmp_path, random_lm, teacher):
+    """The run ends with a report: PURE is off, there is nothing to train on, both students are the base student."""
+    report = report_of(small(), tmp_path / "run", (random_lm, teacher))
+    assert report["provenance"]["counts"]["base correct"] == 0
+    assert report["provenance"]["counts"]["threshold"] is None
+    assert [note.split(":")[0] for note in report["notes"]] == [
+        "the teacher solved no training problem by itself", "PURE is off", "rft", "heal"]
+    assert rows_of(report, "rft") == rows_of(report, "heal") == rows_of(report, "student")
+    assert not (tmp_path / "run" / "5-students").exists()
+
+
+def test_a_foundation_without_data_is_the_base_student(tmp_path, teacher, monkeypatch):
+    """What the teacher solves only with help still teaches the HEAL student; rejection sampling has nothing."""
+    frontier = [line for line in Path(TRAIN).read_text().splitlines() if '"frontier"' in line][:3]
+    (tmp_path / "hard.jsonl").write_text("\n".join(frontier))
+    spec = dataclasses.replace(small(sample=SampleConfig(n=1, temperature=0.0)), train=str(tmp_path / "hard.jsonl"))
+    report = report_of(spec, tmp_path / "run", (teacher, load_lm(DATA / "student")))
+    assert report["provenance"]["counts"]["base correct"] == 0
+    counts = report["provenance"]["counts"]
+    assert counts["guided kept"] + counts["repaired kept"] > 0
+    assert [note.split(":")[0] for note in report["notes"]] == [
+        "the teacher solved no training problem by itself", "PURE is off", "rft"]
+    assert rows_of(report, "rft") == rows_of(report, "student")
+    assert rows_of(report, "heal") != rows_of(report, "student")
+
+
+def test_a_teacher_that_solves_everything(tmp_path, teacher):
+    easy = [line for line in Path(TRAIN).read_text().splitlines() if '"mastered"' in line][:12:3]
+    (tmp_path / "easy.jsonl").write_text("\n".join(easy))
+    spec = dataclasses.replace(small(sample=SampleConfig(n=1, temperature=0.0)), train=str(tmp_path / "easy.jsonl"))
+    report = report_of(spec, tmp_path / "run", (teacher, load_lm(DATA / "student")))
+    assert report["provenance"]["counts"]["base correct"] == 3
+    assert report["notes"] == ["the teacher solved every training problem often enough: nothing was guided or repaired"]
+
+
+def test_notes_are_printed(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("heal_ref.run.pipeline.pure.unaided", lambda base: [])
+    small_file = tmp_path / "p.jsonl"
+    small_file.write_text('{"question": "Start 5; + 3", "answer": 8}\n')
+    assert main(["run", "--preset", "smoke", "--quiet", "--problems", str(small_file), "--heldout", str(small_file), "--out",
+                 str(tmp_path / "run")]) == 0
+    assert "\nPURE is off: " in capsys.readouterr().out
+
+
+def test_the_student_has_another_tokenizer(tmp_path, teacher):
+    """The student is evaluated with the task for its own tokenizer."""
+    asked = []
+
+    class Both(ClockTask):
+        def for_tokenizer(self, tokenizer):
+            asked.append(tokenizer)
+            return self
+
+    other = AutoTokenizer.from_pretrained(DATA / "student")
+    other.add_tokens(["another word"])
+    student = load_lm(DATA / "student")
+    student.model.resize_token_embeddings(len(other), mean_resizing=False)
+    student = LM(student.model, other)
+    run(small(), tmp_path / "run", Both(), lms=(teacher, student), quiet=True)
+    assert other in asked
+
+
+# --------------------------------------------------------------------------------------- identity
+
+
+def identity_of(task=None, **changes):
+    task = task or ClockTask()
+    lm = load_lm(DATA / "student")
+    problems = {"training": [Problem("a", "Start 5; + 3", "8")]}
+    return identity(dataclasses.replace(HealConfig.smoke(), **changes), task, {"teacher": lm}, problems)
+
+
+def test_identity_holds_what_decides_the_result(tmp_path):
+    what = identity_of()
+    assert what["task"] == "heal_ref.tasks.clock.ClockTask"
+    assert what["version of math-verify"] == "0.9.0"
+    assert what["training problems"].startswith("1, ")
+    assert what["plain prompt"] == ClockTask().prompt(Problem("a", "Start 5; + 3", "8"))
+    assert what["pace.updates"] == 12
+    assert identity_of() == what
+    assert not {key for key, value in what.items() if str(DATA) in str(value)}  # a moved model is the same
+
+
+def test_the_source_of_a_task_counts(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    path = tmp_path / "own_task_for_identity.py"
+    path.write_text("from heal_ref.tasks import ClockTask\nclass Mine(ClockTask):\n    limit = 3\n")
+    from own_task_for_identity import Mine
+
+    first = task_source(Mine())
+    assert identity_of(Mine())["task"] == "own_task_for_identity.Mine"
+    path.write_text(path.read_text().replace("3", "4"))
+    assert task_source(Mine()) != first
+    assert task_source(type("Typed", (ClockTask,), {"prompt": lambda self, p: p.question})()) != task_source(ClockTask())
+
+
+def test_the_settings_of_a_task_count():
+    task = ClockTask()
+    task.words = "many"
+    assert identity_of(task)["task.words"] == "many"
+
+
+def test_any_other_weight_is_another_model(random_lm):
+    before = weights_hash(random_lm.model)
+    weight = next(random_lm.model.parameters())
+    weight.data.view(-1)[1] += 1e-3
+    after = weights_hash(random_lm.model)
+    weight.data = weight.data.flip(0)
+    assert len({before, after, weights_hash(random_lm.model), weights_hash(random_lm.model.bfloat16())}) == 4
 
 
 def test_other_settings_are_refused_with_the_difference(tmp_path):
-    RunFolder(tmp_path, spec().fingerprint())
-    RunFolder(tmp_path, spec().fingerprint())
+    RunFolder(tmp_path, identity_of())
+    RunFolder(tmp_path, identity_of())
     with pytest.raises(InputError) as caught:
-        RunFolder(tmp_path, spec(eval_n=3, seed=4).fingerprint())
-    assert "eval_n: 2 in the folder, 3 now" in str(caught.value)
-    assert "seed: 0 in the folder, 4 now" in str(caught.value)
-    assert "gear" not in str(caught.value)
+        RunFolder(tmp_path, identity_of(eval_n=3, seed=4))
+    assert str(caught.value) == (f"{tmp_path} belongs to another run (seed: 0 in the folder, 4 now; eval_n: 2 in the folder, "
+                                 "3 now); use another --out, or delete it")
 
 
-def test_problem_files_count_by_content(tmp_path):
-    a = spec().fingerprint()
-    copied = tmp_path / "copy.jsonl"
-    copied.write_bytes((DATA / "clock" / "train.jsonl").read_bytes())
-    assert dataclasses.replace(spec(), train=str(copied)).fingerprint() == a
-    copied.write_bytes(copied.read_bytes() + b"\n")
-    assert dataclasses.replace(spec(), train=str(copied)).fingerprint() != a
+# ----------------------------------------------------------------------------------------- shards
 
 
 def test_finished_shards_are_not_made_again(tmp_path, make):
@@ -108,6 +242,20 @@ def test_finished_shards_are_not_made_again(tmp_path, make):
     assert folder.shards("s", ["a", "b"], work, seed=0) == first
     assert [item for item, _ in calls] == ["a", "b", "b"]
     assert calls[1] == calls[2]  # the same seed again
+
+
+def test_a_shard_knows_its_count(tmp_path, make):
+    folder = RunFolder(tmp_path, {}, quiet=True)
+    made = folder.shards("s", ["a"], lambda item, _: [make(item, index=i) for i in range(3)], seed=0)
+    path = tmp_path / "s" / "00000.jsonl"
+    assert json.loads(path.read_text().splitlines()[-1]) == {"records": 3}
+    assert read_shard(path) == made
+    for part in ("", "\n".join(path.read_text().splitlines()[:2]), path.read_text()[:-5], "[]\n", '{"records": 0}x'):
+        path.write_text(part)
+        with pytest.raises(InputError, match="00000.jsonl is not a whole shard .*; delete it and start the same command again"):
+            folder.shards("s", ["a"], lambda *_: [], seed=0)
+    path.unlink()
+    assert folder.shards("s", ["a"], lambda *_: [], seed=0) == []  # a shard may be empty
 
 
 def test_a_full_disk_is_said_and_the_folder_goes_on(tmp_path, make, monkeypatch):
@@ -131,23 +279,6 @@ def test_a_full_disk_is_said_and_the_folder_goes_on(tmp_path, make, monkeypatch)
     assert made == ["a", "b", "b", "c"]
 
 
-def test_a_run_that_the_system_stops_from_writing_exits_with_2(tmp_path):
-    """A real limit of the operating system on the size of a file, instead of a pretended one."""
-    out = tmp_path / "run"
-
-    def limit():
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-
-    done = subprocess.run(command("run", "--preset", "smoke", "--out", out, "--quiet"), preexec_fn=limit, cwd=ROOT,
-                          capture_output=True, text=True, check=False, timeout=120)
-    assert done.returncode == 2
-    assert "cannot be written: File too large" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert not list(out.rglob("*.tmp"))
-    assert (out / "config.json").exists()
-
-
 def test_shard_seeds_differ():
     seeds = [shard_seed(seed, stage, i) for seed in range(3) for stage in ("a", "b") for i in range(200)]
     assert len(set(seeds)) == len(seeds)
@@ -160,13 +291,82 @@ def test_limit_by_kind():
     assert limit_by_kind(problems, 0) == problems
 
 
+# ------------------------------------------------------------------------------ killed and stopped
+
+
+def drive(out: Path, mode: str) -> int:
+    args = [sys.executable, str(DRIVER), str(out), mode]
+    done = subprocess.run(args, capture_output=True, text=True, check=False, timeout=900)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return int(done.stdout.split()[-1])
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """Every file of a run, the report without its times."""
+    paths = [p for p in sorted(folder.rglob("*")) if p.is_file() and p.suffix != ".tmp"]
+    files = {str(p.relative_to(folder)): p.read_bytes() for p in paths}
+    files.pop("log.txt")  # for people: times
+    files.pop(".lock")
+    report = json.loads(files.pop("report.json"))
+    report["provenance"].pop("minutes")
+    return files | {"report": json.dumps(report).encode()}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    out = tmp_path_factory.mktemp("driven") / "whole"
+    assert drive(out, "none") == 0
+    return out
+
+
+@pytest.mark.slow
+def test_killed_at_every_write_ends_the_same(undisturbed, tmp_path):
+    """Every stage boundary, and the middle of every shard."""
+    killed = drive(tmp_path / "run", "writes")
+    assert killed >= 2 * len(list(undisturbed.rglob("*.jsonl")))
+    assert content(tmp_path / "run") == content(undisturbed)
+
+
+@pytest.mark.slow
+def test_killed_at_20_random_moments_ends_the_same(undisturbed, tmp_path):
+    assert drive(tmp_path / "run", "random") == 20
+    assert content(tmp_path / "run") == content(undisturbed)
+
+
 def command(*args):
     return [sys.executable, "-m", "heal_ref", *map(str, args)]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["1-base", "5-students"])
+def test_a_run_that_the_system_stops_from_writing_exits_with_2(tmp_path, whole, stage):
+    """A real limit of the operating system on the size of a file: in a shard, and while a student is saved."""
+    out = tmp_path / "run"
+    if stage == "5-students":
+        shutil.copytree(whole, out)
+        shutil.rmtree(out / "5-students")
+
+    def limit():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        most = 20_000 if stage == "1-base" else 500_000
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+
+    args = command("run", "--preset", "smoke", "--heldout", VALIDATION, "--out", out, "--quiet")
+    done = subprocess.run(args, preexec_fn=limit, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 2, done.stderr[-2000:]
+    assert "File too large" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(out.rglob("*.tmp"))
+    assert (out / "config.json").exists()
+    if stage == "5-students":
+        assert subprocess.run(args, cwd=ROOT, capture_output=True, check=False, timeout=300).returncode == 0
+        assert strict(out / "report.json")["rows"] == strict(whole / "report.json")["rows"]
+
+
+@pytest.mark.slow
 def test_ctrl_c_keeps_what_is_done_and_says_so(tmp_path, whole):
     out = tmp_path / "run"
-    args = command("run", "--preset", "smoke", "--heldout", DATA / "clock" / "validation.jsonl", "--out", out)
+    args = command("run", "--preset", "smoke", "--heldout", VALIDATION, "--out", out)
     # A shell that starts the tests in the background has them ignore Ctrl-C; what is started here must not.
     process = subprocess.Popen(args, stderr=subprocess.PIPE, text=True, cwd=ROOT,
                                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # noqa: PLW1509
@@ -177,24 +377,10 @@ def test_ctrl_c_keeps_what_is_done_and_says_so(tmp_path, whole):
     process.send_signal(signal.SIGINT)
     message = process.communicate(timeout=60)[1]
     assert process.returncode == 130
-    assert "the same command goes on from there" in message
+    assert "the same command continues from there" in message
     assert "Traceback" not in message
     assert not (out / "report.json").exists()
     done = subprocess.run(args, capture_output=True, text=True, cwd=ROOT, check=True)
-    mine, other = json.loads((out / "report.json").read_text()), json.loads((whole / "report.json").read_text())
-    assert mine["rows"] == other["rows"]
+    assert strict(out / "report.json")["rows"] == strict(whole / "report.json")["rows"]
     assert "HEAL" in done.stdout
     assert "frontier" in done.stdout
-    for name in ("ceiling", "stages", "entropy", "filter"):
-        assert (out / "figures" / f"{name}.png").stat().st_size > 10_000
-        assert f"figures/{name}.png" in (out / "index.html").read_text()
-
-
-@pytest.mark.parametrize(("args", "message"), [(("--problems", "nowhere.jsonl"), "no such file")])  # more: test_bad_inputs
-def test_bad_input_is_one_line_and_exit_code_2(args, message, tmp_path):
-    done = subprocess.run(command("run", "--preset", "smoke", "--out", tmp_path / "run", *args), capture_output=True, text=True,
-                          check=False, cwd=ROOT)
-    assert done.returncode == 2
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
-    assert not (tmp_path / "run").exists()

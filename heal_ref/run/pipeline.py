@@ -154,7 +154,7 @@ def run(spec: RunSpec, out: str | Path, task: Task, *, lms: Sequence[LM] = (), q
             continue
         with folder.bar(f"5-students/{arm}", c.pace.updates, unit="update") as bar:
             students[arm] = pace.distill(
-                student, own_task, data, c.pace, c.seed, folder=folder.path / "5-students" / arm,
+                student, task, data, c.pace, c.seed, folder=folder.path / "5-students" / arm,
                 probe=limit_by_kind(heldout, PROBE),
                 progress=lambda done, _, bar=bar: bar.update(done - bar.n))
 
