@@ -18,10 +18,12 @@ from transformers import AutoTokenizer
 
 from heal_ref.__main__ import main
 from heal_ref.config import HealConfig, PaceConfig, SampleConfig
+from heal_ref.generation import sample
 from heal_ref.model import LM, load_lm
 from heal_ref.records import InputError, Problem, limit_by_kind, write_text
 from heal_ref.run.folder import RunFolder, identity, read_shard, shard_seed, task_source, weights_hash
 from heal_ref.run.pipeline import RunSpec, counts_of, run
+from heal_ref.run.sources import load_problems
 from heal_ref.tasks import ClockTask
 from tests.conftest import DATA, ROOT
 
@@ -119,9 +121,12 @@ def test_a_teacher_that_solves_nothing(tmp_path, random_lm, teacher):
 
 def test_a_foundation_without_data_is_the_base_student(tmp_path, teacher, monkeypatch):
     """What the teacher solves only with help still teaches the HEAL student; rejection sampling has nothing."""
-    frontier = [line for line in Path(TRAIN).read_text().splitlines() if '"frontier"' in line][:3]
-    (tmp_path / "hard.jsonl").write_text("\n".join(frontier))
-    spec = dataclasses.replace(small(sample=SampleConfig(n=1, temperature=0.0)), train=str(tmp_path / "hard.jsonl"))
+    frontier = [p for p in load_problems(TRAIN) if p.kind == "frontier"][:12]
+    tried = sample(teacher, ClockTask(), frontier, 1, sampling=SampleConfig(temperature=0.0))
+    failed = [vars(t.problem) for t in tried if not t.correct]
+    (tmp_path / "hard.jsonl").write_text("\n".join(map(json.dumps, failed)))
+    greedy = small(sample=SampleConfig(n=1, temperature=0.0), train_limit=12)
+    spec = dataclasses.replace(greedy, train=str(tmp_path / "hard.jsonl"))
     report = report_of(spec, tmp_path / "run", (teacher, load_lm(DATA / "student")))
     assert report["provenance"]["counts"]["base correct"] == 0
     counts = report["provenance"]["counts"]

@@ -8,23 +8,42 @@ import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from heal_ref.__main__ import main
-from heal_ref.config import HealConfig
+from heal_ref.config import GearConfig, HealConfig, PureConfig
 from heal_ref.run.plan import Speed, cache_bytes, measure, parameters, plan, plan_text, sampling_bytes, training_bytes
 
 SPEED = Speed(sampled=100.0, scored=1000.0, learnt=500.0, prompt=20.0, solution=50.0)
 
 
+def by_name(config, **more):
+    return {s.name: s for s in plan(config, problems=7, heldout=5, speed=SPEED, **more)}
+
+
 def test_counts_by_hand():
     config = HealConfig.paper()  # 30 samples; 10 paths, 1 hint, 20 continuations
-    stages = {s.name: s for s in plan(config, problems=7, heldout=5, speed=SPEED)}
+    stages = by_name(config, probe=4)
     assert stages["sample"].sequences == 7 * 30
     assert stages["hints"].sequences == 7 * 10
     assert stages["repairs"].sequences == 7 * 10 * 20
     assert stages["repairs"].tokens == 7 * 200 * 50
     assert stages["repairs"].hours == pytest.approx(7 * 200 * 50 / 100 / 3600)
     assert stages["evaluate four models"].sequences == 4 * 5 * 9
-    halved = {s.name: s for s in plan(config, 7, 5, SPEED, processes=2)}
+    # 5,000 updates with a point after every 60: 83, one before the first and one after each of three stages; two students
+    assert stages["learning curves"].sequences == 2 * (83 + 4) * 4
+    # forced: an answer of one token is demanded before each step of what is scored
+    scored = 7 * 30 + 7 * 200 + 7
+    assert stages["score"].sequences == scored
+    assert (stages["uncertainty"].sequences, stages["uncertainty"].tokens) == (8 * scored, 8 * scored)
+    halved = by_name(config, processes=2)
     assert halved["score"].hours == stages["score"].hours / 2
+
+
+def test_counts_of_other_readings():
+    config = HealConfig.paper()
+    rollout = by_name(dataclasses.replace(config, pure=PureConfig(reading="rollout", rollouts=3)))["uncertainty"]
+    assert rollout.sequences == 3 * 8 * (7 * 30 + 7 * 200 + 7)
+    assert rollout.tokens == rollout.sequences * 50
+    stated = by_name(dataclasses.replace(config, pure=PureConfig(), gear=GearConfig(hint="answer")))
+    assert not {"hints", "uncertainty"} & set(stated)
 
 
 def test_memory_is_that_of_a_real_model(teacher):
@@ -55,12 +74,14 @@ def test_training_holds_four_copies_of_the_weights(random_lm):
     held = sum(2 * p.numel() * 4 for p in model.parameters())
     held += sum(t.numel() * 4 for state in optimizer.state.values() for t in state.values() if t.numel() > 1)
     assert training_bytes(model.config, 2, 8, width=4)["states"] == held
+    assert training_bytes(model.config, 2, 8, width=2)["states"] == held  # master weights are float32 in any case
 
 
 def test_measured_on_the_runs_own_problems(teacher, task, validation):
     config = dataclasses.replace(HealConfig.smoke(), eval_n=1)
     speed = measure(teacher, teacher, task, validation[:8], config)
     assert 30 < speed.solution < 96
+    assert 4 < speed.steps < 9
     assert speed.prompt == pytest.approx(sum(len(teacher.encode(task.prompt(p))) for p in validation[:8]) / 8)
     assert min(speed.sampled, speed.scored, speed.learnt) > 0
     cut_off = measure(teacher, teacher, task, validation[:8], config, seconds=0.0)

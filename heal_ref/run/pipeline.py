@@ -11,7 +11,7 @@ import platform
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +141,8 @@ def run(spec: RunSpec, out: str | Path, task: Task, *, lms: Sequence[LM] = (), q
     reference = method.scored("4-scores/reference", pure.unaided(base))
     scored = {"guided": method.scored("4-scores/guided", guided),
               "repaired": method.scored("4-scores/repaired", repaired)}
-    kept = {name: pure.pure_filter(s, c.pure, reference) for name, s in scored.items()}
+    kept = {name: pure.pure_filter(s, c.pure, reference) if reference
+            else [one.trajectory for one in s] for name, s in scored.items()}
     stages = pace.build_stages(base, kept["guided"], kept["repaired"], c.pace)
     notes = notes_of(base, guided, repaired, reference)
 
@@ -161,7 +162,11 @@ def run(spec: RunSpec, out: str | Path, task: Task, *, lms: Sequence[LM] = (), q
     # 4) evaluation and report
     rows = []
     for arm, lm in students.items():
-        rows += evaluate_arm(folder, arm, lm, task if arm == "teacher" else own_task, heldout, c)
+        if arm != "student" and lm is student:  # untrained, so measured already
+            rows += [replace(row, arm=arm) for row in rows if row.arm == "student"]
+        else:
+            its_task = task if arm == "teacher" else own_task
+            rows += evaluate_arm(folder, arm, lm, its_task, heldout, c)
     counts = {"train problems": len(train_set), "held-out problems": len(heldout),
               **counts_of(base, guided, repaired), "reference": len(reference),
               "threshold": round(pure.pure_threshold(reference, c.pure), 6) if reference else None,
@@ -218,8 +223,7 @@ def provenance(lm: LM, command: str, seed: int | list[int], began: float) -> dic
 
 def evaluate_arm(folder: RunFolder, arm: str, lm: LM, task: Task, heldout: Sequence[Problem],
                  c: HealConfig) -> list[Row]:
-    """Sampled (temperature 1) and greedy solutions of the held-out problems, and rows of them.
-    Shards have the same seeds for every arm, so differences between arms are paired."""
+    """Sampled (temperature 1) and greedy solutions of the held-out problems, and rows of them."""
     parts, longest = batches(heldout, c.sample.batch), c.sample.max_new_tokens
 
     def solve(name: str, n: int, how: SampleConfig) -> list[Trajectory]:
