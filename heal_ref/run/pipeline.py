@@ -160,7 +160,7 @@ def run(spec: RunSpec, out: str | Path, task: Task, *, lms: Sequence[LM] = (), q
                 progress=lambda done, _, bar=bar: bar.update(done - bar.n))
 
     # 4) evaluation and report
-    rows = []
+    rows: list[Row] = []
     for arm, lm in students.items():
         if arm != "student" and lm is student:  # untrained, so measured already
             rows += [replace(row, arm=arm) for row in rows if row.arm == "student"]
