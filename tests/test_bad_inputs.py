@@ -116,7 +116,7 @@ JSONL = {  # content of a problem file -> what the message must hold
     "operand too large": (lines(GOOD | {"question": "Start 5; + 30"}), "operand 30 is outside"),
     "start too large": (lines(GOOD | {"question": "Start 50; + 3"}), "starting hour 50 is outside"),
     "other text": (lines(GOOD | {"question": "What is 5 + 3?"}), "is not of the form"),
-    "wrong kind": (lines(GOOD | {"kind": "frontier"}), "does not fit the chain"),
+    "wrong kind": (lines(GOOD | {"kind": "frontier"}), "is not the chain's"),
     "wrong length": (lines(GOOD | {"length": 4}), "is not the chain's"),
 }
 
@@ -223,7 +223,7 @@ CHAT_FILES = {
     "thoughts in the question": (lines({"question": "<think>6*7?", "answer": "42"}), "<think>"),
     "control tokens in the answer": (lines({"question": "6*7?", "answer": "42<|im_end|>"}), "<|im_end|>"),
     "an endless question": (lines({"question": "6*7? " * 9000, "answer": "42"}), "characters"),
-    "braces": (lines({"question": "6*7?", "answer": "\\frac{1}{2"}), "braces"),
+    "braces": (lines({"question": "6*7?", "answer": "\\frac{1}{2"}), "is not a final answer"),
 }
 
 
@@ -432,7 +432,8 @@ FOLDERS = {  # a change of a finished run, more of the command line -> what the 
     "a shard of scores, cut": (torn(lambda x: "".join(x[1:]), "4-scores/reference/00000.jsonl"), [], "is not a whole shard"),
     "another model in the folder (K2)": (other_weights, [], "weights of the teacher: '"),
     "one other weight": (one_weight, [], "weights of the teacher: '"),
-    "another tokenizer": (lambda h: edit("tokenizer_config.json", unk_token="<pad>")(h / "teacher"), [], "tokenizer of the teacher: '"),
+    "another tokenizer": (lambda h: edit("tokenizer_config.json", unk_token="<pad>")(h / "teacher"), ["--task", "clock"],
+                          "tokenizer of the teacher: '"),
     "other problems (K2)": (lambda h: (h / "train.jsonl").write_bytes(lines(GOOD)), [], "training problems: '"),
     "one more held-out problem": (lambda h: (h / "heldout.jsonl").write_bytes((h / "heldout.jsonl").read_bytes() + lines(GOOD)), [],
                                   "held-out problems: '"),

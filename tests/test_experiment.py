@@ -10,7 +10,7 @@ from heal_lab.__main__ import main
 from heal_ref.config import HealConfig, PaceConfig
 from heal_ref.evaluate import is_genuine
 from heal_ref.records import limit_by_kind
-from heal_ref.run.folder import RunFolder
+from heal_ref.run.folder import RunFolder, read_shard
 from heal_ref.run.pipeline import Method
 from heal_ref.run.sources import load_problems
 from tests.conftest import DATA
@@ -84,7 +84,7 @@ def test_star_tells_the_answer_once_for_each_failure(teaching):
     failed = [t for t in teaching.base if not t.correct]
     told = teaching.method.folder.path / "2-rationalized"
     teaching.star()
-    assert sum(len(f.read_text().splitlines()) for f in told.glob("*.jsonl")) == len(failed)
+    assert sum(len(read_shard(f)) for f in told.glob("*.jsonl")) == len(failed)
 
 
 # --------------------------------------------------------------------------------------------- command
