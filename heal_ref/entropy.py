@@ -42,15 +42,11 @@ def entropy_and_logprob(logits: Float[Tensor, "*batch vocab"], tokens: Int[Tenso
                         ) -> tuple[Float[Tensor, "*batch"], Float[Tensor, "*batch"]]:
     """Entropy in nats of softmax(logits), and the log-probability of `tokens`, both float32.
 
-    The entropy of "entropy dynamics" (paper); over the whole vocabulary is our reading. A logit of
-    `-inf` counts as probability 0.
-
-    Raises:
-        FloatingPointError: a distribution is NaN.
+    The entropy of "entropy dynamics" (paper); over the whole vocabulary is our reading. `-inf`
+    counts as probability 0; FloatingPointError for NaN.
 
     Example:
-        >>> import heal_ref as heal
-        >>> import torch
+        >>> import heal_ref as heal, torch
         >>> logits = torch.tensor([[0.0] * 4, [5.0] + [-torch.inf] * 3])
         >>> entropy, logprob = heal.entropy_and_logprob(logits, torch.tensor([2, 0]))
         >>> entropy, logprob

@@ -16,7 +16,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
-from transformers.cache_utils import DummyLayer, DynamicLayer, LinearAttentionCacheLayerMixin
+from transformers.cache_utils import DummyLayer, DynamicLayer
+from transformers.cache_utils import LinearAttentionCacheLayerMixin as Recurrent
 
 from heal_ref.config import SampleConfig
 from heal_ref.entropy import Ids, entropy_and_log_total, split_steps
@@ -81,19 +82,14 @@ def generate(lm: LM, contexts: Sequence[Sequence[int]],
              tails: Sequence[Sequence[Sequence[int]]] | None = None, *, sampling: SampleConfig,
              seed: int, visible: Sequence[Sequence[int]] | None = None, ends: bool = True,
              seconds: float | None = None) -> list[Rollout]:
-    r"""Continue each context (token ids) once, or once after each of its tails (token ids).
-
-    A context is computed once; its tails share it through the cache. A model whose cache cannot be
-    repeated computes it for each tail, with a RuntimeWarning.
+    r"""Continue each context (token ids) once, or once after each of its tails, which share it
+    through the cache. One rollout for each, in order; the same for the same seed and machine.
 
     Args:
         sampling: temperature (0 is greedy), nucleus and length limit.
         visible: for each tail, how many tokens of its context precede it; by default all.
         ends: whether the model may end a text (`lm.ends`) before the length limit.
         seconds: stop a batch after that long; for measuring speed.
-
-    Returns:
-        One rollout per context or tail, in order; the same for the same seed and machine.
 
     Raises:
         FloatingPointError: the model's logits became NaN.
@@ -103,7 +99,7 @@ def generate(lm: LM, contexts: Sequence[Sequence[int]],
         >>> lm = heal.load_lm(heal.DATA / "teacher")
         >>> one = heal.SampleConfig(temperature=0.0, max_new_tokens=1)
         >>> context = lm.encode("Problem: Start 5; + 3\nSolution:\n")
-        >>> tails = [lm.encode("We start at "), lm.encode("We start at 5")]
+        >>> tails = lm.encode("We start at "), lm.encode("We start at 5")
         >>> [lm.decode(r.ids) for r in heal.generate(lm, [context], [tails], sampling=one, seed=0)]
         ['5', '.']
     """
@@ -113,8 +109,7 @@ def generate(lm: LM, contexts: Sequence[Sequence[int]],
             seen = visible[i][j] if visible else len(context)
             jobs.append(Job(tuple(context), list(tail), seen))
     out: list[Rollout] = []
-    # transformers draws from the global random state and takes no generator: set that state by the
-    # seed, and put it back afterwards
+    # transformers draws from the global random state: seed it, and put it back afterwards
     with torch.random.fork_rng(devices=[lm.device] if lm.device.type == "cuda" else []):
         torch.manual_seed(seed)
         for start in range(0, len(jobs), lm.max_batch):
@@ -154,14 +149,14 @@ def _inputs(lm: LM, jobs: Sequence[Job]) -> tuple[Ids, Ids, dict[str, Any]]:
     """Ids and mask of all texts, and the cache of their contexts if they share any."""
     pad, device = lm.tokenizer.pad_token_id, lm.device
     tails, contexts = [job.tail for job in jobs], dict.fromkeys(job.context for job in jobs)
-    place = {context: i for i, context in enumerate(contexts)}
+    place = dict(zip(contexts, range(len(contexts)), strict=True))
     if len(place) < len(jobs) and () not in place and all(tails):
         # 1) prefill each context once. The one greedy token is thrown away: generate() prepares
         #    the inputs as this model wants them, and fills the cache that we keep
         ids, mask = left_pad(list(place), pad, device)
         once = GenerationConfig(max_new_tokens=1, pad_token_id=pad, return_dict_in_generate=True)
-        cache = lm.model.generate(
-            input_ids=ids, attention_mask=mask, generation_config=once).past_key_values
+        filled = lm.model.generate(input_ids=ids, attention_mask=mask, generation_config=once)
+        cache = filled.past_key_values
         if _repeatable(cache, jobs):
             # 2) repeat the cache's row of a context for each of its continuations
             rows = torch.tensor([place[job.context] for job in jobs], device=device)
@@ -180,15 +175,13 @@ def _inputs(lm: LM, jobs: Sequence[Job]) -> tuple[Ids, Ids, dict[str, Any]]:
 
 
 def _repeatable(cache: Any, jobs: Sequence[Job]) -> bool:
-    """Whether rows of a cache can be repeated: not those of recurrent states; nor of a sliding
-    window with masked positions after what is visible, which would take up room in the window."""
-    layers = getattr(cache, "layers", [])
-    usual = [isinstance(layer, DynamicLayer | DummyLayer) for layer in layers]
-    recurrent = [isinstance(layer, LinearAttentionCacheLayerMixin) for layer in layers]
-    gapless = len({len(job.tail) for job in jobs}) == 1
-    gapless = gapless and all(job.visible == len(job.context) for job in jobs)
-    sliding = layers and any(cache.is_sliding)
-    return bool(layers) and all(usual) and not any(recurrent) and (gapless or not sliding)
+    """Whether a cache's rows can be repeated: not with recurrent states; nor with a sliding window
+    in which masked positions between what is visible and what comes next would take up room."""
+    layers, same = getattr(cache, "layers", []), len({len(job.tail) for job in jobs}) == 1
+    gapless = same and all(job.visible == len(job.context) for job in jobs)
+    return bool(layers) and (gapless or not any(cache.is_sliding)) and all(
+        isinstance(layer, DynamicLayer | DummyLayer) and not isinstance(layer, Recurrent)
+        for layer in layers)
 
 
 def make_trajectory(lm: LM, task: Task, problem: Problem, source: str, rollout: Rollout,
@@ -212,13 +205,9 @@ def sample(lm: LM, task: Task, problems: Sequence[Problem], n: int | None = None
            sampling: SampleConfig | None = None, guided: bool = False) -> list[Trajectory]:
     """Sample n solutions of each problem (default: `sampling.n`), entropy recorded on the way.
 
-    Args:
-        sampling: temperature, nucleus and length limit.
-        guided: put the answer into the prompt, for the "answer-guided" (paper) stage of PACE.
-
-    Returns:
-        n trajectories per problem, grouped by problem, with source "base" or "guided"; `index`
-        counts within a problem. `prompt` is always the plain one. Errors as in `generate`.
+    With `guided`, the answer is in the prompt: for the "answer-guided" (paper) stage of PACE.
+    Trajectories are grouped by problem, with source "base" or "guided" and the plain `prompt`;
+    `index` counts within a problem. Errors as in `generate`.
 
     Example:
         >>> import heal_ref as heal
@@ -229,13 +218,9 @@ def sample(lm: LM, task: Task, problems: Sequence[Problem], n: int | None = None
     """
     sampling = sampling or SampleConfig()
     n = sampling.n if n is None else n
-    contexts, tails = [], []
-    for problem in problems:
-        prompt = task.guided_prompt(problem, problem.answer) if guided else task.prompt(problem)
-        context, last = repeats(lm.encode(prompt), n)
-        contexts.append(context)
-        tails.append(last)
-    rollouts = generate(lm, contexts, tails, sampling=sampling, seed=seed)
-    source = "guided" if guided else "base"
-    return [make_trajectory(lm, task, problems[i // n], source, rollout, index=i % n)
-            for i, rollout in enumerate(rollouts)]
+    prompts = [task.guided_prompt(p, p.answer) if guided else task.prompt(p) for p in problems]
+    shared = [repeats(lm.encode(prompt), n) for prompt in prompts]
+    rollouts = generate(lm, [context for context, _ in shared], [tails for _, tails in shared],
+                        sampling=sampling, seed=seed)
+    return [make_trajectory(lm, task, problems[i // n], "guided" if guided else "base", rollout,
+                            index=i % n) for i, rollout in enumerate(rollouts)]

@@ -76,8 +76,8 @@ class LM:
 
     @property
     def end(self) -> int | None:
-        """The id that a student learns to end a completion with: what ends the assistant's turn
-        in the chat template, or the tokenizer's end of text where there is no template."""
+        """What a student learns to end a completion with: what ends a turn in the chat template,
+        or the tokenizer's end of text."""
         turn = turn_end(self.tokenizer)
         return self.tokenizer.eos_token_id if turn is None else turn
 
@@ -116,16 +116,11 @@ def left_pad(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -> t
 
 
 def load_tokenizer(source: str | Path) -> Any:
-    """The tokenizer of a model (`load_lm`), with a padding token.
-
-    Raises:
-        InputError: there is none, it is empty, or it has no end-of-text token.
-    """
+    """The tokenizer of a model, with a padding token; InputError without words or an end."""
     with _loading(source, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(**_location(source))
     if tokenizer.vocab_size <= len(tokenizer.all_special_ids):
-        raise InputError(f"{source}: the tokenizer cannot be loaded, it has no words; save it "
-                         "beside the model with tokenizer.save_pretrained")
+        raise InputError(f"{source}: the tokenizer cannot be loaded, it has no words; save it here")
     if tokenizer.eos_token_id is None:
         raise InputError(f"{source}: the tokenizer has no end-of-text token; set eos_token")
     if tokenizer.pad_token_id is None:
@@ -136,8 +131,8 @@ def load_tokenizer(source: str | Path) -> Any:
 def load_lm(source: str | Path, *, dtype: str = "auto", max_batch: int = MAX_BATCH) -> LM:
     """Load a causal LM and its tokenizer onto the device that accelerate picks.
 
-    One process that sees several accelerators spreads the model over them; several processes hold
-    a copy each. Students train with float32 master weights whatever their dtype (`train`).
+    One process spreads the model over all accelerators that it sees; several processes hold a copy
+    each. A student is trained in float32 master weights whatever `dtype` says (`train`).
 
     Args:
         source: a folder, a name on the hub, or a GGUF file, whose weights are dequantised.

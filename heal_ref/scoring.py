@@ -1,10 +1,9 @@
 """Entropy and log-probability of every token of a text.
 
 `token_stats_simple` is the plain computation. Its logits fill 2.5 GB for 4,096 tokens of 150,000
-kinds, so `token_stats` applies the output head to the body's hidden states one tile at a time (some
-positions, some vocabulary entries) and keeps four numbers per position. What a model does to its
-logits after the head differs between families: `find_head` tries what the configuration suggests,
-and accepts it only if it reproduces the model's logits on a short probe.
+kinds, so `token_stats` applies the output head to hidden states one tile at a time (some positions,
+some vocabulary entries) and keeps four numbers per position. What a model does to its logits after
+the head differs between families: `find_head` tries what the configuration suggests.
 """
 
 from __future__ import annotations
@@ -103,8 +102,8 @@ _found: WeakKeyDictionary[Any, tuple[float, float | None] | None] = WeakKeyDicti
 
 
 def find_head(model: Any, ids: Ids) -> Head | None:
-    """The head of a causal LM, if it turns the body's hidden states into the model's own logits on
-    the first few ids; tried once per model. Else None, with a RuntimeWarning the first time."""
+    """The head of a causal LM if it reproduces the model's own logits on the first few ids; else
+    None, with a RuntimeWarning. Tried once per model."""
     linear, body = model.get_output_embeddings(), model.base_model
     fusable = type(linear) is torch.nn.Linear and not linear.weight.is_meta and body is not model
     if model not in _found:
@@ -123,10 +122,9 @@ def _scale_and_cap(model: Any, linear: torch.nn.Linear, ids: Ids
     own = model(input_ids=ids, use_cache=False).logits[0].float()
     if torch.isnan(own).any():
         raise FloatingPointError(NAN)
-    hidden = getattr(model.base_model(input_ids=ids, use_cache=False), "last_hidden_state", None)
-    shape = (linear.in_features, linear.out_features)
-    if (hidden is None or hidden.dtype != linear.weight.dtype
-            or (hidden.shape[-1], own.shape[-1]) != shape):
+    hidden = model.base_model(input_ids=ids, use_cache=False)[0]
+    if hidden.dtype != linear.weight.dtype or (own.shape[-1], hidden.shape[-1]) != tuple(
+            linear.weight.shape):
         return None
     settings = vars(model.config.get_text_config()).items()
     known = {name: value for name, value in settings if value and isinstance(value, int | float)}
@@ -161,8 +159,7 @@ def token_stats(model: Any, input_ids: Ids, attention_mask: Ids | None = None
         FloatingPointError: the model's logits are NaN.
 
     Example:
-        >>> import heal_ref as heal
-        >>> import torch
+        >>> import heal_ref as heal, torch
         >>> lm = heal.load_lm(heal.DATA / "teacher")
         >>> ids = torch.tensor([lm.encode("compute 5 + 3")], device=lm.device)
         >>> heal.token_stats(lm.model, ids)[0].isnan()  # nothing predicts the first token
@@ -216,17 +213,10 @@ def token_stats_simple(model: Any, input_ids: Ids, attention_mask: Ids | None = 
 
 def text_stats(lm: LM, pairs: Iterable[tuple[Sequence[int], Sequence[int]]]
                ) -> list[tuple[list[float], list[float]]]:
-    """Entropy (nats) and log-prob of each token of a completion after its context.
-
-    Args:
-        pairs: (context, completion) as token ids. After an empty context the first token has NaN.
-
-    Returns:
-        (entropy, logprob) per pair, each as long as its completion. Errors as in `token_stats`.
+    """Entropy (nats) and log-prob of each token of a completion after its context, for pairs of
+    both (token ids); NaN for a first token after an empty context. Errors as in `token_stats`.
 
     Example:
-        How probable does the teacher find 5 + 3 = 8, and how probable 5 + 3 = 9?
-
         >>> import heal_ref as heal
         >>> lm = heal.load_lm(heal.DATA / "teacher")
         >>> context = lm.encode("Then compute 5 + 3 = ")
@@ -240,7 +230,6 @@ def text_stats(lm: LM, pairs: Iterable[tuple[Sequence[int], Sequence[int]]]
         texts = [[*context, *completion] for context, completion in batch]
         stats = token_stats(lm.model, *left_pad(texts, lm.tokenizer.pad_token_id, lm.device))
         width = stats[0].shape[1]  # texts end where rows end
-        for (_, completion), *rows in zip(batch, *(s.tolist() for s in stats), strict=True):
-            entropy, logprob = (row[width - len(completion) :] for row in rows)
-            out.append((entropy, logprob))
+        for (_, completion), h, p in zip(batch, *(s.tolist() for s in stats), strict=True):
+            out.append((h[width - len(completion) :], p[width - len(completion) :]))
     return out
