@@ -151,18 +151,15 @@ def load_lm(source: str | Path, *, dtype: str = "auto", max_batch: int = MAX_BAT
         raise InputError(f"dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}")
     tokenizer, where, state = load_tokenizer(source), _location(source), processes()
     options: dict[str, Any] = {"dtype": dtype}
-    if gguf := "gguf_file" in where:
-        options["quantization_config"] = GgufConfig(dequantize=True)
-        options["dtype"] = "float32" if dtype == "auto" else dtype
+    if "gguf_file" in where:
+        options = {"dtype": "float32" if dtype == "auto" else dtype,
+                   "quantization_config": GgufConfig(dequantize=True)}
     if state.num_processes == 1 and torch.accelerator.device_count() > 1:
         options["device_map"] = "auto"
     with _loading(source, "model"):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             **where, **options, generation_config=_listed_ends(where), output_loading_info=True)
     model, found = loaded
-    if gguf:  # its weights are plain floats now, but save_pretrained believes these two
-        model.hf_quantizer = None
-        del model.config.quantization_config
     whole = f"{source}: the model cannot be loaded"
     if "quantization_config" in model.config.to_dict() and not getattr(model, "hf_quantizer", None):
         raise InputError(f"{whole}, its quantisation is unknown; take one that is not quantised")
