@@ -59,7 +59,7 @@ def _solution(lm: LM, t: Trajectory, marks: Sequence[str]) -> str:
 def _refuse_empty(**lists: Sequence[Any]) -> None:
     for name, given in lists.items():
         if not given:
-            raise InputError(f"{name} is empty: nothing to explore; make some with {MAKERS[name]}")
+            raise InputError(f"nothing to explore: {name} is empty; use {MAKERS[name]}")
 
 
 def explore_entropy(lm: LM, task: Task, trajectories: Sequence[Trajectory]) -> VBox:
@@ -67,16 +67,13 @@ def explore_entropy(lm: LM, task: Task, trajectories: Sequence[Trajectory]) -> V
 
     Controls: trajectory, step, signal, window of `GearConfig`. The text says whether the reading
     hits the first wrong step (if the task checks steps), here and in all trajectories. Paper:
-    "detects critical reasoning breakpoints via entropy dynamics".
-
-    Raises:
-        InputError: there is no trajectory to show.
+    "detects critical reasoning breakpoints via entropy dynamics". InputError if there are none.
 
     Example:
         >>> import heal_ref as heal
         >>> heal.explore_entropy(None, heal.ClockTask(), [])
         Traceback (most recent call last):
-        heal_ref.records.InputError: trajectories is empty: nothing to explore; make some with sample
+        heal_ref.records.InputError: nothing to explore: trajectories is empty; use sample
     """
     _refuse_empty(trajectories=trajectories)
     wrong = [first_wrong_step(lm, task, t) for t in trajectories]
@@ -104,20 +101,17 @@ def explore_pure(lm: LM, task: Task, scored: Sequence[PureScore], reference: Seq
 
     Controls: keep quantile, aggregate, λ, ε (not used by `typicality`), example. The task's
     checker says which candidates are genuine; it filters nothing. Paper: "decouples genuine
-    cognitive breakthroughs from spurious shortcuts".
+    cognitive breakthroughs from spurious shortcuts". InputError if a list is empty.
 
     Args:
         scored: candidates, scored under `config` (its reading of the uncertainty stays).
         reference: scores of unaided correct trajectories, which give the threshold.
 
-    Raises:
-        InputError: there is nothing to show, or nothing to calibrate on.
-
     Example:
         >>> import heal_ref as heal
         >>> heal.explore_pure(None, heal.ClockTask(), [], [])
         Traceback (most recent call last):
-        heal_ref.records.InputError: scored is empty: nothing to explore; make some with pure_scores
+        heal_ref.records.InputError: nothing to explore: scored is empty; use pure_scores
     """
     _refuse_empty(scored=scored, reference=reference)
     start, genuine = config or PureConfig(), [is_genuine(lm, task, s.trajectory) for s in scored]
@@ -155,8 +149,7 @@ def explore_repair(lm: LM, task: Task, base: Sequence[Trajectory], repaired: Seq
     and injects targeted hindsight hints to repair broken trajectories".
 
     Args:
-        base: the samples that were repaired.
-        repaired: what `repair` made of them: right, wrong, or ending at the cut without a hint.
+        base, repaired: the samples that were repaired, and all or some of their repairs.
         reference: scores under `pure` of unaided correct trajectories, which give the threshold.
         gear: the reading of the breakpoint that is shown.
 
@@ -167,7 +160,7 @@ def explore_repair(lm: LM, task: Task, base: Sequence[Trajectory], repaired: Seq
         >>> import heal_ref as heal
         >>> heal.explore_repair(None, heal.ClockTask(), [], [], [])
         Traceback (most recent call last):
-        heal_ref.records.InputError: base is empty: nothing to explore; make some with sample
+        heal_ref.records.InputError: nothing to explore: base is empty; use sample
     """
     _refuse_empty(base=base, repaired=repaired, reference=reference)
     samples = {(t.problem.id, t.index): t for t in base}
@@ -184,11 +177,10 @@ def explore_repair(lm: LM, task: Task, base: Sequence[Trajectory], repaired: Seq
         t, marks, note = _story(lm, task, broken, r, gear, scores.get(id(r)), limit)[number]
         text = f"Stage <b>{stage}</b> of {html.escape(r.problem.question)}"
         text += _solution(lm, t, marks) + html.escape(note)
-        if number == 0:  # no picture: first guess, then look
-            return text, b""
-        drawn, checked = (r if number > 3 else broken), number == 6
-        wrong = first_wrong_step(lm, task, r) if checked else None
-        return text, png(plot_reading(lm.pieces(drawn.token_ids), drawn, gear, wrong))
+        drawn = r if number > 3 else broken
+        wrong = first_wrong_step(lm, task, r) if number == 6 else None
+        picture = png(plot_reading(lm.pieces(drawn.token_ids), drawn, gear, wrong))
+        return text, picture if number > 0 else b""  # first guess, then look
 
     stages = SelectionSlider(options=STAGES, description="stage", readout=False, layout=WIDE)
     return _explorer(show, pick=_menu("repair", repaired), stage=stages)

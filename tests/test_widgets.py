@@ -137,9 +137,9 @@ def test_without_a_checker_and_with_markup_in_the_text(teacher, task, story):
 
 def test_errors_say_what_to_do(teacher, task, story):
     base, repaired, reference = story
-    for given, message in ((([], repaired, reference), "base is empty: .*make some with sample"),
-                           ((base, [], reference), "repaired is empty: .*make some with repair"),
-                           ((base, repaired, []), "reference is empty: .*pure_scores of correct unaided"),
+    for given, message in ((([], repaired, reference), "base is empty; use sample"),
+                           ((base, [], reference), "repaired is empty; use repair"),
+                           ((base, repaired, []), "reference is empty; use pure_scores of correct unaided"),
                            ((base[-4:], repaired, reference),
                             "repair 1 starts from sample .*not in base; give the same samples")):
         with pytest.raises(InputError, match=message):
