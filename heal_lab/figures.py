@@ -1,29 +1,17 @@
-"""Figures of the evidence and of the experiment, for notebooks and records.
-
-Colours of arms and of the clock world's kinds of problem are the same in all figures.
-"""
+"""Figures of the evidence and of the experiment, for notebooks and records."""
 
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from heal_lab.compare import Results, verdict
 from heal_ref.evaluate import Row
-from heal_ref.plots import (  # noqa: F401
-    COLOUR,
-    PALETTE,
-    curve_points,
-    kind_style,
-    new_figure,
-    plot_aligned_entropy,
-    plot_ceiling,
-    plot_stages,
-    save,
-    styled,
-)
+from heal_ref.plots import BAD, COLOUR, GOOD, PALETTE, new_figure, plot_ceiling, save, styled
+from heal_ref.records import Trajectory
 
 ARM_LABEL = {
     "student": "base student", "teacher": "teacher", "rft": "rejection sampling",
@@ -37,9 +25,46 @@ ARM_LABEL = {
 ARM_COLOUR = {**COLOUR, "rft_matched": "#D55E00", "star": "#CC79A7", "heal_no_gear": "#56B4E9",
               "heal_random_breakpoint": "#009E73", "heal_no_pace": "#D55E00",
               "heal_restarts": "#009E73", "heal_stage_only": "#CC79A7"}
+KIND_STYLE = dict(zip(("mastered", "shaky", "frontier", "double", "misconceived"),
+                      zip(PALETTE, "os^vx", strict=True), strict=True))
 GREY = "#999999"
 
 FINDING = "On the frontier, only arms with filtered help beat rejection sampling"
+
+
+def kind_style(kind: str) -> tuple[str, str]:
+    """Colour and marker of a kind of problem; black diamonds for kinds of another world."""
+    return KIND_STYLE.get(kind, ("#000000", "D"))
+
+
+@styled
+def plot_aligned_entropy(failed: Sequence[Trajectory], wrong: Sequence[int],
+                         right: Sequence[Trajectory], reach: int = 2) -> Figure:
+    """Mean step entropy of failed trajectories around their first wrong step; right ones as a band.
+
+    Args:
+        wrong: index of the first wrong step of each failed trajectory (from the checker).
+        reach: steps shown on either side.
+    """
+    figure, axes = new_figure()
+    offsets = list(range(-reach, reach + 1))
+    mean, error = [], []
+    for d in offsets:
+        column = [t.step_entropy[w + d] for t, w in zip(failed, wrong, strict=True)
+                  if 0 <= w + d < len(t.steps)]
+        mean.append(float(np.mean(column)) if column else math.nan)
+        error.append(1.96 * float(np.std(column)) / math.sqrt(len(column)) if column else math.nan)
+    axes.errorbar(offsets, mean, yerr=error, marker="o", color=BAD, capsize=3,
+                  label=f"failed ({len(failed)})")
+    usual = [h for t in right for h in t.step_entropy]
+    axes.axhspan(*np.percentile(usual, [10, 90]), color=GOOD, alpha=0.2, lw=0,
+                 label=f"right ({len(right)}), 10–90 % of steps")
+    axes.set_xticks(offsets, [f"{d:+d}" if d else "first wrong" for d in offsets])
+    axes.set(xlabel="step, counted from the first wrong one", ylabel="mean step entropy (nats)")
+    axes.legend()
+    axes.set_title("Entropy jumps where the reasoning breaks: "
+                   f"{mean[reach - 1]:.2f} → {mean[reach]:.2f} nats")
+    return figure
 
 
 @styled
@@ -83,6 +108,40 @@ def plot_roc(scores: Mapping[str, Sequence[float]], spurious: Sequence[bool], ti
     axes.set(xlabel="genuine solutions lost", ylabel="spurious solutions dropped", xlim=(0, 1),
              ylim=(0, 1.02), title=title)
     axes.legend(loc="lower right", handlelength=4)
+    return figure
+
+
+def curve_points(stages: Sequence[Mapping[str, Any]]) -> list[tuple[int, dict[str, float]]]:
+    """(update, accuracy by kind) through all stages, from what `pace.read_curve` reads."""
+    points, before = [], 0
+    for stage in stages:
+        for row in stage["log"]:
+            if "accuracy" in row:
+                points.append((before + row["step"], row["accuracy"]))
+        before += stage["updates"]
+    return points
+
+
+@styled
+def plot_stages(stages: Sequence[Mapping[str, Any]], kind: str = "frontier") -> Figure:
+    """Greedy accuracy by kind through the stages of `pace.read_curve`; the title is of `kind`."""
+    figure, axes = new_figure()
+    points = curve_points(stages)
+    updates, kinds = [u for u, _ in points], list(points[0][1])
+    for name in kinds:
+        colour, marker = kind_style(name)
+        axes.plot(updates, [a[name] for _, a in points], color=colour, marker=marker, ms=4,
+                  label=name or "all")
+    before = 0
+    for stage in stages:
+        axes.axvline(before, color=GREY, lw=0.8, ls=":")
+        axes.text(before + 4, 1.07, stage["stage"], color="#555555", fontsize=9)
+        before += stage["updates"]
+    axes.set(xlabel="updates", ylabel="greedy accuracy", ylim=(0, 1.05))
+    figure.legend(loc="outside lower center", ncols=len(kinds))
+    if kind in kinds:
+        axes.set_title(f"{kind.capitalize()} accuracy through the stages: "
+                       f"{points[0][1][kind]:.0%} → {points[-1][1][kind]:.0%}", pad=18)
     return figure
 
 

@@ -5,8 +5,7 @@ what they say.
 """
 
 import io
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,23 +93,16 @@ def plot_ceiling(rows: Sequence[Row], metric: str = "pass@1") -> Figure:
 @styled
 def plot_reading(pieces: Sequence[str], t: Trajectory, config: GearConfig,
                  wrong: int | None = None) -> Figure:
-    """One trajectory under one reading: its text, each token as dark as its entropy, above its
-    step entropies with window, breakpoint and, if it is known, the first wrong step.
-
-    Args:
-        pieces: the text of each token.
-        wrong: index of the first wrong step (from a checker, for measuring only).
-    """
+    """One trajectory under one reading: its text (`pieces`, one per token, as dark as its entropy)
+    above its step entropies, with window, breakpoint and, if known, the first wrong step."""
     k, values = breakpoint_of(t, config), step_values(t.entropy, t.steps, config.step)
     height, name = 0.26 * max(1, len(t.steps)), f"{config.step} {config.signal}"
     figure = Figure(figsize=(7.2, 2.3 + height))
     text, curve = figure.subplots(2, 1, height_ratios=(height, 2.0))
-    # 1) the text
     _draw_text(text, pieces, t, {k: "✂", wrong: "✗"} if k != wrong else {k: "✂✗"})
     found = "No step to cut at" if k is None else f"{name.capitalize()} chooses step {k + 1}"
     truth = "" if wrong is None else f"; the first wrong step is {wrong + 1}"
     text.set_title(f"{t.problem.question}\n{found}{truth}", fontsize=10)
-    # 2) the curve
     steps = range(1, len(values) + 1)
     if config.window < 1:
         end = window_end(config.window, len(values)) + 0.5
@@ -169,79 +161,4 @@ def plot_filter(scored: Sequence[PureScore], genuine: Sequence[bool], threshold:
     axes.legend()
     axes.set_title(f"PURE drops {(~good & ~kept).sum()} of {(~good).sum()} spurious candidates and "
                    f"keeps {(good & kept).sum()} of {good.sum()} genuine ones")
-    return figure
-
-
-KIND_STYLE = dict(zip(("mastered", "shaky", "frontier", "double", "misconceived"),
-                      zip(PALETTE, "os^vx", strict=True), strict=True))
-GREY = "#999999"
-
-
-def kind_style(kind: str) -> tuple[str, str]:
-    """Colour and marker of a kind of problem; black diamonds for kinds of another world."""
-    return KIND_STYLE.get(kind, ("#000000", "D"))
-
-
-@styled
-def plot_aligned_entropy(failed: Sequence[Trajectory], wrong: Sequence[int],
-                         right: Sequence[Trajectory], reach: int = 2) -> Figure:
-    """Mean step entropy of failed trajectories around their first wrong step; right ones as a band.
-
-    Args:
-        wrong: index of the first wrong step of each failed trajectory (from the checker).
-        reach: steps shown on either side.
-    """
-    figure, axes = new_figure()
-    offsets = list(range(-reach, reach + 1))
-    mean, error = [], []
-    for d in offsets:
-        column = [t.step_entropy[w + d] for t, w in zip(failed, wrong, strict=True)
-                  if 0 <= w + d < len(t.steps)]
-        mean.append(float(np.mean(column)) if column else math.nan)
-        error.append(1.96 * float(np.std(column)) / math.sqrt(len(column)) if column else math.nan)
-    axes.errorbar(offsets, mean, yerr=error, marker="o", color=BAD, capsize=3,
-                  label=f"failed ({len(failed)})")
-    usual = [h for t in right for h in t.step_entropy]
-    axes.axhspan(*np.percentile(usual, [10, 90]), color=GOOD, alpha=0.2, lw=0,
-                 label=f"right ({len(right)}), 10–90 % of steps")
-    axes.set_xticks(offsets, [f"{d:+d}" if d else "first wrong" for d in offsets])
-    axes.set(xlabel="step, counted from the first wrong one", ylabel="mean step entropy (nats)")
-    axes.legend()
-    axes.set_title("Entropy jumps where the reasoning breaks: "
-                   f"{mean[reach - 1]:.2f} → {mean[reach]:.2f} nats")
-    return figure
-
-
-def curve_points(stages: Sequence[Mapping[str, Any]]) -> list[tuple[int, dict[str, float]]]:
-    """(update, accuracy by kind) through all stages, from what `pace.read_curve` reads."""
-    points, before = [], 0
-    for stage in stages:
-        for row in stage["log"]:
-            if "accuracy" in row:
-                points.append((before + row["step"], row["accuracy"]))
-        before += stage["updates"]
-    return points
-
-
-@styled
-def plot_stages(stages: Sequence[Mapping[str, Any]], kind: str = "frontier") -> Figure:
-    """Greedy accuracy by kind against updates, through the stages of `pace.read_curve`; the title
-    is about `kind`."""
-    figure, axes = new_figure()
-    points = curve_points(stages)
-    updates, kinds = [u for u, _ in points], list(points[0][1])
-    for name in kinds:
-        colour, marker = kind_style(name)
-        axes.plot(updates, [a[name] for _, a in points], color=colour, marker=marker, ms=4,
-                  label=name or "all")
-    before = 0
-    for stage in stages:
-        axes.axvline(before, color=GREY, lw=0.8, ls=":")
-        axes.text(before + 4, 1.07, stage["stage"], color="#555555", fontsize=9)
-        before += stage["updates"]
-    axes.set(xlabel="updates", ylabel="greedy accuracy", ylim=(0, 1.05))
-    figure.legend(loc="outside lower center", ncols=len(kinds))
-    if kind in kinds:
-        axes.set_title(f"{kind.capitalize()} accuracy through the stages: "
-                       f"{points[0][1][kind]:.0%} → {points[-1][1][kind]:.0%}", pad=18)
     return figure
