@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from heal_ref.config import PureConfig
-from heal_ref.evaluate import Row, first_wrong_step, is_genuine, rows_from_report
+from heal_ref.evaluate import Row, is_genuine, rows_from_report
 from heal_ref.model import LM
-from heal_ref.pace import read_curve
-from heal_ref.plots import LABEL, plot_aligned_entropy, plot_ceiling, plot_filter, plot_stages, save
+from heal_ref.plots import LABEL, plot_ceiling, plot_filter, save
 from heal_ref.run.folder import read_shard
 from heal_ref.tasks.base import Task
 
@@ -40,24 +39,11 @@ def text_table(lines: Sequence[Sequence[str]]) -> str:
 
 def draw_figures(folder: Path, report: dict[str, Any], lm: LM, task: Task, pure: PureConfig
                  ) -> dict[str, str]:
-    """Figures of a finished run in `folder`/figures: name -> caption. Two need a step checker."""
+    """Figures of a finished run in `folder`/figures: name -> caption. One needs a step checker."""
     figures = {"ceiling": (plot_ceiling(rows_from_report(report)), (
-        "Share of sampled solutions that are right, by kind of held-out problem, with 95 % intervals "
-        "over problems."))}
-    if stages := read_curve(folder / "5-students" / "heal"):
-        figures["stages"] = plot_stages(stages), (
-            "The HEAL student through PACE's stages: greedy solutions of some held-out problems.")
+        "Share of sampled solutions that are right, by kind of held-out problem, with 95 % "
+        "intervals over problems."))}
     if task.knows_truth:
-        base = [t for f in sorted(folder.glob("1-base/*.jsonl")) for t in read_shard(f)]
-        failed = [t for t in base if not t.correct and t.problem.kind in ("frontier", "shaky")]
-        found = [(t, first_wrong_step(lm, task, t)) for t in failed]
-        wrong = [(t, k) for t, k in found if k is not None]
-        right = [t for t in base if t.correct and t.problem.kind == "mastered"]
-        if wrong and right:
-            trajectories, cuts = zip(*wrong, strict=True)
-            figures["entropy"] = plot_aligned_entropy(trajectories, cuts, right), (
-                "Entropy of the teacher's own attempts: broken ones, aligned on the first wrong step "
-                "that the exact checker finds. GEAR sees the curve, never the checker.")
         files = [f for name in ("guided", "repaired") for f in sorted(
             folder.glob(f"4-scores/{name}/*.jsonl"))]
         scored = [s for f in files for s in read_shard(f)]
