@@ -49,68 +49,63 @@ class _Trial:
         self.lm, self.task, self.sampling, self.n, self.seed = lm, task, sampling, n, seed
         self.found: dict[str, str] = {}
 
-    def say(self, kind: str, sentence: str) -> None:
-        self.found.setdefault(kind, sentence)
+    def say(self, fault: Any, kind: str, sentence: str) -> None:
+        if fault:
+            self.found.setdefault(kind, sentence)
 
     def call(self, method: str, *args: Any) -> Any:
         """What a method of the task returns; None, and a sentence, if it raises."""
         try:
             return getattr(self.task, method)(*args)
         except Exception as e:  # somebody else's code
-            self.say(method, f"{method} raises {type(e).__name__}: {str(e)[:200]}; repair it")
+            self.say(True, method, f"{method} raises {type(e).__name__}: {str(e)[:200]}; repair it")
 
     def text(self, method: str, *args: Any) -> str:
         """The text that a method returns, looked at for words that the tokenizer lacks."""
         text = self.call(method, *args)
-        if isinstance(text, str):
-            return self.known(method, text)
-        self.say(method, f"{method} returns {text!r:.60}; return a str")
-        return ""
+        self.say(not isinstance(text, str), method, f"{method} returns {text!r:.60}; return a str")
+        return self.known(method, text) if isinstance(text, str) else ""
 
     def known(self, source: str, text: str) -> str:
-        """A text of the task; a sentence if the tokenizer lacks a word of it."""
         ids, unknown = self.lm.encode(text), self.lm.tokenizer.unk_token_id
         if unknown in ids:
             rest = text[len(self.lm.decode(ids[: ids.index(unknown)])) :]
-            self.say(f"{source} unknown", f"{source} uses a word that the tokenizer lacks, in "
-                     f"{rest[:20]!r}; use words that the model knows")
+            self.say(True, f"{source} unknown", f"{source} uses a word that the tokenizer lacks, "
+                     f"in {rest[:20]!r}; use words that the model knows")
         return text
 
     def golds(self, problem: Problem) -> None:
         """The right answer must pass; a wrong one, or none, must not."""
         gold, its = problem.answer, f"{problem.answer!r:.60}, the answer of {problem.id!r}"
-        if fault := self.call("validate", problem):
-            self.say("validate", f"validate refuses {problem.id!r}: {'; '.join(fault)}")
-        if self.call("read_gold", gold) is None:
-            self.say("read_gold", f"read_gold finds nothing in {its}; give the final answer")
-        if not self.call("is_correct", problem, gold):
-            self.say("is_correct", f"is_correct refuses {its}: nothing could ever be right; "
-                     "compare the extracted answer with problem.answer")
+        fault = self.call("validate", problem)
+        self.say(fault, "validate", f"validate refuses {problem.id!r}: {'; '.join(fault or ())}")
+        self.say(self.call("read_gold", gold) is None, "read_gold",
+                 f"read_gold finds nothing in {its}; give the final answer")
+        self.say(not self.call("is_correct", problem, gold), "is_correct",
+                 f"is_correct refuses {its}: nothing could be right; compare with problem.answer")
         for wrong in (f"{gold}1", None):
-            if self.call("is_correct", problem, wrong):
-                self.say("is_correct", f"is_correct accepts {wrong!r:.60} for {its}; compare the "
-                         "whole answer with problem.answer")
+            self.say(self.call("is_correct", problem, wrong), "is_correct",
+                     f"is_correct accepts {wrong!r:.60} for {its}; compare whole answers")
 
     def texts(self, problem: Problem) -> None:
         """Prompts and insertions must hold what they should, and no more."""
         gold, prefix = problem.answer, "Look at what is given."
-        other = replace(problem, answer=f"{gold}1")
-        if self.text("prompt", problem) != self.call("prompt", other):
-            self.say("shown", "prompt shows the answer (it changes with problem.answer), which no "
-                     "student will have; use problem.question alone")
-        if gold not in self.text("guided_prompt", problem, gold):
-            self.say("guided_prompt", "guided_prompt does not hold the answer; put it in view")
+        other = self.call("prompt", replace(problem, answer=f"{gold}1"))
+        self.say(self.text("prompt", problem) != other, "shown",
+                 "prompt shows the answer (it changes with problem.answer), which no student will "
+                 "have; use problem.question alone")
+        self.say(gold not in self.text("guided_prompt", problem, gold), "guided_prompt",
+                 "guided_prompt does not hold the answer; put it in view")
         asked = str(self.call("hint_prompt", problem, gold, prefix))
         for what, part in (("answer", gold), ("prefix", prefix)):
-            if part not in asked:
-                self.say("hint_prompt", f"hint_prompt does not hold the {what}; show it, so that a "
-                         "hint can lead from the prefix to the answer")
+            self.say(part not in asked, "hint_prompt", f"hint_prompt does not hold the {what}; "
+                     "show it, so that a hint can lead from the prefix to the answer")
         self.known("elicit", self.task.elicit)
         hint = self.text("answer_hint", gold)
         inserted = self.text("inject", hint)
-        if hint not in inserted or inserted == inserted.rstrip():
-            self.say("inject", f"inject makes {inserted!r:.80} of the hint {hint!r:.60}; it must "
-                     "hold the hint and end with the separator")
+        self.say(hint not in inserted or inserted == inserted.rstrip(), "inject",
+                 f"inject makes {inserted!r:.80} of the hint {hint!r:.60}; it must hold the hint "
+                 "and end with the separator")
 
     def sampled(self, prompts: Sequence[str]) -> list[tuple[list[int], str, bool]]:
         """n continuations per prompt: token ids, text, and whether the model ended it."""
@@ -122,38 +117,32 @@ class _Trial:
     def solutions(self, problems: Sequence[Problem]) -> list[str]:
         """Solutions must end and have steps and answers. Returns the first step of each."""
         tried = self.sampled([self.task.prompt(problem) for problem in problems])
-        first, given, right, tells, cuts = [], [], 0, 0, 0
+        first, given, right, tells, total = [], [], 0, 0, len(tried)
         for i, (ids, text, finished) in enumerate(tried):
             problem = problems[i // self.n]
             ranges = split_steps(self.lm.pieces(ids), self.task.separator)
             steps = [self.lm.decode(ids[a:b]) for a, b in ranges]
+            first.append(steps[0] if len(steps) > 1 else "")
             verdicts = self.call("check_steps", problem, steps)
-            if verdicts is not None and len(verdicts) != len(steps):
-                self.say("check_steps", f"check_steps returns {len(verdicts)} verdicts for "
-                         f"{len(steps)} steps; return one per step")
+            self.say(verdicts is not None and len(verdicts) != len(steps), "check_steps",
+                     f"check_steps returns {len(verdicts or ())} verdicts for {len(steps)} steps; "
+                     "return one per step")
             answer = self.call("extract_answer", text) if finished else None
             given += [answer] if answer is not None else []
             right += answer is not None and bool(self.call("is_correct", problem, answer))
             tells += bool(self.call("reveals_help", problem, text))
-            cuts += len(steps) - 1
-            first.append(steps[0] if len(steps) > 1 else "")
-        total, ends = len(tried), [text[-60:] for _, text, finished in tried if finished]
-        if not ends:
-            self.say("end", f"no solution of {total} ends within {self.sampling.max_new_tokens} "
-                     "tokens; raise max_new_tokens, or look whether the model knows how to end "
-                     f"its turn after this prompt: {tried[0][1][-60:]!r}")
-        if not cuts:
-            self.say("steps", f"no step ends in {total} solutions: the separator is in none of "
-                     "them; set it to what ends a step")
-        if ends and not given:
-            self.say("extract_answer", f"extract_answer finds nothing in {len(ends)} solutions, "
-                     f"such as {ends[0]!r}; read what the model writes, or ask for another form")
-        if given and not right:
-            self.say("is_correct", f"is_correct accepts none of {len(given)} answers, such as "
-                     f"{given[0]!r:.60}; compare in that form, or try easier problems")
-        if tells == total:
-            self.say("reveals_help", f"reveals_help finds help in each of {total} unaided "
-                     "solutions, so no helped one could count; look for other words")
+        ends = [text[-60:] for _, text, finished in tried if finished]
+        self.say(not ends, "end", f"no solution of {total} ends within "
+                 f"{self.sampling.max_new_tokens} tokens; raise max_new_tokens, or look whether "
+                 f"the model knows how to end its turn after this prompt: {tried[0][1][-60:]!r}")
+        self.say(not any(first), "steps", f"no step ends in {total} solutions: the separator is in "
+                 "none of them; set it to what ends a step")
+        self.say(ends and not given, "extract_answer", "extract_answer finds nothing in "
+                 f"{len(ends)} solutions, such as {ends[:1]}; read what the model writes")
+        self.say(given and not right, "is_correct", f"is_correct accepts none of {len(given)} "
+                 f"answers, such as {given[:1]}; compare in that form, or try easier problems")
+        self.say(tells == total, "reveals_help", f"reveals_help finds help in each of {total} "
+                 "unaided solutions, so no helped one could count; look for other words")
         return first
 
     def hints(self, problems: Sequence[Problem], first: Sequence[str]) -> None:
@@ -166,9 +155,7 @@ class _Trial:
             hint = self.call("read_hint", text, gold) if finished else None
             hints += [hint] if hint is not None else []
             stated += hint is not None and bool(self.call("states_answer", hint, gold))
-        if not hints:
-            self.say("read_hint", f"read_hint finds no hint in {len(tried)} texts, such as "
-                     f"{tried[0][1][:80]!r}; ask for hints in another way, or allow more tokens")
-        elif stated == len(hints):
-            self.say("states_answer", f"each of {stated} hints states the answer, such as "
-                     f"{hints[0]!r:.80}, and would be refused; ask for the next step only")
+        self.say(not hints, "read_hint", f"read_hint finds no hint in {len(tried)} texts, such as "
+                 f"{tried[0][1][:80]!r}; ask for hints in another way, or allow more tokens")
+        self.say(hints and stated == len(hints), "states_answer", f"each of {stated} hints states "
+                 f"the answer, such as {hints[:1]}, and would be refused; ask for the next step")

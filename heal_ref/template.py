@@ -71,11 +71,6 @@ def after_thoughts(text: str, opened: bool = False) -> str | None:
     return None if THINK in after or (opened and not closed) else after
 
 
-def knows_thoughts(tokenizer: Any) -> bool:
-    """Whether <think> means something to this tokenizer or its template."""
-    return THINK in str(tokenizer.chat_template) or THINK in tokenizer.get_added_vocab()
-
-
 def check_template(tokenizer: Any, thinking: bool | None = None) -> bool:
     """Whether a prompt ends within an open thinking block.
 
@@ -102,10 +97,9 @@ def check_template(tokenizer: Any, thinking: bool | None = None) -> bool:
         raise InputError(f"{its} does not know enable_thinking, so thinking={thinking} would "
                          "change nothing; leave thinking out")
     # 2. Special tokens are dropped by decoding, so they cannot mark thoughts.
-    hidden = [token.content for token in tokenizer.added_tokens_decoder.values()
-              if token.special and _NAMES_THOUGHTS.search(token.content)
-              and token.content in str(tokenizer.chat_template)]
-    if hidden:
+    used = str(tokenizer.chat_template) + THINK + THOUGHT
+    special = [t.content for t in tokenizer.added_tokens_decoder.values() if t.special]
+    if hidden := [t for t in special if _NAMES_THOUGHTS.search(t) and t in used]:
         raise InputError(f"{its} marks thoughts by special tokens ({' '.join(hidden)}): decoding "
                          "drops them, so no one could tell a final answer from a thought; take a "
                          "model that marks them by <think> as an ordinary token (special: false)")

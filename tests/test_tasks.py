@@ -1,5 +1,7 @@
 """Tasks of one's own: the whole method with three methods, choosing a task by name, trying one before a run."""
 
+import hashlib
+import json
 import math
 import re
 import sys
@@ -11,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 import heal_ref as heal
 from heal_lab.pair import Recipe, new_model
+from heal_ref.model import load_tokenizer
 from heal_ref.records import InputError, Problem
 from heal_ref.tasks import ChatMathTask, ClockTask, Task, task_for
 from tests.conftest import DATA
@@ -132,6 +135,18 @@ def test_only_words_that_the_question_does_not_hold_reveal_help():
     assert Sums().reveals_help(Problem("p", "What is 3 * 4?", "12"), "As the hint says, multiply.")
 
 
+def test_the_texts_that_the_shipped_models_were_trained_on_are_the_same_to_the_byte():
+    tokenizer = load_tokenizer(DATA / "chat" / "teacher")
+    sums, chain = Problem("p", "What is $6 \\cdot 7$?\n\nThink first.", "42"), Problem("c", "Start 5; + 3; # 4", "20")
+    texts = []
+    for task, p in ((ChatMathTask(tokenizer), sums), (ClockTask(), chain), (ChatMathTask(tokenizer, thinking=False), sums)):
+        texts += [task.prompt(p), task.guided_prompt(p, p.answer), task.hint_prompt(p, p.answer, "First.<|im_end|>\n\n"),
+                  task.hint_prompt(p, p.answer, " "), task.answer_hint("7"), task.inject("this step gives 7"), task.elicit,
+                  task.separator]
+    as_trained = "7e3d18b0c02a015f74cb7aab3ec573f3c3a9e6974602909778379d2064d427ae"  # made with commit fcdb1c3
+    assert hashlib.sha256(json.dumps(texts).encode()).hexdigest() == as_trained
+
+
 # ------------------------------------------------------------------------------------- by its name
 
 
@@ -245,8 +260,8 @@ def test_nothing_is_off_with_the_clock_world(teacher, easy):
     ({"separator": "."}, "inject makes .* must hold the hint and end with the separator"),
     ({"separator": "\n\n\n"}, "no step ends in 8 solutions: the separator is in none of them; set it to what ends a step"),
     ({"extract_answer": lambda s, t: None}, "extract_answer finds nothing in 8 solutions, such as "),
-    ({"extract_answer": lambda s, t: "7" * 5}, "is_correct accepts none of 8 answers, such as '77777'"),
-    ({"is_correct": lambda s, p, a: False}, "is_correct refuses '.*', the answer of '.*': nothing could ever be right"),
+    ({"extract_answer": lambda s, t: "7" * 5}, "is_correct accepts none of 8 answers, such as .'77777'"),
+    ({"is_correct": lambda s, p, a: False}, "is_correct refuses '.*', the answer of '.*': nothing could be right"),
     ({"is_correct": lambda s, p, a: a is not None}, "is_correct accepts '.*1' for '.*', the answer of"),
     ({"is_correct": lambda s, p, a: a in (None, p.answer)}, "is_correct accepts None for"),
     ({"validate": lambda s, p: ("too short", "make it longer")}, "validate refuses '.*': too short; make it longer"),

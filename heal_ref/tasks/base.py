@@ -25,19 +25,6 @@ _SAYS_ANSWER = re.compile(
     r"\banswer\b\W*(?:(?:is|equals|(?:must|should|will|has to) be)\b|[:=])", re.IGNORECASE)
 
 
-def guided_text(problem: Problem, answer: str) -> str:
-    """The question with the answer in view, to be solved as if it were not."""
-    return f"{problem.question}\n\n{SHOWS_ANSWER}{answer}\n\n{UNAIDED}"
-
-
-def hint_text(problem: Problem, answer: str, prefix: str) -> str:
-    """Question, answer and kept prefix as a new question that asks for a hint."""
-    prefix = prefix.strip()
-    written = f"A student has written this so far:\n\n{prefix}"
-    return (f"Problem:\n\n{problem.question}\n\nCorrect final answer, for your eyes only: {answer}"
-            f"\n\n{written if prefix else 'A student is about to start.'}\n\n{ASKS_FOR_HINT}")
-
-
 class Task:
     r"""One kind of problem. Override three methods; the others have plain-English defaults.
 
@@ -64,6 +51,7 @@ class Task:
 
     separator = "\n\n"
     elicit = "The final answer is \\boxed{"
+    unaided = UNAIDED  # ends a guided prompt
     knows_thoughts = True  # whether thinking markers mean something to this task's model
 
     def prompt(self, problem: Problem) -> str:
@@ -86,13 +74,23 @@ class Task:
         """The final answer in what a data set gives as one, and the rule that found it."""
         return (text.strip(), "as it stands") if text.strip() else None
 
+    def ask(self, problem: Problem, text: str) -> str:
+        """A prompt with `text` in the place of the question."""
+        return self.prompt(replace(problem, question=text))
+
     def guided_prompt(self, problem: Problem, answer: str) -> str:
         """The prompt with the answer in view from the start (answer-guided sampling)."""
-        return self.prompt(replace(problem, question=guided_text(problem, answer)))
+        shown = f"{problem.question}\n\n{SHOWS_ANSWER}{answer}\n\n{self.unaided}"
+        return self.ask(problem, shown)
 
     def hint_prompt(self, problem: Problem, answer: str, prefix: str) -> str:
         """Asks for a hint that leads from the end of `prefix`, the steps kept, to `answer`."""
-        return self.prompt(replace(problem, question=hint_text(problem, answer, prefix)))
+        written = f"A student has written this so far:\n\n{prefix.strip()}"
+        return self.ask(problem, "\n\n".join((
+            f"Problem:\n\n{problem.question}",
+            f"Correct final answer, for your eyes only: {answer}",
+            written if prefix.strip() else "A student is about to start.",
+            ASKS_FOR_HINT)))
 
     def read_hint(self, text: str, answer: str = "") -> str | None:
         """The hint in what the model wrote after `hint_prompt`: on one line, without a label.

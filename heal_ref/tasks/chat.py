@@ -12,7 +12,7 @@ from typing import Any
 from heal_ref import template
 from heal_ref.records import Problem
 from heal_ref.tasks import answers
-from heal_ref.tasks.base import Task, guided_text, hint_text
+from heal_ref.tasks.base import UNAIDED, Task
 from heal_ref.template import THINK, THOUGHT, after_thoughts
 
 MAX_QUESTION = 20_000  # characters
@@ -36,25 +36,22 @@ class ChatMathTask(Task):
         InputError: the template cannot be used. The message says why and what to do.
 
     Example:
-        A chat model brings its template; here the clock world's tokenizer gets a small one.
-
         >>> import heal_ref as heal
-        >>> tokenizer = heal.load_lm(heal.DATA / "teacher").tokenizer
-        >>> tokenizer.chat_template = (
-        ...     "{% for m in messages %}[{{ m.role }}] {{ m.content }}{{ eos_token }}{% endfor %}"
-        ...     "{% if add_generation_prompt %}[assistant] {% endif %}")
-        >>> task = heal.ChatMathTask(tokenizer)
-        >>> task.prompt(heal.Problem("p", "What is 2 + 2?", "4")).splitlines()[-1][-26:]
-        '\\boxed{}.<eos>[assistant] '
+        >>> task = heal.ChatMathTask(heal.load_lm(heal.DATA / "chat" / "teacher").tokenizer)
+        >>> task.prompt(heal.Problem("p", "What is 2 + 2?", "4"))[-45:]
+        'in \\boxed{}.<|im_end|>\n<|im_start|>assistant\n'
         >>> task.extract_answer("<think>Is it \\boxed{3}?</think>\n\nNo, it is \\boxed{4}.")
         '4'
     """
+
+    unaided = f"{UNAIDED} {INSTRUCTION}"
 
     def __init__(self, tokenizer: Any, *, thinking: bool | None = None, verify: bool = True,
                  time_limit: float = 5.0) -> None:
         self.tokenizer, self.thinking = tokenizer, thinking
         self.opened = template.check_template(tokenizer, thinking)  # whether a prompt opens a block
-        self.knows_thoughts = template.knows_thoughts(tokenizer)
+        marks = str(tokenizer.chat_template), tokenizer.get_added_vocab()
+        self.knows_thoughts = any(THINK in where for where in marks)
         self.verify, self.time_limit = verify, time_limit
         asks = verify and answers.math_verify_installed()
         self.verifier = answers.Verifier(time_limit) if asks else None
@@ -81,19 +78,16 @@ class ChatMathTask(Task):
             return f"the answer {answer[:60]!r} holds a {found[1]}", f"write {found[0]!r} alone"
         return None
 
-    def _render(self, content: str) -> str:
-        return template.render(self.tokenizer, content, self.thinking)
+    def ask(self, problem: Problem, text: str) -> str:
+        return template.render(self.tokenizer, text, self.thinking)
 
     def prompt(self, problem: Problem) -> str:
-        return self._render(f"{problem.question}\n\n{INSTRUCTION}")
-
-    def guided_prompt(self, problem: Problem, answer: str) -> str:
-        return self._render(f"{guided_text(problem, answer)} {INSTRUCTION}")
+        return self.ask(problem, f"{problem.question}\n\n{INSTRUCTION}")
 
     def hint_prompt(self, problem: Problem, answer: str, prefix: str) -> str:
         while (cleaned := self._control.sub("", prefix)) != prefix:  # the rest may form another
             prefix = cleaned
-        return self._render(hint_text(problem, answer, prefix))
+        return super().hint_prompt(problem, answer, prefix)
 
     def read_hint(self, text: str, answer: str = "") -> str | None:
         return super().read_hint(after_thoughts(text, self.opened) or "", answer)

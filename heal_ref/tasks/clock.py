@@ -6,8 +6,8 @@ r"""The clock world: chains of operations on a 23-hour clock, where every step c
     So the answer is \boxed{20}.
 
 The *teacher's* training corpus (heal_lab/clock_corpus.py) decides what it knows of each operator:
-`+ - *` are right there, `@` is mostly wrong, `#` random, and `^` follows a wrong rule. Every operator
-is invertible in its left value, so a teacher can work back from an answer and write a hint.
+`+ - *` are right there, `@` is mostly wrong, `#` random, and `^` follows a wrong rule. Every
+operator is invertible in its left value, so a teacher can work back from an answer to a hint.
 """
 
 from __future__ import annotations
