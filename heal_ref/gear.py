@@ -33,8 +33,8 @@ Cut = Callable[[Trajectory], int | None]  # a trajectory's breakpoint, or None i
 
 
 def window_end(window: float, steps: int) -> int:
-    """How many of K steps are in the window: ⌈fK⌉, safe against float error in f times K."""
-    return math.ceil(round(window * steps, 9))
+    """How many of K steps are in the window: ⌈fK⌉, the steps 0 … ⌈fK⌉ − 1."""
+    return math.ceil(round(window * steps, 9))  # 0.07 * 100 is 7.000000000000001
 
 
 def find_breakpoint(
@@ -47,7 +47,7 @@ def find_breakpoint(
 
     Args:
         step_entropy: K step entropies in nats.
-        window: share f of the steps that is searched: k ≤ ⌈fK⌉, counted from 1.
+        window: share f of the steps that is searched, from the start: the first ⌈fK⌉.
         signal: "surge", Δ_k = H_k − H_{k−1}, which the first step does not have; "relative",
             Δ_k / H_{k−1}; or "level", H_k itself.
 
@@ -216,7 +216,7 @@ def repair(
     hints = write_hints(lm, task, paths, config, sampling, seed)
 
     # 3) Continue from plain prompt + kept steps + hint. One context per path, computed once; its
-    #    continuations (tails) share it through the cache.
+    #    continuations (tails) share it through the cache. One rollout per tail, path by path.
     contexts = [lm.encode(t.prompt) + t.token_ids[: t.steps[k][0]] for t, k in paths]
     tails = [[lm.encode(task.inject(hint.text)) for hint in mine if hint.text is not None
               for _ in range(config.continuations)] for mine in hints]
@@ -226,11 +226,12 @@ def repair(
     repaired = []
     for (t, k), mine in zip(paths, hints, strict=True):
         for hint in mine:
-            if hint.text is None:
+            if hint.text is None:  # it ends at the cut, and costs the hint
                 skipped[hint.note] += 1
-                repaired.append(_join(lm, task, t, k, hint, None, hint.tokens_spent))
+                nothing = Rollout([], [], [], finished=False)
+                repaired.append(_join(lm, task, t, k, hint, nothing, hint.tokens_spent))
                 continue
-            for i in range(config.continuations):
+            for i in range(config.continuations):  # the first one also pays for the hint
                 new = next(rollouts)
                 cost = new.tokens_spent + (hint.tokens_spent if i == 0 else 0)
                 repaired.append(_join(lm, task, t, k, hint, new, cost))
@@ -240,10 +241,10 @@ def repair(
 
 
 def _join(
-    lm: LM, task: Task, t: Trajectory, k: int, hint: Hint, new: Rollout | None, cost: int
+    lm: LM, task: Task, t: Trajectory, k: int, hint: Hint, new: Rollout, cost: int
 ) -> Trajectory:
-    """Kept steps and continuation as one trajectory; without a continuation, the kept steps."""
-    cut, new = t.steps[k][0], new or Rollout([], [], [], finished=False)
+    """Kept steps and continuation as one trajectory, without the hint."""
+    cut = t.steps[k][0]
     whole = Rollout(t.token_ids[:cut] + new.ids, t.entropy[:cut] + new.entropy,
                     t.logprob[:cut] + new.logprob, new.finished)
     return make_trajectory(lm, task, t.problem, "repair", whole, tokens_spent=cost, parent=t.index,

@@ -5,9 +5,11 @@ shortcuts". The name gives a perplexity over an uncertainty; everything else is 
 
 - A step that surprises its own author where the author was *uncertain* may be a breakthrough. One
   that surprises where the author was confident suggests a forced step: the ratio is large.
-- `typicality` (default): the uncertainty is the step's own, r_k = PPL(s_k) / exp(H_k). `forced` and
-  `rollout`: it is the answer's, r_k = PPL(s_k) / (U_k + ε). In the clock world ε then decides
-  everything: the closing step has U_k near 0 and dominates all other steps.
+- `typicality` (default): the uncertainty is the step's own, PPL(s_k) / exp(H_k). It is kept as a
+  logarithm, log PPL(s_k) − H_k, which has the same order and the same quantiles.
+- `forced` and `rollout`: the uncertainty is the answer's, PPL(s_k) / (U_k + ε). In the clock world ε
+  then decides everything: before the closing step the answer is known, so U_k is near 0 there, and
+  with a small ε this step dominates all others in every solution.
 - All are measured by the teacher under the plain prompt, without any hint.
 - The threshold is calibrated on the teacher's unaided correct trajectories, which had no hint.
 """
@@ -76,14 +78,16 @@ def rollout_uncertainty(
     log m; "no answer" counts as one answer. Prompt and trajectory are computed once, and m · K
     continuations are generated.
     """
+    # `generate` continues from a tail of at least one token, so the last kept token is the tail:
+    #   [prompt … kept | last kept → continuation]
     contexts, tails, visible = [], [], []
     for t in trajectories:
         prompt = lm.encode(t.prompt)
         text = [*prompt, *t.token_ids]
-        cuts = [len(prompt) + start for start, _ in t.steps for _ in range(m)]
+        kept = [len(prompt) + start for start, _ in t.steps for _ in range(m)]
         contexts.append(text)
-        tails.append([[text[cut - 1]] for cut in cuts])  # the last visible token is the tail
-        visible.append([cut - 1 for cut in cuts])
+        tails.append([[text[n - 1]] for n in kept])
+        visible.append([n - 1 for n in kept])
     rollouts = iter(generate(lm, contexts, tails, sampling=sampling or SampleConfig(), seed=seed,
                              visible=visible))
     out: list[list[float]] = []
@@ -167,10 +171,12 @@ def pure_scores(
     """
     config = config or PureConfig()
     right = [t for t in trajectories if t.correct]
-    surprise, uncertainty = step_surprise(lm, right)
-    if config.reading == "forced":
+    surprise, own_entropy = step_surprise(lm, right)
+    if config.reading == "typicality":
+        uncertainty = own_entropy
+    elif config.reading == "forced":
         uncertainty = answer_uncertainty(lm, task, right)
-    elif config.reading == "rollout":
+    else:
         uncertainty = rollout_uncertainty(lm, task, right, config.rollouts, seed, sampling)
     parts = zip(right, surprise, uncertainty, strict=True)
     return [_score(t, log_ppl, u, config) for t, log_ppl, u in parts]
