@@ -56,8 +56,7 @@ def turn_end(tokenizer: Any) -> int | None:
 def control_tokens(tokenizer: Any) -> list[str]:
     """What no question may hold: special tokens, the template's own markers, thinking markers."""
     whole = render(tokenizer, "Q", reply="A")
-    added = tokenizer.added_tokens_decoder.values()
-    found = {token.content for token in added if token.special or token.content in whole}
+    found = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
     found |= {*tokenizer.all_special_tokens, *_MARKER.findall(whole), THINK, THOUGHT}
     return sorted((token for token in found if token.strip()), key=len, reverse=True)
 
@@ -88,8 +87,9 @@ def check_template(tokenizer: Any, thinking: bool | None = None) -> bool:
         closed = render(tokenizer, "QUESTION", thinking, begin=False)
         variants = {render(tokenizer, "QUESTION", choice) for choice in (False, True)}
     except Exception as e:  # somebody else's program
-        raise InputError(f"{its} fails on a plain question ({type(e).__name__}: {str(e)[:100]}), "
-                         "so no prompt can be made; repair tokenizer.chat_template") from e
+        why = f"{type(e).__name__}: {' '.join(str(e).split())[:100]}"
+        raise InputError(f"{its} fails on a plain question ({why}), so no prompt can be made; "
+                         "repair tokenizer.chat_template") from e
     if "QUESTION" not in prompt or "ANSWER" not in whole:
         raise InputError(f"{its} leaves the question or the reply out (it may expect text in "
                          "parts); set a tokenizer.chat_template for plain text")

@@ -176,21 +176,32 @@ MODULE = """
 import heal_ref as heal
 
 class Plain(heal.Task):
-    pass
+    def prompt(self, problem):
+        return problem.question
 
-class Wanting(heal.Task):
+    def extract_answer(self, text):
+        return text
+
+    def is_correct(self, problem, answer):
+        return answer == problem.answer
+
+class Half(heal.Task):
+    def prompt(self, problem):
+        return problem.question
+
+class Wanting(Plain):
     def __init__(self, tokenizer, more=1):
         self.tokenizer = tokenizer
 
-class Refusing(heal.Task):
+class Refusing(Plain):
     def __init__(self):
         raise heal.InputError("no good; do better")
 
-class Failing(heal.Task):
+class Failing(Plain):
     def __init__(self, tokenizer):
         raise KeyError("x\\ny")
 
-class Greedy(heal.Task):
+class Greedy(Plain):
     def __init__(self, folder):
         pass
 
@@ -206,6 +217,7 @@ def own_module(tmp_path, monkeypatch):
     """A module `own_task_module` in the current directory, which is not yet on the path."""
     (tmp_path / "own_task_module.py").write_text(MODULE)
     (tmp_path / "broken_module.py").write_text("1 / 0")
+    (tmp_path / "leaving_module.py").write_text("import sys; sys.exit(3)")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [p for p in sys.path if p not in ("", str(tmp_path))])
     yield "own_task_module"
@@ -223,6 +235,8 @@ def test_a_task_of_ones_own_is_found_in_the_current_directory(own_module, teache
     ("own_task_module:", "there is no task"), (":Plain", "there is no task"),
     ("no_such_module:Plain", "cannot be imported .ModuleNotFoundError: No module named 'no_such_module'"),
     ("broken_module:Plain", "cannot be imported .ZeroDivisionError"),
+    ("leaving_module:Plain", "cannot be imported .SystemExit: 3"),
+    ("own_task_module:Half", "does not define extract_answer, is_correct; define the three methods"),
     ("own_task_module:Plane", "is not in that module"), ("own_task_module:NoTask", "is no heal_ref.Task"),
     ("own_task_module:heal", "is no heal_ref.Task"), ("own_task_module:Refusing", "^no good; do better$"),
     ("own_task_module:Failing", "cannot be built .KeyError: "), ("own_task_module:Greedy", "cannot be built .TypeError: .*folder"),

@@ -46,19 +46,25 @@ def _clock_or_none(tokenizer: Any) -> str:
 
 
 def _own_task(name: str, tokenizer: Any) -> Task:
+    """A task of somebody's own, by module and class."""
     module, _, kind_name = name.partition(":")
     if not (module and kind_name):
         raise InputError(f"there is no task {name!r}; choose auto, chat, clock, or "
                          "package.module:ClassName for a task of your own")
-    sys.path[:0] = [os.getcwd()] if os.getcwd() not in sys.path else []
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
     try:
         kind = getattr(importlib.import_module(module), kind_name, None)
-    except Exception as e:  # somebody else's code
+    except (Exception, SystemExit) as e:  # somebody else's code
         raise InputError(f"the task {name!r} cannot be imported ({_why(e)}); repair the module, or "
                          "start where it can be found") from e
     if not (inspect.isclass(kind) and issubclass(kind, Task)):
         what = "is no heal_ref.Task" if kind else "is not in that module"
         raise InputError(f"the task {name!r} {what}; name a class that extends heal_ref.Task")
+    needed = ("prompt", "extract_answer", "is_correct")
+    if missing := [m for m in needed if getattr(kind, m) is getattr(Task, m)]:
+        raise InputError(f"the task {name!r} does not define {', '.join(missing)}; define the "
+                         f"three methods {', '.join(needed)}")
     wants = "tokenizer" in inspect.signature(kind).parameters
     try:
         return kind(**({"tokenizer": tokenizer} if wants else {}))
@@ -69,5 +75,5 @@ def _own_task(name: str, tokenizer: Any) -> Task:
                          "`tokenizer`, and nothing else without a default") from e
 
 
-def _why(error: Exception) -> str:
+def _why(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:150]}"

@@ -121,7 +121,7 @@ class Task:
         return reveals_help(problem.question, text)
 
     def for_tokenizer(self, tokenizer: Any) -> Task:
-        """This task for another model, which has this tokenizer."""
+        """This task for another model. To be overridden by a task built on a tokenizer."""
         return self
 
     def has_thoughts(self, text: str) -> bool:
