@@ -116,8 +116,8 @@ JSONL = {  # content of a problem file -> what the message must hold
     "operand too large": (lines(GOOD | {"question": "Start 5; + 30"}), "operand 30 is outside"),
     "start too large": (lines(GOOD | {"question": "Start 50; + 3"}), "starting hour 50 is outside"),
     "other text": (lines(GOOD | {"question": "What is 5 + 3?"}), "is not of the form"),
-    "wrong kind": (lines(GOOD | {"kind": "frontier"}), "is not the chain's"),
-    "wrong length": (lines(GOOD | {"length": 4}), "is not the chain's"),
+    "wrong kind": (lines(GOOD | {"kind": "frontier"}), "kind 'frontier'"),
+    "wrong length": (lines(GOOD | {"length": 4}), "length 4"),
 }
 
 

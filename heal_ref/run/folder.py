@@ -3,7 +3,7 @@
 - A shard is the work of one batch. Its seed follows from the run's seed, its stage and its number, so
   it is the same whether or not the run was interrupted. Its last line says how many records it has.
 - `config.json` is the run's identity, everything that decides its result. Another one is refused.
-- `.lock` is held while the run goes on. The system releases it when the process ends or is killed.
+- `.lock` is held while the run goes on; the system releases it when the process ends or is killed.
 """
 
 from __future__ import annotations
@@ -29,41 +29,33 @@ from heal_ref.model import LM, processes
 from heal_ref.records import InputError, Problem, from_row, to_row, write_jsonl, write_text
 from heal_ref.tasks.base import Task
 
-BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes per number
 OURS = ("config.json", "report.json", "[1-6]-*/*.jsonl", "[1-6]-*/*/*.jsonl")
 
 
-def short_hash(*parts: Any) -> str:
-    """Sixteen hexadecimal digits for some content."""
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(part if isinstance(part, bytes) else json.dumps(part, sort_keys=True).encode())
-    return digest.hexdigest()[:16]
+def short_hash(content: Any) -> str:
+    """Sixteen hexadecimal digits for plain JSON types."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def weights_hash(model: torch.nn.Module) -> str:
-    """A hash of all weights as loaded, wherever they came from: of each tensor its name, shape, type,
-    the sum of its bits read as integers (any one change shows) and some 65,536 of its numbers."""
-    parts: list[Any] = []
+    """A hash of every bit of the weights as loaded, whatever files they came from."""
+    digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
-        flat = tensor.detach().reshape(-1)
-        bits = flat.view(BITS[flat.element_size()])
-        some = bits[:: max(1, len(bits) // 65_536)].cpu().numpy().tobytes()
-        parts += [name, list(tensor.shape), str(tensor.dtype), int(bits.sum()), some]
-    return short_hash(*parts)
+        digest.update(f"{name} {list(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
 
 
-def tokenizer_hash(lm: LM) -> str:
-    """A hash of what a tokenizer does: its rules or vocabulary, special tokens, template, ends."""
-    tokenizer = lm.tokenizer
+def tokenizer_hash(tokenizer: Any) -> str:
+    """A hash of a tokenizer's rules, vocabulary, special tokens and chat template."""
     rules = json.loads(tokenizer.backend_tokenizer.to_str()) if tokenizer.is_fast else {}
     rules |= {"padding": None, "truncation": None}  # settings of the last call
-    return short_hash(rules, tokenizer.get_vocab(), str(tokenizer.chat_template),
-                      list(map(str, tokenizer.all_special_tokens)))
+    return short_hash([rules, tokenizer.get_vocab(), str(tokenizer.chat_template),
+                       list(map(str, tokenizer.all_special_tokens))])
 
 
 def task_source(task: Task) -> str:
-    """The text of the modules that define a task; of a class typed at a prompt, its byte code."""
+    """A hash of the modules that define a task, or of the code of a class typed at a prompt."""
     text = []
     for kind in type(task).__mro__[:-1]:
         try:
@@ -71,7 +63,7 @@ def task_source(task: Task) -> str:
         except (OSError, TypeError):
             functions = filter(inspect.isfunction, vars(kind).values())
             text += [f.__code__.co_code.hex() for f in functions]
-    return short_hash(*text)
+    return short_hash(text)
 
 
 def rendered(task: Task, problem: Problem) -> dict[str, str]:
@@ -89,7 +81,7 @@ def identity(config: HealConfig, task: Task, models: Mapping[str, LM],
                             "version of math-verify": "".join(verifier) or "not installed"}
     for name, lm in models.items():
         flat[f"weights of the {name}"] = weights_hash(lm.model)
-        flat[f"tokenizer of the {name}"] = tokenizer_hash(lm)
+        flat[f"tokenizer of the {name}"] = tokenizer_hash(lm.tokenizer)
     for name, mine in problems.items():
         flat[f"{name} problems"] = f"{len(mine)}, {short_hash([vars(p) for p in mine])}"
     flat["task"] = f"{type(task).__module__}.{type(task).__qualname__}"
@@ -115,11 +107,7 @@ def batches(items: Sequence[Any], size: int) -> list[Sequence[Any]]:
 
 
 def read_shard(path: Path) -> list[Any]:
-    """The records of a shard.
-
-    Raises:
-        InputError: it is not whole.
-    """
+    """The records of a shard; InputError if it is not whole."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
         *rows, last = [json.loads(line) for line in lines]
@@ -132,16 +120,13 @@ def read_shard(path: Path) -> list[Any]:
 
 
 class RunFolder:
-    """A folder of shards with one identity.
-
-    Started by `accelerate launch` or `torchrun` in several processes, each of them makes its part of
-    the missing shards, and all of them read all.
+    """A folder of shards with one identity, made if it is not there. Of several processes (torchrun,
+    `accelerate launch`) each makes its part of the missing shards, and all of them read all.
 
     Args:
-        path: the folder; made if it is not there.
         identity: what must be the same when the run is continued.
         noted: what may change, for people.
-        watch: gives the part of `identity` that may change by itself, the rendered prompts.
+        watch: gives the part of `identity` that may change by itself: the rendered prompts.
     """
 
     def __init__(self, path: str | Path, identity: Mapping[str, Any], quiet: bool = False,
@@ -154,24 +139,23 @@ class RunFolder:
         with self.state.main_process_first():
             if self.state.is_main_process:
                 self._lock()
-                self._claim(dict(noted or {}))
+                self._claim(noted or {})
 
     def _lock(self) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
+        file = Path(self.lock.lock_file)
         try:
             self.lock.acquire(timeout=0)
         except Timeout:
-            owner = Path(self.lock.lock_file).read_text(encoding="utf-8") or "another process"
-            raise InputError(f"{self.path} is in use by {owner}; wait until it ends, stop it, or "
-                             "use another --out") from None
-        owner = f"process {os.getpid()} on {socket.gethostname()}"
-        Path(self.lock.lock_file).write_text(owner, encoding="utf-8")
+            raise InputError(f"{self.path} is in use by {file.read_text(encoding='utf-8')}; wait until "
+                             "it ends, stop it, or use another --out") from None
+        file.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
 
-    def _claim(self, noted: dict[str, Any]) -> None:
+    def _claim(self, noted: Mapping[str, Any]) -> None:
         recorded = self.path / "config.json"
         if not recorded.exists():
-            text = json.dumps({"identity": self.identity, "noted": noted}, indent=1)
-            return write_text(recorded, text + "\n")
+            about = {"identity": self.identity, "noted": noted}
+            return write_text(recorded, json.dumps(about, indent=1) + "\n")
         try:
             old = json.loads(recorded.read_text(encoding="utf-8"))["identity"]
         except (ValueError, KeyError, TypeError) as e:
@@ -183,19 +167,20 @@ class RunFolder:
                 torn.unlink(missing_ok=True)
 
     def _compare(self, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-        changed = []
+        """InputError with every difference; of prompts only the place where they differ."""
+        changed = {}
         for key in dict.fromkeys([*old, *new]):
             a, b = old.get(key), new.get(key)
-            if a != b and key.endswith("prompt") and a and b:
-                at = max(len(os.path.commonprefix([a, b])) - 30, 0)
-                a, b = a[at : at + 60], b[at : at + 60]
+            if a != b and key.endswith("prompt"):
+                at = max(len(os.path.commonprefix([str(a), str(b)])) - 30, 0)
+                a, b = str(a)[at : at + 60], str(b)[at : at + 60]
             if a != b:
-                changed.append(f"{key}: {a!r} in the folder, {b!r} now")
-        if changed and all("prompt: " in c for c in changed):
-            changed.append("the chat template may insert today's date: write a fixed one into it")
+                changed[key] = f"{key}: {a!r} in the folder, {b!r} now"
         if changed:
-            raise InputError(f"{self.path} belongs to another run ({'; '.join(changed)}); use another "
-                             "--out, or delete it")
+            dated = all(key.endswith("prompt") for key in changed)
+            why = "; the chat template may insert today's date: write a fixed one into it"
+            raise InputError(f"{self.path} belongs to another run ({'; '.join(changed.values())}"
+                             f"{why if dated else ''}); use another --out, or delete it")
 
     def log(self, text: str, **more: Any) -> None:
         """Add a line to log.txt, for people: when, what, and numbers."""
@@ -211,8 +196,8 @@ class RunFolder:
 
     def shards(self, stage: str, work: Sequence[Any], make: Callable[[Any, int], Sequence[Any]],
                seed: int) -> list[Any]:
-        """`make(item, shard's seed)` for each item of `work` whose shard is missing; all records, in
-        order."""
+        """The records of all shards of a stage, in order; `make(item, shard's seed)` makes that of
+        each item of `work` whose shard is missing."""
         self._compare(self.identity, self.identity | self.watch())
         files = [self.path / stage / f"{i:05d}.jsonl" for i in range(len(work))]
         self.state.wait_for_everyone()

@@ -18,21 +18,12 @@ from typing import Any
 import torch
 import transformers
 
-from heal_ref import gear, pace, pure
+from heal_ref import gear, pace, pure, records
 from heal_ref.config import GearConfig, HealConfig, SampleConfig
-from heal_ref.evaluate import Row, is_genuine, rows_of
+from heal_ref.evaluate import rows_of
 from heal_ref.generation import sample
 from heal_ref.model import LM, load_lm
-from heal_ref.records import (
-    InputError,
-    Problem,
-    PureScore,
-    Trajectory,
-    by_problem,
-    limit_by_kind,
-    source_commit,
-    write_text,
-)
+from heal_ref.records import InputError, Problem, PureScore, Trajectory, by_problem, limit_by_kind
 from heal_ref.run.folder import RunFolder, batches, identity, rendered
 from heal_ref.run.sources import Reading, read_problems
 from heal_ref.tasks.base import Task
@@ -63,6 +54,13 @@ class RunSpec:
         return both
 
 
+def sampled(folder: RunFolder, stage: str, lm: LM, task: Task, problems: Sequence[Problem], n: int,
+            c: HealConfig, sampling: SampleConfig, guided: bool = False) -> list[Trajectory]:
+    """n samples per problem, as the shards of a stage."""
+    return folder.shards(stage, batches(problems, c.sample.batch), lambda part, seed: sample(
+        lm, task, part, n, seed=seed, sampling=sampling, guided=guided), c.seed)
+
+
 @dataclass
 class Method:
     """GEAR, PURE and the sampling around them, for one teacher; each step is a set of shards."""
@@ -76,19 +74,16 @@ class Method:
              ) -> list[Trajectory]:
         """n samples per problem (0: the configured number) under the plain prompt."""
         c = self.config
-        return self.folder.shards(
-            stage, batches(problems, c.sample.batch), lambda part, seed: sample(
-                self.teacher, self.task, part, n or c.sample.n, seed=seed, sampling=c.sample), c.seed)
+        return sampled(self.folder, stage, self.teacher, self.task, problems, n or c.sample.n, c,
+                       c.sample)
 
     def guided(self, base: Sequence[Trajectory]) -> list[Trajectory]:
         """Answer-guided samples of the problems that the teacher mostly fails."""
         c, solved = self.config, pace.solved_share(base)
         hard = [g[0].problem for key, g in by_problem(base).items()
                 if solved[key] < c.pace.guided_below]
-        return self.folder.shards(
-            "2-guided", batches(hard, c.sample.batch), lambda part, seed: sample(
-                self.teacher, self.task, part, c.pace.per_problem, seed=seed, sampling=c.sample,
-                guided=True), c.seed)
+        return sampled(self.folder, "2-guided", self.teacher, self.task, hard, c.pace.per_problem, c,
+                       c.sample, guided=True)
 
     def repaired(self, base: Sequence[Trajectory], stage: str = "3-repaired",
                  config: GearConfig | None = None) -> list[Trajectory]:
@@ -96,16 +91,14 @@ class Method:
         c = self.config
         groups = batches([t for g in by_problem(base).values() for t in g],
                          c.sample.batch * c.sample.n)
-        return self.folder.shards(
-            stage, groups, lambda part, seed: gear.repair(
-                self.teacher, self.task, part, config or c.gear, seed, sampling=c.sample), c.seed)
+        return self.folder.shards(stage, groups, lambda part, seed: gear.repair(
+            self.teacher, self.task, part, config or c.gear, seed, sampling=c.sample), c.seed)
 
     def scored(self, stage: str, trajectories: Sequence[Trajectory]) -> list[PureScore]:
         """PURE scores of the correct ones."""
         c, right = self.config, [t for t in trajectories if t.correct]
-        return self.folder.shards(
-            stage, batches(right, 256), lambda part, seed: pure.pure_scores(
-                self.teacher, self.task, part, c.pure, seed, sampling=c.sample), c.seed)
+        return self.folder.shards(stage, batches(right, 256), lambda part, seed: pure.pure_scores(
+            self.teacher, self.task, part, c.pure, seed, sampling=c.sample), c.seed)
 
 
 def run(spec: RunSpec, out: str | Path, task: Task, *, lms: Sequence[LM] = (), quiet: bool = False,
@@ -131,8 +124,7 @@ def run(spec: RunSpec, out: str | Path, task: Task, *, lms: Sequence[LM] = (), q
                     {"training": train_set, "held-out": heldout})
     folder = RunFolder(out, what, quiet, {**vars(spec), "config": None},
                        lambda: rendered(task, train_set[0]))
-    origin = provenance(teacher, command, c.seed, began)
-    folder.log("started", processes=folder.state.num_processes, **origin)
+    folder.log("started", **provenance(teacher, command, c.seed, began))
 
     # 2) what the teacher makes, and what PURE keeps of it
     method = Method(folder, teacher, task, c)
@@ -159,27 +151,29 @@ def run(spec: RunSpec, out: str | Path, task: Task, *, lms: Sequence[LM] = (), q
                 probe=limit_by_kind(heldout, PROBE),
                 progress=lambda done, _, bar=bar: bar.update(done - bar.n))
 
-    # 4) evaluation and report
-    rows: list[Row] = []
+    # 4) evaluation, at temperature 1 and greedily, and report
+    rows: list[dict[str, Any]] = []
+    once = SampleConfig(max_new_tokens=c.sample.max_new_tokens)
     for arm, lm in students.items():
         if arm != "student" and lm is student:  # untrained, so measured already
-            rows += [replace(row, arm=arm) for row in rows if row.arm == "student"]
-        else:
-            its_task = task if arm == "teacher" else own_task
-            rows += evaluate_arm(folder, arm, lm, its_task, heldout, c)
+            rows += [row | {"arm": arm} for row in rows if row["arm"] == "student"]
+            continue
+        its_task = task if arm == "teacher" else own_task
+        many = sampled(folder, f"6-eval/{arm}", lm, its_task, heldout, c.eval_n, c, once)
+        greedy = sampled(folder, f"6-eval/{arm}-greedy", lm, its_task, heldout, 1, c,
+                         replace(once, temperature=0.0))
+        rows += [row.to_dict() for row in rows_of(arm, lm, its_task, many, greedy)]
     counts = {"train problems": len(train_set), "held-out problems": len(heldout),
               **counts_of(base, guided, repaired), "reference": len(reference),
               "threshold": round(pure.pure_threshold(reference, c.pure), 6) if reference else None,
               **{f"{name} correct": len(s) for name, s in scored.items()},
               **{f"{name} kept": len(k) for name, k in kept.items()},
               **{f"stage {name}": len(data) for name, data in stages.items()}}
-    genuine = {name: genuine_shares(teacher, task, scored[name], kept[name]) for name in scored}
-    origin = provenance(teacher, command, c.seed, began)
-    report = {"rows": [r.to_dict() for r in rows], "notes": notes, "provenance": {
-        **origin, "config": folder.identity, "counts": counts, "genuine": genuine}}
+    report = {"rows": rows, "notes": notes, "provenance": {
+        **provenance(teacher, command, c.seed, began), "config": folder.identity, "counts": counts}}
     if folder.state.is_main_process:
-        write_text(folder.path / "report.json",
-                   json.dumps(report, indent=1, allow_nan=False) + "\n")
+        records.write_text(folder.path / "report.json",
+                           json.dumps(report, indent=1, allow_nan=False) + "\n")
     folder.log("; ".join(["finished: report.json", *notes]))
     return report
 
@@ -215,32 +209,7 @@ def counts_of(base: Sequence[Trajectory], guided: Sequence[Trajectory],
 
 def provenance(lm: LM, command: str, seed: int | list[int], began: float) -> dict[str, Any]:
     """Where a result comes from; `began` is what time.monotonic() said at the start."""
-    return {"command": command, "commit": source_commit(), "seed": seed,
+    return {"command": command, "commit": records.source_commit(), "seed": seed,
             "torch": torch.__version__, "transformers": transformers.__version__,
             "device": str(lm.device), "machine": platform.machine(),
             "minutes": round((time.monotonic() - began) / 60, 2)}
-
-
-def evaluate_arm(folder: RunFolder, arm: str, lm: LM, task: Task, heldout: Sequence[Problem],
-                 c: HealConfig) -> list[Row]:
-    """Sampled (temperature 1) and greedy solutions of the held-out problems, and rows of them."""
-    parts, longest = batches(heldout, c.sample.batch), c.sample.max_new_tokens
-
-    def solve(name: str, n: int, how: SampleConfig) -> list[Trajectory]:
-        return folder.shards(f"6-eval/{name}", parts, lambda part, seed: sample(
-            lm, task, part, n, seed=seed, sampling=how), c.seed)
-
-    many = solve(arm, c.eval_n, SampleConfig(max_new_tokens=longest))
-    one = solve(f"{arm}-greedy", 1, SampleConfig(temperature=0.0, max_new_tokens=longest))
-    return rows_of(arm, lm, task, many, one)
-
-
-def genuine_shares(lm: LM, task: Task, scored: Sequence[PureScore], kept: Sequence[Trajectory]
-                   ) -> dict[str, float]:
-    """What a step checker says of PURE's work: genuine shares before and after the filter."""
-    if not task.knows_truth or not scored:
-        return {}
-    before = sum(is_genuine(lm, task, s.trajectory) for s in scored)
-    after = sum(is_genuine(lm, task, t) for t in kept)
-    return {"before": round(before / len(scored), 4), "after": round(after / max(len(kept), 1), 4),
-            "genuine kept": round(after / max(before, 1), 4)}
