@@ -353,7 +353,7 @@ def test_commands(tmp_path, capsys, name):
 
 @pytest.mark.parametrize(("args", "message"), [
     ([], "required: command"), (["walk"], "invalid choice"), (["check"], "required: file"), (["run"], "required: --out"),
-    (["check", "x.jsonl", "--teacher", "./nothing"], "no model here"), (["demo", "--task", "chat"], "unrecognized")])
+    (["check", "x.jsonl", "--teacher", "./nothing"], "no model here"), (["demo", "--task", "chat"], "chat template")])
 def test_command_line(capsys, args, message):
     refused(capsys, args, message)
 

@@ -56,7 +56,7 @@ def test_report_of_a_whole_run(whole):
     arms = {r["arm"] for r in report["rows"]}
     assert arms == {"student", "teacher", "rft", "heal"}
     for row in report["rows"]:
-        assert set(row) == {"arm", "kind", "metric", "mean", "low", "high", "n", "seeds"}
+        assert set(row) == {"arm", "kind", "metric", "mean", "low", "high", "n", "seeds"}, row
     assert {r["kind"] for r in report["rows"]} == {"mastered", "shaky", "frontier", "double", "misconceived"}
     counts = report["provenance"]["counts"]
     assert counts["repaired kept"] > 0

@@ -18,7 +18,7 @@ Commands = Mapping[str, Callable[[argparse.Namespace, str], None]]
 
 def execute(parser: argparse.ArgumentParser, commands: Commands,
             argv: Sequence[str] | None = None) -> int:
-    """Run one command of a command line; it is called with its arguments and the command as typed.
+    """Run one command: it is called with its arguments and the command as it was typed.
 
     Returns:
         The exit code: 0 done; 2 wrong input (one line says what and what to do); 130 Ctrl-C.
@@ -35,8 +35,8 @@ def execute(parser: argparse.ArgumentParser, commands: Commands,
     except (InputError, FloatingPointError) as e:
         error = str(e)
     except OutOfMemory as e:
-        error = (f"the device's memory is full ({str(e).splitlines()[0]}); lower --max-batch, or take "
-                 f"a smaller model, {again}")
+        error = (f"the device's memory is full ({str(e).splitlines()[0]}); lower --max-batch or "
+                 f"take a smaller model, {again}")
     except SafetensorError as e:
         error = f"a model's file cannot be written or read ({e}); make room, {again}"
     except OSError as e:
@@ -46,8 +46,8 @@ def execute(parser: argparse.ArgumentParser, commands: Commands,
             raise
         error = f"a checkpoint cannot be written ({str(e).splitlines()[0]}); make room, {again}"
     except KeyboardInterrupt:
-        print(f"\nStopped. What was finished is kept in {getattr(args, 'out', '.')}; the same command "
-              "continues from there.", file=sys.stderr)
+        print(f"\nStopped. What was finished is kept in {getattr(args, 'out', '.')}; the same "
+              "command continues from there.", file=sys.stderr)
         return 130
     print(error, file=sys.stderr)
     return 2

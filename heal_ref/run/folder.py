@@ -1,7 +1,7 @@
 """A folder of shards that survives being killed and belongs to one run, in one launch at a time.
 
-- A shard is the work of one batch. Its seed follows from the run's seed, its stage and its number, so
-  it is the same whether or not the run was interrupted. Its last line says how many records it has.
+- A shard is the work of one batch. Its seed follows from the run's seed, its stage and its number,
+  so it is the same after an interruption. Its last line says how many records it has.
 - `config.json` is the run's identity, everything that decides its result. Another one is refused.
 - `.lock` is held while the run goes on; the system releases it when the process ends or is killed.
 """
@@ -120,8 +120,8 @@ def read_shard(path: Path) -> list[Any]:
 
 
 class RunFolder:
-    """A folder of shards with one identity, made if it is not there. Of several processes (torchrun,
-    `accelerate launch`) each makes its part of the missing shards, and all of them read all.
+    """A folder of shards with one identity, made if it is not there. Of several processes
+    (`torchrun`, `accelerate launch`) each makes a part of the missing shards; all read all.
 
     Args:
         identity: what must be the same when the run is continued.
@@ -147,8 +147,9 @@ class RunFolder:
         try:
             self.lock.acquire(timeout=0)
         except Timeout:
-            raise InputError(f"{self.path} is in use by {file.read_text(encoding='utf-8')}; wait until "
-                             "it ends, stop it, or use another --out") from None
+            owner = file.read_text(encoding="utf-8")
+            raise InputError(f"{self.path} is in use by {owner}; wait until it ends, stop it, or "
+                             "use another --out") from None
         file.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
 
     def _claim(self, noted: Mapping[str, Any]) -> None:
@@ -159,8 +160,8 @@ class RunFolder:
         try:
             old = json.loads(recorded.read_text(encoding="utf-8"))["identity"]
         except (ValueError, KeyError, TypeError) as e:
-            raise InputError(f"{recorded} is not the config.json of a run of this version, so nothing"
-                             " says what the folder belongs to; use another --out") from e
+            raise InputError(f"{recorded} is not the config.json of a run, so nothing says what "
+                             "the folder belongs to; use another --out") from e
         self._compare(old, self.identity)
         for pattern in OURS:
             for torn in self.path.glob(f"{pattern}.[0-9]*.tmp"):  # what a kill left

@@ -28,12 +28,12 @@ from heal_ref.run.folder import RunFolder, batches, identity, rendered
 from heal_ref.run.sources import Reading, read_problems
 from heal_ref.tasks.base import Task
 
-PROBE = 40  # held-out problems of each kind on the learning curve: shown, never used to choose
+PROBE = 40  # held-out problems per kind on the learning curve: shown, never used to choose
 
 
 @dataclass(frozen=True)
 class RunSpec:
-    """What a run is made of: two models, two sources of problems and how they are read, settings."""
+    """What a run is made of: models, sources of problems and how they are read, settings."""
 
     teacher: str
     student: str
@@ -82,8 +82,8 @@ class Method:
         c, solved = self.config, pace.solved_share(base)
         hard = [g[0].problem for key, g in by_problem(base).items()
                 if solved[key] < c.pace.guided_below]
-        return sampled(self.folder, "2-guided", self.teacher, self.task, hard, c.pace.per_problem, c,
-                       c.sample, guided=True)
+        return sampled(self.folder, "2-guided", self.teacher, self.task, hard,
+                       c.pace.per_problem, c, c.sample, guided=True)
 
     def repaired(self, base: Sequence[Trajectory], stage: str = "3-repaired",
                  config: GearConfig | None = None) -> list[Trajectory]:
@@ -110,9 +110,6 @@ def run(spec: RunSpec, out: str | Path, task: Task, *, lms: Sequence[LM] = (), q
 
     Returns:
         The report, also in `out`/report.json: `rows`, `notes` and `provenance`.
-
-    Raises:
-        InputError: a bad source or model, or a folder that is in use or belongs to another run.
     """
     # 1) what the run is made of, and its folder
     began, c = time.monotonic(), spec.config
@@ -131,8 +128,8 @@ def run(spec: RunSpec, out: str | Path, task: Task, *, lms: Sequence[LM] = (), q
     base = method.base(train_set)
     guided, repaired = method.guided(base), method.repaired(base)
     reference = method.scored("4-scores/reference", pure.unaided(base))
-    scored = {"guided": method.scored("4-scores/guided", guided),
-              "repaired": method.scored("4-scores/repaired", repaired)}
+    scored = {name: method.scored(f"4-scores/{name}", made)
+              for name, made in (("guided", guided), ("repaired", repaired))}
     kept = {name: pure.pure_filter(s, c.pure, reference) if reference
             else [one.trajectory for one in s] for name, s in scored.items()}
     stages = pace.build_stages(base, kept["guided"], kept["repaired"], c.pace)
@@ -188,8 +185,8 @@ def notes_of(base: Sequence[Trajectory], guided: Sequence[Trajectory],
         notes.append("PURE is off: without an unaided correct solution there is no threshold, so "
                      "nothing was filtered")
     if not guided and not repaired:
-        notes.append("the teacher solved every training problem often enough: nothing was guided or "
-                     "repaired")
+        notes.append("the teacher solved every training problem often enough: nothing was guided "
+                     "or repaired")
     elif not any(t.hint for t in repaired):
         notes.append("GEAR repaired nothing")
     return notes

@@ -1,8 +1,8 @@
 """What a run will cost before it starts: sequences, tokens, memory, hours.
 
 - Counts are upper bounds: how many problems need help is known only when they have been tried.
-- Speed and lengths are measured on the run's own problems, for a minute; the samples are thrown away.
-- Memory is counted from the model's configuration, so it can be asked for a model that is not loaded.
+- Speed and lengths are measured on the run's own problems for a minute.
+- Memory is counted from a model's configuration; the model need not be loaded.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import psutil
 import torch
@@ -26,8 +26,28 @@ from heal_ref.tasks.base import Task
 GIB = 2**30
 
 
+class Speed(NamedTuple):
+    """Tokens per second, and mean lengths in tokens."""
+
+    sampled: float
+    scored: float
+    learnt: float  # by the student: a third of its scoring speed
+    prompt: float
+    solution: float  # the limit where most samples did not end within the minute
+    steps: float = 8.0  # per solution
+
+
+class Stage(NamedTuple):
+    """One stage of a run, at most."""
+
+    name: str
+    sequences: int
+    tokens: int
+    hours: float
+
+
 def parameters(config: PreTrainedConfig) -> int:
-    """Number of weights, counted on a model that has shapes but no memory."""
+    """Number of weights, counted on a model without memory."""
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config).num_parameters()
 
@@ -50,87 +70,61 @@ def sampling_bytes(config: PreTrainedConfig, sequences: int, length: int, width:
 
 def training_bytes(config: PreTrainedConfig, sequences: int, length: int, width: int = 2
                    ) -> dict[str, int]:
-    """Bytes for an update of all weights with AdamW: states (weights, gradients and two moments in
-    float32: 16 bytes per weight), activations (about 34 numbers per token, layer and hidden unit,
-    half of them `width` bytes wide), logits (three copies in float32)."""
+    """Bytes for an AdamW update: states (weights, gradient, two moments in float32: 16 per
+    weight), activations (34 numbers per token, layer and hidden unit), logits (three copies)."""
     tokens = sequences * length
     return {"states": 16 * parameters(config),
             "activations": 34 * tokens * config.hidden_size * config.num_hidden_layers * width // 2,
             "logits": 3 * tokens * config.vocab_size * 4}
 
 
-@dataclass(frozen=True)
-class Speed:
-    """Tokens per second, and mean lengths in tokens (a solution's: the limit if most are cut off)."""
-
-    sampled: float
-    scored: float
-    learnt: float  # of the student: a third of its scoring speed
-    prompt: float
-    solution: float
-    steps: float = 8.0  # per solution
-
-
 def measure(teacher: LM, student: LM, task: Task, problems: Sequence[Problem], config: HealConfig,
             seconds: float = 60.0) -> Speed:
-    """Sample the first shard for at most `seconds` (a batch's first token always comes), score it."""
-    prompts = [teacher.encode(task.prompt(p)) for p in problems[: config.sample.batch]]
-    prompts = prompts[: max(1, teacher.max_batch // config.sample.n)]
-    each = min(config.sample.n, teacher.max_batch)
-    contexts, tails = zip(*[repeats(ids, each) for ids in prompts], strict=True)
+    """Sample the first shard for at most `seconds`, but one token at least, and score it."""
+    each, most = config.sample.n, max(1, teacher.max_batch // config.sample.n)
+    prompts = [teacher.encode(task.prompt(p)) for p in problems[: config.sample.batch]][:most]
+    shared = [repeats(ids, min(each, teacher.max_batch)) for ids in prompts]
+    contexts, tails = zip(*shared, strict=True)
     began = time.monotonic()
     rollouts = generate(teacher, contexts, tails, sampling=config.sample, seed=0, seconds=seconds)
     sampled = sum(r.tokens_spent for r in rollouts) / (time.monotonic() - began)
-    ended = [r for r in rollouts if r.finished]
-    pairs = [(prompts[i // each], r.ids) for i, r in enumerate(rollouts)]
-    rates = []
+    per_prompt = len(rollouts) // len(prompts)
+    pairs = [(prompts[i // per_prompt], r.ids) for i, r in enumerate(rollouts)]
+    scored = []
     for lm in (teacher, student):
         began = time.monotonic()
         text_stats(lm, pairs)
-        rates.append(sum(len(c) + len(ids) for c, ids in pairs) / (time.monotonic() - began))
-    solution, steps = float(config.sample.max_new_tokens), 8.0
-    if 2 * len(ended) > len(rollouts):
-        solution = sum(r.tokens_spent for r in ended) / len(ended)
-        texts = [teacher.decode(r.ids) for r in ended]
-        steps = sum(text.count(task.separator) + 1 for text in texts) / len(texts)
-    return Speed(sampled, rates[0], rates[1] / 3, sum(map(len, prompts)) / len(prompts), solution,
-                 steps)
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One stage of a run, at most."""
-
-    name: str
-    sequences: int
-    tokens: int
-    hours: float
+        scored.append(sum(len(c) + len(ids) for c, ids in pairs) / (time.monotonic() - began))
+    prompt, ended = sum(map(len, prompts)) / len(prompts), [r for r in rollouts if r.finished]
+    if 2 * len(ended) <= len(rollouts):
+        return Speed(sampled, scored[0], scored[1] / 3, prompt, float(config.sample.max_new_tokens))
+    separators = sum(teacher.decode(r.ids).count(task.separator) for r in ended)
+    return Speed(sampled, scored[0], scored[1] / 3, prompt, sum(r.tokens_spent for r in ended)
+                 / len(ended), 1 + separators / len(ended))
 
 
 def plan(config: HealConfig, problems: int, heldout: int, speed: Speed, processes: int = 1,
          probe: int = 0) -> list[Stage]:
-    """The stages of `pipeline.run`, at most; hours on as many processes as this one. `probe` is the
-    number of problems on the learning curve."""
-    g, pace, longest = config.gear, config.pace, speed.prompt + speed.solution
+    """The stages of `pipeline.run`, at most, on as many processes as this one; `probe` is the
+    number of problems on a learning curve."""
+    g, pace, length = config.gear, config.pace, speed.solution
     hints, guided = problems * g.paths * g.hints, problems * pace.per_problem
-    repairs = hints * g.continuations
-    scored = guided + repairs + problems
-    steps = math.ceil(scored * speed.steps)
-    demands = {"forced": steps, "rollout": steps * config.pure.rollouts}.get(config.pure.reading, 0)
+    scored = guided + hints * g.continuations + problems
+    demands = {"forced": 1, "rollout": config.pure.rollouts}.get(config.pure.reading, 0)
     points = 4 + (pace.updates // pace.curve_every if pace.curve_every else 0)
-    work = (("sample", problems * config.sample.n, speed.solution, speed.sampled),
-            ("answer-guided", guided, speed.solution, speed.sampled),
-            ("hints", hints if g.hint == "bridge" else 0, speed.solution, speed.sampled),
-            ("repairs", repairs, speed.solution, speed.sampled),
-            ("score", scored, longest, speed.scored),
-            ("uncertainty", demands, speed.solution if config.pure.reading == "rollout" else 1,
-             speed.sampled),
-            ("train two students", 2 * pace.updates * pace.batch, longest, speed.learnt),
-            ("learning curves", 2 * points * probe, speed.solution, speed.sampled),
-            ("evaluate four models", 4 * heldout * (config.eval_n + 1), speed.solution,
-             speed.sampled))
-    return [Stage(name, count, math.ceil(count * length), count * length / rate / 3600 / processes)
-            for name, count, length, rate in work if count]
+    whole = speed.prompt + length
+    work = (("sample", problems * config.sample.n, length, speed.sampled),
+            ("answer-guided", guided, length, speed.sampled),
+            ("hints", hints if g.hint == "bridge" else 0, length, speed.sampled),
+            ("repairs", hints * g.continuations, length, speed.sampled),
+            ("score", scored, whole, speed.scored),
+            ("uncertainty", demands * math.ceil(scored * speed.steps),
+             length if config.pure.reading == "rollout" else 1, speed.sampled),
+            ("train two students", 2 * pace.updates * pace.batch, whole, speed.learnt),
+            ("learning curves", 2 * points * probe, length, speed.sampled),
+            ("evaluate four models", 4 * heldout * (config.eval_n + 1), length, speed.sampled))
+    return [Stage(name, count, math.ceil(count * size), count * size / rate / 3600 / processes)
+            for name, count, size, rate in work if count]
 
 
 def free_bytes(device: torch.device) -> int:
@@ -142,24 +136,23 @@ def free_bytes(device: torch.device) -> int:
 
 def plan_text(stages: Sequence[Stage], teacher: LM, student: LM, config: HealConfig, speed: Speed
               ) -> str:
-    """The plan for people: a table, memory of both models, what was measured, and a warning if the
-    memory is not there. Repairs fill a batch up to `max_batch`."""
+    """The plan for people: stages, memory (of the largest batches), and what was measured."""
+    columns = [sum(column) for column in list(zip(*stages, strict=True))[1:]]
     lines = [f"{'at most':<22}{'sequences':>12}{'tokens':>16}{'hours':>9}"]
-    lines += [f"{s.name:<22}{s.sequences:>12,}{s.tokens:>16,}{s.hours:>9.2f}" for s in stages]
-    tokens, hours = sum(s.tokens for s in stages), sum(s.hours for s in stages)
-    lines.append(f"{'total':<22}{'':>12}{tokens:>16,}{hours:>9.2f}")
+    for name, count, tokens, hours in (*stages, Stage("total", *columns)):
+        lines.append(f"{name:<22}{count:>12,}{tokens:>16,}{hours:>9.2f}")
     length = math.ceil(speed.prompt + speed.solution)
     sampled = min(teacher.max_batch, max(s.sequences for s in stages))
     learnt = min(student.max_batch, config.pace.batch // config.pace.accumulate)
-    needs = {"teacher, sampling": sampling_bytes(teacher.model.config, sampled, length,
-                                                 teacher.model.dtype.itemsize),
-             "student, training": training_bytes(student.model.config, learnt, length,
-                                                 student.model.dtype.itemsize)}
+    mine, theirs = student.model, teacher.model
+    width = theirs.dtype.itemsize
+    needs = {"teacher, sampling": sampling_bytes(theirs.config, sampled, length, width),
+             "student, training": training_bytes(mine.config, learnt, length, mine.dtype.itemsize)}
     for name, need in needs.items():
         parts = ", ".join(f"{k} {v / GIB:.2f} GiB" for k, v in need.items())
         lines.append(f"memory, {name}: {parts}")
-    spread = len(set(getattr(teacher.model, "hf_device_map", {"": 0}).values()))
-    free = free_bytes(teacher.device) * spread
+    free = free_bytes(teacher.device)
+    free *= len(set(getattr(theirs, "hf_device_map", {"": 0}).values()))
     needs["teacher, sampling"].pop("weights")  # they are loaded already
     if max(sum(need.values()) for need in needs.values()) > free:
         lines.append(f"MORE THAN THERE IS: {free / GIB:.2f} GiB are free; lower --max-batch")
