@@ -190,6 +190,7 @@ def test_identity_holds_what_decides_the_result(tmp_path):
     assert what["training problems"].startswith("1, ")
     assert what["plain prompt"] == ClockTask().prompt(Problem("a", "Start 5; + 3", "8"))
     assert what["pace.updates"] == 12
+    assert what["end tokens of the teacher"] == list(load_lm(DATA / "student").ends)
     assert identity_of() == what
     assert not {key for key, value in what.items() if str(DATA) in str(value)}  # a moved model is the same
 

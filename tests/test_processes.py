@@ -18,6 +18,7 @@ import heal_ref as heal
 from heal_ref.config import HealConfig
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.slow
 KILLS = int(os.environ.get("HEAL_REF_KILLS", "2"))  # the recorded check was made with 20; each costs half a minute
 STAGES = ("1-base", "2-guided", "3-repaired", "4-scores")
 

@@ -82,6 +82,7 @@ def identity(config: HealConfig, task: Task, models: Mapping[str, LM],
     for name, lm in models.items():
         flat[f"weights of the {name}"] = weights_hash(lm.model)
         flat[f"tokenizer of the {name}"] = tokenizer_hash(lm.tokenizer)
+        flat[f"end tokens of the {name}"] = list(lm.ends)
     for name, mine in problems.items():
         flat[f"{name} problems"] = f"{len(mine)}, {short_hash([vars(p) for p in mine])}"
     flat["task"] = f"{type(task).__module__}.{type(task).__qualname__}"
