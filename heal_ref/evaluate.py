@@ -1,15 +1,14 @@
-"""Measuring: pass@k, intervals, and what only a world with known truth can tell (genuine, first wrong step).
+"""Measuring: pass@k, intervals, and metrics that need a step checker (genuine, first wrong step).
 
-- pass@k is the unbiased estimator 1 − C(n−c, k) / C(n, k).
-- Intervals are 95 % percentile bootstraps that resample *problems*: samples of one problem are not independent.
-- "Genuine" means right in every step, by the task's `check_steps`. Only reports use it; the method never does.
+Intervals resample *problems*: samples of one problem are not independent. "Genuine" means right in
+every step, by the task's `check_steps`. Only reports use it; the method never does.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -27,15 +26,14 @@ BOOTSTRAP = 2000
 class Row:
     """One number of a report: mean with a 95 % interval over `n` problems (or other clusters).
 
-    `arm` is who was measured, `kind` of which problems, `metric` what. Accuracies are shares between 0 and 1.
+    `arm` is who was measured, `kind` of which problems, `metric` what (accuracies are shares).
+    `rates` are the numbers of the problems, by id; files do not hold them.
 
     Example:
         >>> import heal_ref as heal
         >>> row = heal.Row("teacher", "frontier", "pass@1", mean=0.25, low=0.0, high=0.5, n=8)
         >>> f"{row.arm}, {row.kind}: {row.metric} {row.mean} [{row.low}, {row.high}]"
         'teacher, frontier: pass@1 0.25 [0.0, 0.5]'
-        >>> heal.Row("teacher", "frontier", "genuine", *[float("nan")] * 3, n=0).to_dict()["mean"] is None
-        True
     """
 
     arm: str
@@ -46,19 +44,23 @@ class Row:
     high: float
     n: int
     seeds: int = 1
+    rates: dict[str, float] = field(default_factory=dict, compare=False, repr=False)
+
+    @classmethod
+    def of(cls, arm: str, kind: str, metric: str, rates: dict[str, float]) -> Row:
+        """The row of these rates."""
+        return cls(arm, kind, metric, *interval(list(rates.values())), n=len(rates), rates=rates)
 
     def to_dict(self) -> dict[str, Any]:
-        """As written to report.json; a number that does not exist (no case of this kind) is null."""
-        return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in asdict(self).items()}
+        """As written to report.json: without `rates`; a number that does not exist is null."""
+        row = {k: v for k, v in asdict(self).items() if k != "rates"}
+        return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()}
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
-    """Unbiased pass@k from n samples of which c are correct: 1 − C(n−c, k) / C(n, k).
+    """Unbiased pass@k from n samples, c of them correct: 1 − C(n−c, k) / C(n, k).
 
-    The probability that k of the n samples, drawn without putting back, hold a correct one.
-
-    Raises:
-        ValueError: k is not between 1 and n, or c not between 0 and n.
+    It is the probability that k of the n samples hold a correct one; ValueError for other numbers.
 
     Example:
         >>> import heal_ref as heal
@@ -70,23 +72,51 @@ def pass_at_k(n: int, c: int, k: int) -> float:
     return 1.0 - math.comb(n - c, k) / math.comb(n, k)
 
 
-def interval(values: Sequence[float], weights: Sequence[float] | None = None) -> tuple[float, float, float]:
-    """Mean and 95 % bootstrap interval, resampling clusters.
+def interval(values: Sequence[float], weights: Sequence[float] | None = None
+             ) -> tuple[float, float, float]:
+    """Mean and 95 % percentile bootstrap interval of clusters' means; NaN without any.
 
-    Args:
-        values: one number a cluster: its mean, or with `weights` its sum.
-        weights: how many observations each cluster's sum is over (then a ratio of sums is resampled).
+    With `weights`, values are sums over so many observations, and a ratio of sums is resampled.
+    Equal values give an interval without width: of n problems that are all solved, a true failure
+    rate of up to 3 / n is compatible with the sample, and [1.00, 1.00] does not show it.
+
+    Example:
+        >>> from heal_ref.evaluate import interval
+        >>> interval([0.0, 0.5, 1.0])
+        (0.5, 0.0, 1.0)
     """
     v = np.asarray(values, dtype=float)
     w = np.ones_like(v) if weights is None else np.asarray(weights, dtype=float)
     if not w.sum():
         return math.nan, math.nan, math.nan
-    rng = np.random.default_rng(0)
-    picks = rng.integers(len(v), size=(BOOTSTRAP, len(v)))
+    picks = np.random.default_rng(0).integers(len(v), size=(BOOTSTRAP, len(v)))
     total = w[picks].sum(1)
     means = v[picks].sum(1)[total > 0] / total[total > 0]
     low, high = np.percentile(means, [2.5, 97.5])
     return float(v.sum() / w.sum()), float(low), float(high)
+
+
+def paired_difference(a: Row, b: Row) -> Row:
+    """a − b with a 95 % interval: the difference of each problem, resampled over problems.
+
+    Raises:
+        ValueError: the rows differ in metric, kind or problems, or hold no rates (from a file).
+
+    Example:
+        >>> from heal_ref.evaluate import Row, paired_difference
+        >>> before, after = (Row.of("student", "", "pass@1", {"p": x, "q": x}) for x in (0.0, 0.5))
+        >>> paired_difference(after, before).mean
+        0.5
+    """
+    if (a.metric, a.kind) != (b.metric, b.kind):
+        raise ValueError(f"{a.metric} of {a.kind!r} problems and {b.metric} of {b.kind!r} problems "
+                         "have no difference; compare rows of one metric and kind")
+    if not a.rates or a.rates.keys() != b.rates.keys():
+        raise ValueError(f"{a.arm} and {b.arm} have rates of {len(a.rates)} and {len(b.rates)} "
+                         f"problems, {len(a.rates.keys() & b.rates)} in common; a paired difference "
+                         "needs the same problems (rows that were read from a file have none)")
+    rates = {key: rate - b.rates[key] for key, rate in a.rates.items()}
+    return Row.of(f"{a.arm} − {b.arm}", a.kind, a.metric, rates)
 
 
 def step_texts(lm: LM, t: Trajectory) -> list[str]:
@@ -94,48 +124,61 @@ def step_texts(lm: LM, t: Trajectory) -> list[str]:
     return [lm.decode(t.step_ids(k)) for k in range(len(t.steps))]
 
 
-def first_wrong_step(lm: LM, task: Any, t: Trajectory) -> int | None:
-    """Index of the first wrong step by the exact checker, or None. For measuring only."""
+def first_wrong_step(lm: LM, task: Task, t: Trajectory) -> int | None:
+    """Index of the first wrong step by the task's checker, or None. For measuring only.
+
+    Example:
+        >>> import heal_ref as heal
+        >>> from heal_ref.evaluate import first_wrong_step
+        >>> teacher, task = heal.load_lm(heal.DATA / "teacher"), heal.ClockTask()
+        >>> t, = heal.sample(teacher, task, [heal.Problem("p", "Start 5; + 3; # 4; * 2", "17")], 1)
+        >>> first_wrong_step(teacher, task, t)  # the teacher never learnt "#"
+        2
+    """
     verdicts = task.check_steps(t.problem, step_texts(lm, t)) or []
     return verdicts.index(False) if False in verdicts else None
 
 
-def is_genuine(lm: LM, task: Any, t: Trajectory) -> bool:
-    """Correct, and right in every step. For measuring only."""
+def is_genuine(lm: LM, task: Task, t: Trajectory) -> bool:
+    """Correct, and right in every step. For measuring only.
+
+    Example:
+        >>> import heal_ref as heal
+        >>> from heal_ref.evaluate import is_genuine
+        >>> teacher, task = heal.load_lm(heal.DATA / "teacher"), heal.ClockTask()
+        >>> t, = heal.sample(teacher, task, [heal.Problem("p", "Start 5; + 3; * 4", "9")], 1)
+        >>> is_genuine(teacher, task, t)
+        True
+    """
     return t.correct and bool(task.is_genuine(t.problem, step_texts(lm, t)))
 
 
-def rows_of(arm: str, lm: LM, task: Task, sampled: Sequence[Trajectory], greedy: Sequence[Trajectory]) -> list[Row]:
-    """Report rows of one arm by kind: pass@1, pass@8 (if there are 8 samples), genuine, pass@1_greedy."""
+def rows_of(arm: str, lm: LM, task: Task, sampled: Sequence[Trajectory],
+            greedy: Sequence[Trajectory]) -> list[Row]:
+    """Rows of one arm by kind: pass@1, pass@8 (of 8 samples or more), genuine, pass@1_greedy."""
     rows = []
-    for kind in dict.fromkeys(t.problem.kind for t in sampled):
-        groups = list(by_problem([t for t in sampled if t.problem.kind == kind]).values())
-        counts = [(len(g), sum(t.correct for t in g)) for g in groups]
-        metrics = {"pass@1": [c / n for n, c in counts]}
-        if all(n >= 8 for n, _ in counts):
-            metrics["pass@8"] = [pass_at_k(n, c, 8) for n, c in counts]
+    for kind in dict.fromkeys(t.problem.kind for t in (*sampled, *greedy)):
+        groups = by_problem([t for t in sampled if t.problem.kind == kind])
+        right = {key: sum(t.correct for t in g) for key, g in groups.items()}
+        metrics = {"pass@1": {key: right[key] / len(g) for key, g in groups.items()}}
+        if all(len(g) >= 8 for g in groups.values()):
+            metrics["pass@8"] = {k: pass_at_k(len(g), right[k], 8) for k, g in groups.items()}
         if task.knows_truth:
-            metrics["genuine"] = [sum(is_genuine(lm, task, t) for t in g) / len(g) for g in groups]
-        if greedy:
-            metrics["pass@1_greedy"] = [float(t.correct) for t in greedy if t.problem.kind == kind]
-        rows += [Row(arm, kind, name, *interval(values), n=len(values)) for name, values in metrics.items()]
+            metrics["genuine"] = {key: sum(is_genuine(lm, task, t) for t in g) / len(g)
+                                  for key, g in groups.items()}
+        metrics["pass@1_greedy"] = {t.problem.id: float(t.correct) for t in greedy
+                                    if t.problem.kind == kind}
+        rows += [Row.of(arm, kind, name, rates) for name, rates in metrics.items() if rates]
     return rows
 
 
-def evaluate(lm: LM, task: Task, problems: Sequence[Problem], *, n: int = 8, seed: int = 0, arm: str = "model",
-             sampling: SampleConfig | None = None) -> list[Row]:
-    """Sample n solutions of each problem, one more greedily, and report by kind.
+def evaluate(lm: LM, task: Task, problems: Sequence[Problem], *, n: int = 8, seed: int = 0,
+             sampling: SampleConfig | None = None, arm: str = "model") -> list[Row]:
+    """Sample n solutions per problem and one more greedily; report shares by kind (`rows_of`).
 
-    `genuine` is the share of all sampled solutions that are right in every step; it is reported where the task
-    has a step checker.
-
-    Args:
-        arm: what the rows call this model.
-        sampling: temperature, nucleus and length limit of the n samples; the greedy one has temperature 0.
-
-    Returns:
-        For each kind the rows pass@1, pass@8 (if n is at least 8), genuine and pass@1_greedy; shares with 95 % intervals
-        over problems.
+    The n solutions use all of `sampling`; the greedy one has temperature 0, and is otherwise the
+    same. `genuine` is the share of all sampled solutions that are right in every step, where the
+    task has a step checker. Prompts are those of this model (`task.for_tokenizer`).
 
     Raises:
         FloatingPointError: the model's logits became NaN.
@@ -147,20 +190,18 @@ def evaluate(lm: LM, task: Task, problems: Sequence[Problem], *, n: int = 8, see
         >>> rows = heal.evaluate(teacher, task, problems, n=2)
         >>> [(row.kind, row.metric, row.n) for row in rows]
         [('mastered', 'pass@1', 4), ('mastered', 'genuine', 4), ('mastered', 'pass@1_greedy', 4)]
-        >>> rows[-1].mean
-        1.0
     """
-    sampling = sampling or SampleConfig()
-    sampled = sample(lm, task, problems, n, seed=seed, sampling=sampling)
-    greedy = sample(lm, task, problems, 1, seed=seed, sampling=replace(sampling, temperature=0.0))
-    return rows_of(arm, lm, task, sampled, greedy)
+    own, sampling = task.for_tokenizer(lm.tokenizer), sampling or SampleConfig()
+    sampled = sample(lm, own, problems, n, seed=seed, sampling=sampling)
+    greedy = sample(lm, own, problems, 1, seed=seed, sampling=replace(sampling, temperature=0.0))
+    return rows_of(arm, lm, own, sampled, greedy)
 
 
-def accuracy(lm: LM, task: Task, problems: Sequence[Problem]) -> dict[str, float]:
-    """Share of problems that are solved greedily, by kind."""
-    tried = sample(lm, task, problems, 1, sampling=SampleConfig(temperature=0.0))
-    return {kind: float(np.mean([t.correct for t in tried if t.problem.kind == kind]))
-            for kind in dict.fromkeys(p.kind for p in problems)}
+def accuracy(lm: LM, task: Task, problems: Sequence[Problem],
+             sampling: SampleConfig | None = None) -> dict[str, float]:
+    """Share of problems solved greedily, by kind: `evaluate` without its sampled solutions."""
+    rows = evaluate(lm, task, problems, n=0, sampling=sampling)
+    return {row.kind: row.mean for row in rows}
 
 
 def rows_from_report(report: dict[str, Any]) -> list[Row]:
