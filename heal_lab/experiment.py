@@ -189,7 +189,6 @@ class Trial:
     def __init__(self, folder: RunFolder, pair: Path, task: Task, config: HealConfig, material: Material):
         self.folder, self.task, self.config = folder, task, config
         self.teacher, self.student = load_lm(pair / "teacher"), load_lm(pair / "student")
-        pace.check_tokenizers(self.teacher, self.student)
         self.teaching = Teaching(Method(folder, self.teacher, task, config),
                                  limit_by_kind(load_problems(material.train, task), config.train_limit))
         self.probe = limit_by_kind(load_problems(material.validation, task), CURVE_PROBLEMS)

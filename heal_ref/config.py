@@ -151,6 +151,8 @@ class PaceConfig(_Checked):
     accumulate: int = _number(1, 1)  # parts that a batch is computed in: less memory, same gradient
     save_every: int = _number(200, 0)  # updates between checkpoints, 0 for none
     curve_every: int = _number(60, 0)  # updates between points of the curve, 0: ends of stages only
+    thoughts: Literal["keep", "drop"] = "keep"  # thinking blocks in what the student learns
+    save_dtype: Literal["float32", "own"] = "float32"  # of the final student: or its checkpoint's
 
     def __post_init__(self) -> None:
         super().__post_init__()

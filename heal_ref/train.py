@@ -1,64 +1,145 @@
-"""Supervised fine-tuning: transformers' Trainer with a few properties pinned.
+"""Supervised fine-tuning: what a student learns from a row, transformers' Trainer, one stage.
 
-- The prompt is masked; the end of text is learnt, also where it doubles as padding.
-- A loss that is not a number stops training and names the batch (the Trainer's default hides it).
-- A checkpoint counts only once it is complete; training goes on from the last one, in the middle of a stage.
-- Gradient accumulation changes nothing but memory: the loss is a mean over the target tokens of a whole update.
+- The prompt is masked. The end of the turn stays in the loss, also when it doubles as padding.
+- A loss that is not a number stops training and names the batch; the Trainer would hide it.
+- Training resumes from the last complete checkpoint, in the middle of a stage.
+- Accumulation changes nothing but memory: the loss is a mean over an update's target tokens.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
+import math
+import os
 import shutil
+import unicodedata
+import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import Sampler
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from jaxtyping import Int
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_pt_utils import get_length_grouped_indices
 from transformers.trainer_utils import set_seed
+from transformers.utils import is_torch_bf16_gpu_available
 
-from heal_ref.model import processes
-from heal_ref.records import InputError
+from heal_ref.config import PaceConfig
+from heal_ref.model import LM, load_lm, processes
+from heal_ref.records import InputError, Problem, write_text
+from heal_ref.tasks.base import Task
 
 IGNORE = -100  # label of a position that is not learnt
-Measure = Callable[[], dict[str, float]]  # what a learning curve is made of
+FOREIGN = 0.01  # a larger share of rows that a student cannot write is no accident
 
 
 class TrainingError(InputError):
-    """Training cannot go on: the message says at which update, on which batch, and what to do."""
+    """Training cannot continue: the message names the update, the batch, and what to do."""
 
 
-def encode_example(tokenizer: Any, prompt: str, completion: str | Sequence[int]) -> dict[str, list[int]]:
-    """`input_ids` and `labels` (both T) of one example: prompt masked, completion and end of text learnt."""
+# ------------------------------------------------------------------------------------- examples
+
+
+def encode_example(tokenizer: Any, prompt: str, completion: str | Sequence[int],
+                   end: int | None = None) -> dict[str, list[int]]:
+    """`input_ids` and `labels` (T each): prompt masked; completion (text or ids) and `end` learnt.
+
+    Without `end`, the id of what ends a turn, the tokenizer's end of text is taken.
+    """
     context = tokenizer(prompt, add_special_tokens=False)["input_ids"]
     if isinstance(completion, str):
         completion = tokenizer(completion, add_special_tokens=False)["input_ids"]
-    target = [*completion, tokenizer.eos_token_id]
+    target = [*completion, tokenizer.eos_token_id if end is None else end]
     return {"input_ids": context + target, "labels": [IGNORE] * len(context) + target}
 
 
-def collate(pad_token_id: int) -> Any:
-    """A collator that pads on the right: ids with `pad_token_id`, labels with -100, mask with 0. By length, so
-    that an end-of-text token that doubles as padding stays in the loss. Examples keep their names, if they have any."""
+def examples_of(student: LM, task: Task, stage: Any, thoughts: str = "keep") -> list[dict]:
+    """What the student learns from each row of a stage: `input_ids`, `labels` and `name`.
+
+    The prompt is the row's, or the problem in the student's own template if that renders it
+    otherwise than `task`. The completion is what was sampled, id by id, if these ids spell it in
+    the student's tokenizer, else its text encoded. Rows that the student cannot write, or longer
+    than its positions, are left out with a warning.
+
+    Raises:
+        InputError: over 1 in 100 cannot be written, all are too long, or thoughts mean nothing.
+    """
+    own, tokenizer, end = task.for_tokenizer(student.tokenizer), student.tokenizer, student.end
+    limit = getattr(student.model.config.get_text_config(), "max_position_embeddings", math.inf)
+    examples, lost = [], Counter[str]()
+    for row in stage:
+        # 1) The prompt.
+        problem = Problem(row["id"], row.get("question") or "", row.get("answer") or "")
+        other = own is not task and own.prompt(problem) != task.prompt(problem)
+        if other and not problem.question:
+            raise InputError(f"row {row['id']!r} has no `question` to put to a student of another "
+                             "template; add question and answer, as build_stages does, or make the "
+                             "prompts with the student's own task")
+        prompt = own.prompt(problem) if other else row["prompt"]
+        # 2) The completion.
+        text = own.without_thoughts(row["completion"]) if thoughts == "drop" else row["completion"]
+        if own.has_thoughts(text) and not own.knows_thoughts:
+            raise InputError("the completions hold thoughts, which mean nothing to the student's "
+                             'template; leave them out with PaceConfig(thoughts="drop")')
+        text = own.as_reply(text) if other else text
+        ids, sampled = student.encode(text), row.get("token_ids") or []
+        written = tokenizer.unk_token_id not in ids and _plain(student.decode(ids)) == _plain(text)
+        ids = sampled if student.decode(sampled) == text else ids
+        # 3) Both, and the end.
+        example = encode_example(tokenizer, prompt, ids, end)
+        if not written:
+            lost["the student's tokenizer cannot write them"] += 1
+        elif len(example["input_ids"]) > limit:
+            lost[f"they are longer than the student's {limit} positions"] += 1
+        else:
+            examples.append({**example, "name": row["id"]})
+    # 4) What was left out.
+    for why, count in lost.items():
+        if "write" in why and count > FOREIGN * len(stage):
+            raise InputError(f"the student's tokenizer ({len(tokenizer)} tokens) cannot write {count}"
+                             f" of {len(stage)} examples: some of their text becomes the unknown "
+                             "token or comes back changed; use a student whose tokenizer covers it")
+        if not examples:
+            raise InputError(f"no example is left: {why}; sample shorter solutions")
+        warnings.warn(f"{count} of {len(stage)} examples are left out: {why}", RuntimeWarning, 3)
+    return examples
+
+
+def _plain(text: str) -> str:
+    """A text without what tokenizers normalise: composed characters, blanks within a line."""
+    lines = unicodedata.normalize("NFKC", text).strip().split("\n")
+    return "\n".join("".join(line.split()) for line in lines)
+
+
+# -------------------------------------------------------------------------------------- Trainer
+
+
+def collate(pad_token_id: int) -> Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]]:
+    """A collator that pads on the right, by length: a target that looks like padding stays."""
+
+    def stack(rows: Sequence[Sequence[int]], fill: int) -> Int[Tensor, "batch pos"]:
+        longest = max(map(len, rows))
+        return torch.tensor([[*row, *[fill] * (longest - len(row))] for row in rows])
 
     def pad(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        longest = max(len(r["input_ids"]) for r in rows)
-
-        def stack(name: str, fill: int) -> torch.Tensor:
-            return torch.tensor([list(r[name]) + [fill] * (longest - len(r[name])) for r in rows])
-
-        mask = torch.tensor([[1] * len(r["input_ids"]) + [0] * (longest - len(r["input_ids"])) for r in rows])
-        batch = {"input_ids": stack("input_ids", pad_token_id), "labels": stack("labels", IGNORE), "attention_mask": mask}
-        return {**batch, "names": [r["name"] for r in rows]} if "name" in rows[0] else batch
+        return {"input_ids": stack([r["input_ids"] for r in rows], pad_token_id),
+                "labels": stack([r["labels"] for r in rows], IGNORE),
+                "attention_mask": stack([[1] * len(r["input_ids"]) for r in rows], 0),
+                "names": [r.get("name", "an unnamed example") for r in rows]}
 
     return pad
 
 
 class _ByLength(Sampler):
-    """Examples of similar length together, so that little is padded; another order each epoch. The order follows from seed
-    and epoch alone: transformers' own sampler draws it from the global random state, which a resumed run does not have."""
+    """Examples of similar length together. The order follows from seed and epoch alone; that of
+    transformers comes from the global random state, which a resumed run does not have."""
 
     def __init__(self, trainer: Trainer, data: Any):
         self.trainer, self.lengths = trainer, [len(row["input_ids"]) for row in data]
@@ -69,30 +150,34 @@ class _ByLength(Sampler):
     def __iter__(self) -> Iterator[int]:
         args, epoch = self.trainer.args, int(self.trainer.state.epoch or 0)
         order = torch.Generator().manual_seed(1_000_003 * args.seed + epoch)
-        update = args.train_batch_size * args.gradient_accumulation_steps * args.world_size  # examples in one update
+        update = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         return iter(get_length_grouped_indices(self.lengths, update, generator=order))
 
 
 class _Trainer(Trainer):
-    """Batches by length, and a stop at the first loss that is not a finite number, before it reaches the weights."""
+    """Batches by length; stops at a loss that is not finite before it reaches the weights."""
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler:
-        return _ByLength(self, self.train_dataset)
+    def get_train_dataloader(self) -> DataLoader:
+        data: Any = self.train_dataset
+        return self.accelerator.prepare(DataLoader(
+            data, batch_size=self.args.train_batch_size, sampler=_ByLength(self, data),
+            collate_fn=self.data_collator))
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **more: Any) -> Any:
-        names = inputs.pop("names", [])
+        names = inputs.pop("names")
         loss = super().compute_loss(model, inputs, *args, **more)
         if not torch.isfinite(loss[0] if isinstance(loss, tuple) else loss):
-            batch = f"on the batch of {', '.join(map(str, names))}" if names else "on an unnamed batch"
-            raise TrainingError(f"the loss is not a finite number at update {self.state.global_step + 1}, {batch}: training "
-                                "stopped. Lower the learning rate, or look for NaN weights in the starting model.")
+            raise TrainingError(
+                f"the loss is not a finite number at update {self.state.global_step + 1}, on the "
+                f"batch of {', '.join(map(str, names))}: training stopped. Lower the learning rate, "
+                "or look for NaN weights in the starting model.")
         return loss
 
 
 class _Watch(TrainerCallback):
-    """Marks complete checkpoints, feeds our progress bar, takes the learning curve."""
+    """Marks complete checkpoints, reports progress, takes the learning curve."""
 
-    def __init__(self, progress: Any, measure: Measure | None, every: int):
+    def __init__(self, progress: Any, measure: Callable | None, every: int):
         self.progress, self.measure, self.every = progress, measure, every
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -101,75 +186,159 @@ class _Watch(TrainerCallback):
             (Path(args.output_dir) / f"checkpoint-{state.global_step}" / "COMPLETE").touch()
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        step, last = state.global_step, state.global_step == state.max_steps
         if self.progress is not None:
-            self.progress(state.global_step, state.max_steps)
-        due = state.global_step == state.max_steps or (self.every and state.global_step % self.every == 0)
-        if self.measure is not None and due:
+            self.progress(step, state.max_steps)
+        if self.measure is not None and (last or (self.every and step % self.every == 0)):
             model.eval()
-            state.log_history.append({"step": state.global_step, "accuracy": self.measure()})  # kept by checkpoints
+            accuracy = list(self.measure().items())  # a list keeps its order in a checkpoint
+            state.log_history.append({"step": step, "accuracy": accuracy})
             model.train()
-        if state.global_step == state.max_steps:
-            control.should_save = False  # the Trainer, resumed from a checkpoint at the very end, would add an update
+        if last:  # resumed from a checkpoint at the very end, the Trainer would add an update
+            control.should_save = False
 
 
 def last_complete_checkpoint(folder: Path) -> Path | None:
     """The newest checkpoint that was written to its end; incomplete ones are removed."""
+    best = None
     with processes().main_process_first():
-        best = None
         for path in sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1])):
             if (path / "COMPLETE").exists():
                 best = path
             else:
                 shutil.rmtree(path)
-        return best
+    return best
 
 
-def train(model: Any, tokenizer: Any, data: Any, *, folder: Path, updates: int, batch: int, learning_rate: float,
-          warmup: int = 0, seed: int = 0, accumulate: int = 1, save_every: int = 0, progress: Any = None,
-          measure: Measure | None = None, measure_every: int = 0, save_to: Path | None = None) -> list[dict[str, Any]]:
-    """Fine-tune `model` in place for a number of updates; returns the log.
+def train(model: Any, tokenizer: Any, data: Any, *, folder: Path, updates: int, batch: int,
+          learning_rate: float, warmup: int = 0, seed: int = 0, accumulate: int = 1,
+          save_every: int = 0, progress: Any = None, measure: Callable | None = None,
+          measure_every: int = 0, save_to: Path | None = None) -> list[dict[str, Any]]:
+    """Fine-tune `model` in place; returns the log, lines of `step` with `loss` or `accuracy`.
+
+    Weights and optimizer keep the dtype of `model`; accelerators with bfloat16 compute in it.
 
     Args:
-        data: a map-style dataset of `{"input_ids", "labels"}`, with `name` if a bad batch should be named.
-        folder: where checkpoints go; an interrupted call with the same folder goes on from the last complete one.
-        batch: examples in one update, over all processes.
-        accumulate: parts that an update's batch is computed in: less memory, same gradient.
-        save_every: updates between checkpoints, 0 for none; a multiple of 10, or the first loss logged after a resume is a
-            mean over fewer updates.
+        data: a map-style dataset of `{"input_ids", "labels"}`; `name` tells a bad batch.
+        folder: for checkpoints; an interrupted call with the same folder resumes from the last.
+        batch: examples per update, over all processes, computed in `accumulate` parts.
+        save_every: updates between checkpoints (0: none); in tens, or the first loss logged after
+            a resume is a mean over fewer updates.
         progress: called as `progress(done, total)` after each update.
-        measure: called after every `measure_every` updates (0: none between) and after the last one; by all processes.
-        save_to: folder for the trained model, whole: with FSDP each process holds only a part of it, also in `model`.
-
-    Returns:
-        Lines `{"step": 10, "loss": ...}` (every 10 updates) and `{"step": 60, "accuracy": what measure returned}`.
+        measure: accuracies by kind; every `measure_every` updates (0: never) and after the last.
+        save_to: folder for the trained model, whole: with FSDP, `model` is a part in each process.
 
     Raises:
         TrainingError: the loss became NaN or infinite.
-        InputError: the batch cannot be cut into `accumulate` equal parts for each process.
+        InputError: the batch has no `accumulate` equal parts per process.
     """
     parts = accumulate * processes().num_processes
     if batch % parts:
         raise InputError(f"a batch of {batch} cannot be cut into {parts} equal parts (accumulate × "
                          "processes); choose a divisor of the batch")
+    # 1) The Trainer, silent and without its own progress bar.
     set_seed(seed)
+    on_cpu = processes().device.type == "cpu"
     args = TrainingArguments(
-        output_dir=str(folder), use_cpu=processes().device.type == "cpu", max_steps=updates, seed=seed, data_seed=seed,
-        per_device_train_batch_size=batch // parts, gradient_accumulation_steps=accumulate, learning_rate=learning_rate,
-        warmup_steps=warmup, lr_scheduler_type="cosine", weight_decay=0.01, adam_beta2=0.98, logging_steps=10,
+        output_dir=str(folder), use_cpu=on_cpu, bf16=not on_cpu and is_torch_bf16_gpu_available(),
+        max_steps=updates, seed=seed, data_seed=seed, per_device_train_batch_size=batch // parts,
+        gradient_accumulation_steps=accumulate, learning_rate=learning_rate, warmup_steps=warmup,
+        lr_scheduler_type="cosine", weight_decay=0.01, adam_beta2=0.98, logging_steps=10,
         logging_nan_inf_filter=False, report_to="none", disable_tqdm=True, log_level="error",
-        save_strategy="steps" if save_every else "no", save_steps=max(save_every, 1), save_total_limit=2,
-        dataloader_pin_memory=False, remove_unused_columns=False, ddp_find_unused_parameters=False)
-    trainer = _Trainer(model=model, args=args, train_dataset=data, data_collator=collate(tokenizer.pad_token_id),
+        save_strategy="steps" if save_every else "no", save_steps=max(save_every, 1),
+        save_total_limit=2, dataloader_pin_memory=False, remove_unused_columns=False,
+        ddp_find_unused_parameters=False)
+    trainer = _Trainer(model=model, args=args, train_dataset=data,
+                       data_collator=collate(tokenizer.pad_token_id),
                        callbacks=[_Watch(progress, measure, measure_every)])
-    for callback in list(trainer.callback_handler.callbacks):
-        if type(callback).__name__ in ("PrinterCallback", "ProgressCallback", "NotebookProgressCallback"):
-            trainer.remove_callback(type(callback))
+    trainer.remove_callback(PrinterCallback)
+    # 2) Train, from the last complete checkpoint if there is one.
     checkpoint = last_complete_checkpoint(Path(folder)) if save_every else None
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     model.eval()
+    # 3) Save: all processes help to put the weights together.
     if save_to is not None:
-        weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # all processes help to put it together
+        weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
         if processes().is_main_process:
             model.save_pretrained(save_to, state_dict=weights)
-    return [{name: row[name] for name in ("step", "loss", "accuracy") if name in row}
-            for row in trainer.state.log_history if "loss" in row or "accuracy" in row]
+    log: list[dict[str, Any]] = []
+    for row in trainer.state.log_history:
+        if "accuracy" in row:
+            log.append({"step": row["step"], "accuracy": dict(row["accuracy"])})  # type: ignore
+        elif "loss" in row:
+            log.append({"step": row["step"], "loss": row["loss"]})
+    return log
+
+
+# ------------------------------------------------------------------------------------ one stage
+
+
+def train_stage(lm: LM, examples: Sequence[Any], folder: Path, config: PaceConfig, updates: int, *,
+                seed: int, first: bool, save_as: torch.dtype | None, progress: Any,
+                measure: Callable[[LM], dict[str, float]] | None) -> LM:
+    """Train `lm` on one stage, or find it finished; returns the student as `folder` holds it.
+
+    The folder appears complete or not at all: weights (of the last stage in dtype `save_as`, if
+    the configuration says so), tokenizer, learning curve (of the `first` stage from step 0).
+    """
+    work = folder.with_name(f"{folder.name}.training")
+    processes().wait_for_everyone()  # all processes look before one of them writes
+    if folder.exists():
+        shutil.rmtree(work, ignore_errors=True)  # what a kill just after the rename left
+    else:
+        log = [{"step": 0, "accuracy": measure(lm)}] if measure and first else []
+        log += train(
+            lm.model, lm.tokenizer, examples, folder=work, updates=updates, batch=config.batch,
+            learning_rate=config.learning_rate, warmup=min(config.warmup, updates), seed=seed,
+            accumulate=parts_of_a_batch(config, lm), save_every=config.save_every,
+            progress=progress, measure=partial(measure, lm) if measure else None,
+            measure_every=config.curve_every, save_to=work / "done")
+        curve = {"stage": folder.name.partition("-")[2], "updates": updates,
+                 "examples": len(examples), "log": log}
+        if processes().is_main_process:
+            lm.tokenizer.save_pretrained(work / "done")
+            if save_as is not None and config.save_dtype == "own":
+                load_lm(work / "done").model.to(save_as).save_pretrained(work / "done")
+            write_text(work / "done" / "curve.json", json.dumps(curve) + "\n")
+            os.replace(work / "done", folder)
+            shutil.rmtree(work)
+        processes().wait_for_everyone()
+    # With FSDP the model in memory is a part of the student; what was saved is whole.
+    return replace(lm, model=load_lm(folder, max_batch=lm.max_batch).model)
+
+
+def parts_of_a_batch(config: PaceConfig, lm: LM) -> int:
+    """In how many parts a batch is computed: `accumulate`, or more if `lm` takes fewer at once."""
+    for parts in range(config.accumulate, config.batch + 1):
+        size, rest = divmod(config.batch, parts * processes().num_processes)
+        if not rest and size <= lm.max_batch:
+            return parts
+    return config.accumulate
+
+
+def read_curve(folder: str | Path) -> list[dict[str, Any]]:
+    """What `distill` kept of each finished stage, in order: `stage`, `updates`, `examples`, and
+    its `log`: lines of `step` (within the stage) with `loss`, or with `accuracy` by kind."""
+    files = sorted(Path(folder).glob("*/curve.json"))
+    return [json.loads(f.read_text(encoding="utf-8")) for f in files]
+
+
+def claim(home: Path, student: LM, data: Mapping[str, Any], config: PaceConfig, seed: int) -> None:
+    """Make `home` the folder of one student, data and settings; InputError if it is of others."""
+    learnt, weights = hashlib.sha256(), hashlib.sha256()
+    for name, examples in data.items():
+        for example in examples:
+            learnt.update(json.dumps([name, example]).encode())
+    for p in student.model.parameters():  # a part of each is enough to tell two models apart
+        weights.update(p.detach().flatten()[:64].float().cpu().numpy().tobytes())
+    settings = {**json.loads(json.dumps(asdict(config))), "seed": seed,
+                "student": weights.hexdigest()[:16], "examples": learnt.hexdigest()[:16]}
+    path = home / "settings.json"
+    with processes().main_process_first():
+        if not path.exists() and not list(home.glob("*/curve.json")):
+            write_text(path, json.dumps(settings, indent=1) + "\n")
+        old = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if changed := [f"{key}: {old.get(key)!r} in the folder, {value!r} now"
+                   for key, value in settings.items() if old.get(key) != value]:
+        raise InputError(f"{home} holds students of other settings ({'; '.join(changed)}); use "
+                         "another folder, or delete it")

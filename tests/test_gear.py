@@ -10,7 +10,8 @@ from heal_ref.entropy import step_values
 from heal_ref.evaluate import is_genuine
 from heal_ref.gear import breakpoint_of, choose_paths, find_breakpoint, repair
 from heal_ref.generation import sample
-from heal_ref.pace import build_stages, encode_example
+from heal_ref.pace import build_stages
+from heal_ref.train import encode_example
 
 CURVE = [0.9, 0.3, 0.4, 1.5, 1.6, 0.2]
 

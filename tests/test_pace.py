@@ -1,18 +1,37 @@
 """Stages, the loss, and training: what is learnt, what is masked, what stops it, what is resumed."""
 
 import copy
+import dataclasses
+import json
 import math
+import random
+import warnings
 
 import pytest
 import torch
+from datasets import Dataset
+from transformers import PreTrainedTokenizerFast, TrainingArguments
 
+import heal_ref as heal
 from heal_lab.clock_corpus import Dials, example
 from heal_ref.config import PaceConfig, SampleConfig
 from heal_ref.generation import generate
-from heal_ref.model import LM
-from heal_ref.pace import build_stages, check_tokenizers, distill, parts_of_a_batch, read_curve, shuffled, updates_of
-from heal_ref.records import InputError
-from heal_ref.train import IGNORE, TrainingError, collate, encode_example, last_complete_checkpoint, train
+from heal_ref.model import LM, load_lm
+from heal_ref.pace import build_stages, distill, shuffled, updates_of
+from heal_ref.records import InputError, Problem
+from heal_ref.train import (
+    IGNORE,
+    TrainingError,
+    collate,
+    encode_example,
+    examples_of,
+    last_complete_checkpoint,
+    parts_of_a_batch,
+    read_curve,
+    train,
+)
+from tests.conftest import DATA
+from tests.real_tokenizers import real_tokenizer
 
 
 def test_prompt_is_masked_and_end_is_learnt(random_lm):
@@ -97,7 +116,7 @@ def test_interrupted_training_ends_in_the_same_weights(random_lm, tmp_path):
 def test_nan_loss_stops_with_a_clear_message(random_lm, tmp_path):
     with torch.no_grad():
         next(random_lm.model.parameters()).fill_(math.nan)
-    with pytest.raises(TrainingError, match="at update 1, on an unnamed batch"):
+    with pytest.raises(TrainingError, match="at update 1, on the batch of an unnamed example"):
         _train(random_lm, tmp_path, save_every=0)
 
 
@@ -154,7 +173,8 @@ def test_stages_are_plain_text_datasets_in_the_format_of_trl(random_lm, make):
     rows = [make(str(i), text=example(5, i, Dials(forms={"plain": 1.0}))[1], correct=True, prompt="Hint: ") for i in range(6)]
     stage = build_stages(rows, [], [])["foundation"]
     assert {"prompt", "completion"} <= set(stage.column_names)
-    assert all(isinstance(row[name], str) for row in stage for name in stage.column_names)
+    assert all(isinstance(row[name], str) for row in stage for name in stage.column_names if name != "token_ids")
+    assert [row["token_ids"] for row in stage] == [t.token_ids for t in rows]
     args = trl.SFTConfig(output_dir="unused", report_to="none", completion_only_loss=True, max_length=None, use_cpu=True)
     trainer = trl.SFTTrainer(random_lm.model, args=args, train_dataset=stage, processing_class=random_lm.tokenizer)
     for theirs, row in zip(trainer.train_dataset, stage, strict=True):
@@ -164,10 +184,34 @@ def test_stages_are_plain_text_datasets_in_the_format_of_trl(random_lm, make):
         assert batch["labels"][0].tolist() == ours["labels"]
 
 
-def test_stages_are_deterministic(make):
-    base = [make("a", f"a|{i}", correct=i % 2 == 0, index=i) for i in range(6)]
-    first, second = (build_stages(base, [], [make("b", "b|b", correct=True)]) for _ in range(2))
-    assert {k: s.to_list() for k, s in first.items()} == {k: s.to_list() for k, s in second.items()}
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["llama3.1", "gemma3"])
+def test_trl_keeps_one_beginning_of_text_if_it_is_given_ids(random_lm, make, family):
+    """What `build_stages` advises: of text TRL makes ids with a second BOS, since the prompt holds one already."""
+    trl = pytest.importorskip("trl")
+    tokenizer = real_tokenizer(family)
+    task = heal.ChatMathTask(tokenizer, verify=False)
+    stage = build_stages([make("p", text="It is 4.", correct=True, prompt=task.prompt(Problem("p", "2 + 2?", "4")))], [], [])
+    rows = stage["foundation"].select_columns(["prompt", "completion"])
+    ours = [encode_example(tokenizer, row["prompt"], row["completion"]) for row in rows]
+    args = trl.SFTConfig(output_dir="unused", report_to="none", completion_only_loss=True, max_length=None, use_cpu=True)
+    for data, beginnings in ((rows, 2), (Dataset.from_list(ours), 1)):
+        trainer = trl.SFTTrainer(random_lm.model, args=args, train_dataset=data, processing_class=tokenizer)
+        (row,) = trainer.train_dataset
+        assert row["input_ids"].count(tokenizer.bos_token_id) == beginnings
+    assert row["input_ids"] == ours[0]["input_ids"]
+    assert trainer.data_collator([row])["labels"][0].tolist() == ours[0]["labels"]
+
+
+def test_a_stage_keeps_the_order_of_its_samples(make):
+    """First come problems in order of appearance, then their samples; a repeated text counts where it came first."""
+    base = [make(p, text, correct=True, index=i) for p, texts in (("b", "xyx"), ("a", "yzz")) for i, text in enumerate(texts)]
+    stage = build_stages(base, [], [])["foundation"]
+    assert list(zip(stage["id"], stage["completion"], strict=True)) == [("b", "x"), ("b", "y"), ("a", "y"), ("a", "z")]
+    one = build_stages(base, [], [], PaceConfig(per_problem=1))["foundation"]
+    assert one["completion"][:] == ["x", "y"]
+    assert one["question"][:] == ["q", "q"]
+    assert one["answer"][:] == ["1", "1"]
 
 
 def test_shuffled_holds_each_example_once(make):
@@ -183,6 +227,31 @@ def test_updates_are_all_spent(make):
     no_base = build_stages([], [], [make("b", correct=True)], config)
     assert updates_of(no_base, config) == {"repaired": 10}
     assert updates_of({"foundation": full["foundation"]}, config) == {"foundation": 10}
+
+
+@pytest.mark.parametrize(("updates", "shares", "sizes", "plan"), [
+    (7, (0.5, 0.5, 0), (1, 1, 1), {"foundation": 4, "guided": 3}),  # both round up: there is no -1 left for the third
+    (5, (0.5, 0.5, 0), (1, 1, 1), {"foundation": 2, "guided": 3}),  # what is left over is not for a stage without a share
+    (10, (0, 0, 1), (1, 1, 0), {"foundation": 5, "guided": 5}),  # no share among the stages with data: equal parts
+    (10, (0, 0, 1), (1, 0, 1), {"repaired": 10}),
+    (600, (0.2, 0.2, 0.6), (1, 1, 1), {"foundation": 120, "guided": 120, "repaired": 360}),
+    (1, (0.2, 0.2, 0.6), (1, 1, 1), {"repaired": 1}),
+    (9, (1, 0, 0), (0, 0, 0), {}),
+])
+def test_updates_follow_the_shares(updates, shares, sizes, plan):
+    stages = dict(zip(("foundation", "guided", "repaired"), ([0] * n for n in sizes), strict=True))
+    assert updates_of(stages, PaceConfig(updates=updates, shares=shares)) == plan
+
+
+def test_updates_of_any_shares_are_positive_and_all_spent():
+    rng = random.Random(0)
+    for _ in range(500):
+        cuts = sorted(rng.choice((0.0, 1.0, rng.random())) for _ in range(2))
+        config = PaceConfig(updates=rng.randint(1, 30), shares=(cuts[0], cuts[1] - cuts[0], 1 - cuts[1]))
+        stages = {name: [0] * rng.randint(0, 2) for name in ("foundation", "guided", "repaired", "more")}
+        plan = updates_of(stages, config)
+        assert sum(plan.values()) == (config.updates if any(stages.values()) else 0)
+        assert all(count > 0 and stages[name] for name, count in plan.items())
 
 
 def test_distill_refuses_what_cannot_work(random_lm, task, make):
@@ -213,7 +282,9 @@ def test_distill_leaves_the_student_alone_and_keeps_finished_stages(random_lm, t
     assert isinstance(out, LM)
     assert all(torch.equal(before[k], v) for k, v in random_lm.model.state_dict().items())
     assert done == [(1, 4), (2, 4), (3, 4), (4, 4)]
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["1-foundation", "2-guided", "3-repaired"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["1-foundation", "2-guided", "3-repaired", "settings.json"]
+    points = [[row["step"] for row in stage["log"] if "accuracy" in row] for stage in read_curve(tmp_path)]
+    assert points == [[0, 2], [1], [1]]
     again = distill(random_lm, task, stages, config, folder=tmp_path, progress=lambda i, n: done.append(i))
     assert len(done) == 4  # nothing was trained a second time
     assert all(torch.equal(a, b) for a, b in zip(out.model.parameters(), again.model.parameters(), strict=True))
@@ -248,15 +319,6 @@ def test_distill_goes_on_in_the_middle_of_a_stage(random_lm, task, validation, t
     assert set(curve[0]["log"][0]["accuracy"]) == {"mastered"}
 
 
-def test_different_tokenizers_are_refused_at_once(random_lm, teacher):
-    check_tokenizers(teacher, random_lm)  # the same one
-    other = copy.deepcopy(random_lm)
-    other.tokenizer.add_tokens(["more", "words"])
-    size = len(teacher.tokenizer)
-    with pytest.raises(InputError, match=rf"different tokenizers \({size} and {size + 2} tokens.*two models of one family"):
-        check_tokenizers(teacher, other)
-
-
 def test_a_batch_is_cut_to_what_goes_through_at_once(random_lm):
     config = PaceConfig(batch=12)
     random_lm.max_batch = 512
@@ -264,3 +326,229 @@ def test_a_batch_is_cut_to_what_goes_through_at_once(random_lm):
     random_lm.max_batch = 5
     assert parts_of_a_batch(config, random_lm) == 3  # 4 at once: the largest part of at most 5
     assert parts_of_a_batch(PaceConfig(batch=12, accumulate=6), random_lm) == 6
+
+
+def stage_of(lm, n=8, first=0):
+    rows = [example(5, i, Dials(forms={"plain": 1.0})) for i in range(first, first + n)]
+    return {"foundation": Dataset.from_list([{"id": str(i), "prompt": p, "completion": c} for i, (p, c) in enumerate(rows)])}
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"seed": 1}, "seed: 0 in the folder, 1 now"),
+    ({"updates": 3}, "updates: 2 in the folder, 3 now"),
+    ({"stages": 1}, "examples: "),
+    ({"student": 1}, "student: "),
+])
+def test_a_folder_of_other_settings_is_refused(random_lm, task, tmp_path, change, message):
+    config, stages = PaceConfig(updates=2, batch=2), stage_of(random_lm)
+    distill(random_lm, task, stages, config, folder=tmp_path)
+    student = copy.deepcopy(random_lm)
+    if "student" in change:
+        next(student.model.parameters()).data.add_(1e-3)
+    with pytest.raises(InputError, match=f"holds students of other settings .{message}.*use another folder"):
+        distill(student, task, stage_of(random_lm, first=1) if "stages" in change else stages,
+                dataclasses.replace(config, updates=change.get("updates", 2)), change.get("seed", 0), folder=tmp_path)
+
+
+def test_a_folder_of_students_without_settings_is_refused(random_lm, task, tmp_path):
+    distill(random_lm, task, stage_of(random_lm), PaceConfig(updates=2, batch=2), folder=tmp_path)
+    (tmp_path / "settings.json").unlink()
+    with pytest.raises(InputError, match="seed: None in the folder, 0 now"):
+        distill(random_lm, task, stage_of(random_lm), PaceConfig(updates=2, batch=2), folder=tmp_path)
+
+
+# ------------------------------------------------------------------------------------------- precision
+
+
+TARGET = "It is \\boxed{12}."
+
+
+@pytest.fixture(scope="module")
+def chat():
+    """(folder's tokenizer, its task, a stage of one fixed target): the snippet of a bug report."""
+    tokenizer = heal.model.load_tokenizer(DATA / "chat" / "teacher")
+    task = heal.ChatMathTask(tokenizer, verify=False)
+    problems = heal.load_problems(DATA / "chat" / "train.jsonl", task)[:4]
+    rows = [{"id": p.id, "prompt": task.prompt(p), "completion": TARGET} for p in problems]
+    return task, {"all": Dataset.from_list(rows)}
+
+
+def gain(before, after, stages):
+    """How much the log-probability of the target rises, and which share of the weights changed."""
+    pairs = [(before.encode(row["prompt"]), before.encode(row["completion"])) for row in stages["all"]]
+    old, new = (sum(sum(logp) for _, logp in heal.text_stats(lm, pairs)) / len(pairs) for lm in (before, after))
+    weights = list(zip(before.model.parameters(), after.model.parameters(), strict=True))
+    return new - old, sum((a != b).sum().item() for a, b in weights) / sum(a.numel() for a, _ in weights)
+
+
+def test_a_student_saved_in_bfloat16_learns_as_well_as_in_float32(chat):
+    """A step of 1e-5 is below half a spacing of most bfloat16 weights: they must be trained as float32."""
+    task, stages = chat
+    config, gains = PaceConfig(updates=40, batch=2, warmup=0, learning_rate=1e-5), {}
+    for dtype in ("float32", "bfloat16"):
+        student = load_lm(DATA / "chat" / "teacher", dtype=dtype)
+        trained = distill(student, task, stages, config)
+        assert student.model.dtype == getattr(torch, dtype)
+        assert trained.model.dtype == torch.float32
+        start = LM(copy.deepcopy(student.model).float(), student.tokenizer)
+        gains[dtype], changed = gain(start, trained, stages)
+        assert changed > 0.99, dtype
+    assert gains["float32"] > 0.1
+    assert gains["bfloat16"] >= 0.9 * gains["float32"]
+
+
+def test_forward_passes_in_bfloat16_learn_as_well(random_lm, task, monkeypatch):
+    """What an accelerator does, on CPUs: autocast around float32 weights. The student is handed out without it."""
+    stages, config = {"all": stage_of(random_lm)["foundation"]}, PaceConfig(updates=20, batch=4, warmup=0, learning_rate=1e-4)
+    full, _ = gain(random_lm, distill(random_lm, task, stages, config), stages)
+    monkeypatch.setattr("heal_ref.train.TrainingArguments", lambda **more: TrainingArguments(**{**more, "bf16": True}))
+    trained = distill(random_lm, task, stages, config)
+    half, changed = gain(random_lm, trained, stages)
+    assert changed > 0.9
+    assert half >= 0.9 * full > 0
+    assert half != full  # it was another computation
+    assert "forward" not in vars(trained.model)
+
+
+@pytest.mark.parametrize(("save", "kept"), [("float32", torch.float32), ("own", torch.bfloat16)])
+def test_the_last_student_is_saved_in_the_dtype_that_is_asked_for(random_lm, task, tmp_path, save, kept):
+    student = LM(random_lm.model.to(torch.bfloat16), random_lm.tokenizer)
+    stages = {name: stage_of(random_lm)["foundation"] for name in ("foundation", "guided")}
+    config = PaceConfig(updates=4, batch=2, shares=(0.5, 0.5, 0), save_dtype=save)
+    trained = distill(student, task, stages, config, folder=tmp_path)
+    assert trained.model.dtype == kept
+    assert load_lm(tmp_path / "1-foundation").model.dtype == torch.float32  # what comes after it must not change
+    assert load_lm(tmp_path / "2-guided").model.dtype == kept
+    assert json.loads((tmp_path / "2-guided" / "config.json").read_text())["dtype"] == str(kept).split(".")[1]
+    again = distill(student, task, stages, config, folder=tmp_path)
+    assert all(torch.equal(a, b) for a, b in zip(trained.model.parameters(), again.model.parameters(), strict=True))
+
+
+# -------------------------------------------------------------------------------------- what is learnt
+
+
+def learnt(lm, row):
+    return [i for i in row["labels"] if i != IGNORE]
+
+
+def test_what_is_learnt_is_what_was_sampled(random_lm, task, make):
+    """Id by id, also where the tokenizer would write the same text in another way."""
+    ids = [*random_lm.encode("We start at "), *random_lm.encode("1"), *random_lm.encode("2"), *random_lm.encode(".")]
+    t = dataclasses.replace(make("p", random_lm.decode(ids), correct=True, prompt="Hint: "), token_ids=ids)
+    assert random_lm.encode(t.text) != ids
+    (row,) = examples_of(random_lm, task, build_stages([t], [], [])["foundation"])
+    assert row["input_ids"] == [*random_lm.encode("Hint: "), *ids, random_lm.end]
+    assert learnt(random_lm, row) == [*ids, random_lm.end]
+    assert row["name"] == "p"
+
+
+def test_ids_that_spell_something_else_are_not_learnt(random_lm, task, make):
+    """Those of another tokenizer: what counts then is the text."""
+    t = make("p", "We start at 5.", correct=True, prompt="Hint: ")  # its ids are characters'
+    (row,) = examples_of(random_lm, task, build_stages([t], [], [])["foundation"])
+    assert learnt(random_lm, row) == [*random_lm.encode("We start at 5."), random_lm.end]
+
+
+def test_an_unknown_token_that_is_also_the_end_is_no_fault(random_lm, task, make):
+    random_lm.tokenizer.unk_token = random_lm.tokenizer.eos_token
+    t = make("p", "We start at 5.", correct=True, prompt="Hint: ")
+    (row,) = examples_of(random_lm, task, build_stages([t], [], [])["foundation"])
+    assert row["input_ids"][-1] == random_lm.end == random_lm.tokenizer.unk_token_id
+
+
+def test_what_is_longer_than_the_students_positions_is_left_out(random_lm, task, make):
+    random_lm.model.config.max_position_embeddings = 12
+    short, long = (make(p, text, correct=True, prompt="Hint: ") for p, text in
+                   (("short", "We start at 5."), ("long", "We start at 5.\n\nThen compute 5 + 3 = 8.")))
+    with pytest.warns(RuntimeWarning, match="1 of 2 examples are left out: they are longer than the student's 12 positions"):
+        rows = examples_of(random_lm, task, build_stages([short, long], [], [])["foundation"])
+    assert [row["name"] for row in rows] == ["short"]
+    with pytest.raises(InputError, match="no example is left: they are longer than the student's 12 positions; sample shorter"):
+        examples_of(random_lm, task, build_stages([long], [], [])["foundation"])
+
+
+def test_a_tokenizer_that_changes_the_text_cannot_write_it(random_lm, task, make):
+    """Without an unknown token, too: this one has no capitals."""
+    backend = copy.deepcopy(random_lm.tokenizer).backend_tokenizer
+    from tokenizers import normalizers
+
+    backend.normalizer = normalizers.Lowercase()
+    words = {"tokenizer_object": backend, "eos_token": "<eos>", "pad_token": "<eos>"}
+    student = LM(random_lm.model, PreTrainedTokenizerFast(**words))
+    stage = build_stages([make("p", "a B", correct=True)], [], [])["foundation"]
+    with pytest.raises(InputError, match="cannot write 1 of 1 examples.*comes back changed"):
+        examples_of(student, task, stage)
+
+
+class Chat(heal.Task):
+    """A task with two templates and thoughts, on the clock world's words."""
+
+    def __init__(self, begin="Hint: ", knows=True):
+        self.begin, self.knows_thoughts = begin, knows
+
+    def for_tokenizer(self, tokenizer):
+        return Chat("Problem: ", knows=tokenizer.name_or_path != "thoughtless") if tokenizer.name_or_path else self
+
+    def prompt(self, problem):
+        return self.begin + problem.question
+
+    def has_thoughts(self, text):
+        return "5" in text
+
+    def without_thoughts(self, text):
+        return text.replace("5", "7")
+
+
+def test_a_student_with_another_template_sees_the_problem_through_it(random_lm, make):
+    t = make("p", "We start at 5.", correct=True, prompt="Hint: ")
+    t = dataclasses.replace(t, problem=Problem("p", "Start 5", "1"))
+    stage = build_stages([t], [], [])["foundation"]
+    (same,) = examples_of(random_lm, Chat(), stage)
+    assert random_lm.decode(same["input_ids"]) == "Hint: We start at 5."  # the row's prompt, as it was sampled from
+    random_lm.tokenizer.name_or_path = "other"
+    (other,) = examples_of(random_lm, Chat(), stage)
+    assert random_lm.decode(other["input_ids"]) == "Problem: Start 5We start at 5."
+    bare = stage.select_columns(["id", "prompt", "completion"])
+    with pytest.raises(InputError, match="row 'p' has no `question`.*add question and answer, as build_stages does"):
+        examples_of(random_lm, Chat(), bare)
+
+
+def test_thoughts_that_mean_nothing_to_the_student_are_refused_or_left_out(random_lm, make):
+    stage = build_stages([make("p", "We start at 5.", correct=True, prompt="Hint: ")], [], [])
+    random_lm.tokenizer.name_or_path = "thoughtless"
+    stage["foundation"] = stage["foundation"].map(lambda row: {"question": "Start 3"})
+    with pytest.raises(InputError, match=r'thoughts.*PaceConfig\(thoughts="drop"\)'):
+        distill(random_lm, Chat(), {"foundation": stage["foundation"]}, PaceConfig(updates=1))
+    (row,) = examples_of(random_lm, Chat(), stage["foundation"], thoughts="drop")
+    assert random_lm.decode(learnt(random_lm, row)[:-1]) == "We start at 7."
+    random_lm.tokenizer.name_or_path = "other"
+    (row,) = examples_of(random_lm, Chat(), stage["foundation"])
+    assert random_lm.decode(learnt(random_lm, row)[:-1]) == "We start at 5."
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("teacher", "student"), [
+    ("qwen3", "smollm2"), ("deepseek_r1", "qwen3"), ("qwen3", "deepseek_r1"), ("llama3.1", "phi3"), ("gemma3", "llama3.1"),
+    ("smollm2", "inst"), ("phi3", "gemma3"), ("inst", "qwen2.5"),
+])
+def test_a_student_of_another_family_learns_text_in_its_own_turn(teacher, student, random_lm, make):
+    """Its own prompt once, the teacher's text, its own end of turn; nothing of the teacher's template."""
+    task = heal.ChatMathTask(real_tokenizer(teacher), verify=False)
+    lm, problem = LM(random_lm.model, real_tokenizer(student)), Problem("p", "What is 6 * 7?", "42")
+    lm.model.config.max_position_embeddings = 4096
+    text = "Six sevens: 6 × 7.\n\n    That is \\(42\\).\n\nSo it is \\boxed{42}."
+    sampled = f"Let me see.\n</think>\n\n{text}" if task.opened else text
+    t = dataclasses.replace(make("p", sampled, correct=True, prompt=task.prompt(problem)), problem=problem,
+                            token_ids=task.tokenizer(sampled, add_special_tokens=False)["input_ids"])
+    own = task.for_tokenizer(lm.tokenizer)
+    with warnings.catch_warnings(action="error"):
+        (row,) = examples_of(lm, task, build_stages([t], [], [])["foundation"])
+    masked = row["labels"].count(IGNORE)
+    assert row["input_ids"][:masked] == lm.encode(own.prompt(problem))
+    target = lm.tokenizer.decode(row["labels"][masked:-1])
+    opened = {"deepseek_r1": f"<think>\n{sampled}"}.get(teacher, text)  # its prompts have opened the thoughts
+    assert target.strip() == (f"</think>\n\n{text}" if own.opened else opened)
+    assert own.extract_answer(target) == "42"
+    assert row["labels"][-1] == heal.template.turn_end(lm.tokenizer)
+    (same,) = examples_of(LM(random_lm.model, task.tokenizer), task, build_stages([t], [], [])["foundation"])
+    assert same["input_ids"][:-1] == task.tokenizer(t.prompt, add_special_tokens=False)["input_ids"] + t.token_ids

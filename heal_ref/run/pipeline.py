@@ -145,7 +145,7 @@ def run(spec: RunSpec, out: str | Path, task: Task, *, lms: Sequence[LM] = (), q
         with folder.bar(f"5-students/{arm}", c.pace.updates, unit="update") as bar:
             students[arm] = pace.distill(
                 student, task, data, c.pace, c.seed, folder=folder.path / "5-students" / arm,
-                probe=limit_by_kind(heldout, PROBE),
+                probe=limit_by_kind(heldout, PROBE), sampling=c.sample,
                 progress=lambda done, _, bar=bar: bar.update(done - bar.n))
 
     # 4) evaluation, at temperature 1 and greedily, and report
