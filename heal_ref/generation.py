@@ -10,7 +10,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -24,6 +24,9 @@ from heal_ref.entropy import Ids, entropy_and_log_total, split_steps
 from heal_ref.model import LM, left_pad
 from heal_ref.records import Problem, Trajectory
 from heal_ref.tasks.base import Task
+
+# One text to continue: a context, what follows it, and how much of the context can be seen
+Job = tuple[tuple[int, ...], list[int], int]
 
 
 @dataclass(frozen=True)
@@ -55,21 +58,16 @@ class _Recorder(LogitsProcessor):
         entropy, log_total = entropy_and_log_total(scores)
         self.entropy.append(entropy)
         self.last = scores, log_total  # generate() hands out a copy, which nothing writes into
-        return scores.index_fill(-1, self.banned, -math.inf) if len(self.banned) else scores
+        if not len(self.banned):
+            return scores
+        vocabulary = torch.arange(scores.shape[-1], device=scores.device)
+        return scores.masked_fill(torch.isin(vocabulary, self.banned), -math.inf)
 
     def settle(self, tokens: Int[Tensor, " batch"]) -> None:
         """Log-probs of the tokens drawn from the last scores: known only one call later."""
         if self.last is not None:
             scores, log_total = self.last
             self.logprob.append(scores.gather(-1, tokens[:, None]).squeeze(-1) - log_total)
-
-
-class Job(NamedTuple):
-    """One text to continue: the first `visible` tokens of `context`, then `tail`."""
-
-    context: tuple[int, ...]
-    tail: list[int]
-    visible: int
 
 
 def repeats(ids: Sequence[int], n: int) -> tuple[list[int], list[list[int]]]:
@@ -103,31 +101,29 @@ def generate(lm: LM, contexts: Sequence[Sequence[int]],
         >>> [lm.decode(r.ids) for r in heal.generate(lm, [context], [tails], sampling=one, seed=0)]
         ['5', '.']
     """
-    jobs = []
+    jobs: list[Job] = []
     for i, context in enumerate(contexts):
         for j, tail in enumerate(tails[i] if tails else [[]]):
-            seen = visible[i][j] if visible else len(context)
-            jobs.append(Job(tuple(context), list(tail), seen))
+            jobs.append((tuple(context), list(tail), visible[i][j] if visible else len(context)))
     out: list[Rollout] = []
     # transformers draws from the global random state: seed it, and put it back afterwards
     with torch.random.fork_rng(devices=[lm.device] if lm.device.type == "cuda" else []):
         torch.manual_seed(seed)
         for start in range(0, len(jobs), lm.max_batch):
-            batch = jobs[start : start + lm.max_batch]
-            out += _generate_batch(lm, batch, sampling, ends, seconds)
+            out += _batch(lm, jobs[start : start + lm.max_batch], sampling, ends, seconds)
     return out
 
 
-def _generate_batch(lm: LM, jobs: Sequence[Job], sampling: SampleConfig, ends: bool,
-                    seconds: float | None) -> list[Rollout]:
+def _batch(lm: LM, jobs: Sequence[Job], sampling: SampleConfig, ends: bool,
+           seconds: float | None) -> list[Rollout]:
     """Continue the text of each job, in one batch."""
     # 1) only temperature and nucleus shape what is drawn (top_k would be 50 if left open)
     stops = list(lm.ends)
     settings = GenerationConfig(max_new_tokens=sampling.max_new_tokens, max_time=seconds,
                                 pad_token_id=lm.tokenizer.pad_token_id, eos_token_id=stops or None)
     if sampling.temperature > 0:
-        settings.update(do_sample=True, temperature=sampling.temperature, top_k=0,
-                        top_p=sampling.top_p)
+        settings.update(
+            do_sample=True, temperature=sampling.temperature, top_k=0, top_p=sampling.top_p)
     # 2) whole texts, or tails after the cache of their contexts; our recorder sees raw scores
     ids, mask, cache = _inputs(lm, jobs)
     recorder = _Recorder([] if ends else stops, lm.device)
@@ -148,8 +144,8 @@ def _generate_batch(lm: LM, jobs: Sequence[Job], sampling: SampleConfig, ends: b
 def _inputs(lm: LM, jobs: Sequence[Job]) -> tuple[Ids, Ids, dict[str, Any]]:
     """Ids and mask of all texts, and the cache of their contexts if they share any."""
     pad, device = lm.tokenizer.pad_token_id, lm.device
-    tails, contexts = [job.tail for job in jobs], dict.fromkeys(job.context for job in jobs)
-    place = dict(zip(contexts, range(len(contexts)), strict=True))
+    contexts, tails, visible = zip(*jobs, strict=True)
+    place = {context: i for i, context in enumerate(dict.fromkeys(contexts))}
     if len(place) < len(jobs) and () not in place and all(tails):
         # 1) prefill each context once. The one greedy token is thrown away: generate() prepares
         #    the inputs as this model wants them, and fills the cache that we keep
@@ -157,12 +153,12 @@ def _inputs(lm: LM, jobs: Sequence[Job]) -> tuple[Ids, Ids, dict[str, Any]]:
         once = GenerationConfig(max_new_tokens=1, pad_token_id=pad, return_dict_in_generate=True)
         filled = lm.model.generate(input_ids=ids, attention_mask=mask, generation_config=once)
         cache = filled.past_key_values
-        if _repeatable(cache, jobs):
+        hidden = [len(context) - seen for context, seen in zip(contexts, visible, strict=True)]
+        if _repeatable(cache, gapless=not any(hidden) and len(set(map(len, tails))) == 1):
             # 2) repeat the cache's row of a context for each of its continuations
-            rows = torch.tensor([place[job.context] for job in jobs], device=device)
+            rows = torch.tensor([place[context] for context in contexts], device=device)
             cache.batch_select_indices(rows)
             # 3) mask what is not visible at the end of a context; the tails come after it
-            hidden = [len(job.context) - job.visible for job in jobs]
             from_the_end = torch.arange(ids.shape[1], 0, -1, device=device)
             seen = mask[rows] * (from_the_end > torch.tensor(hidden, device=device)[:, None])
             tail, tail_mask = left_pad(tails, pad, device)
@@ -170,15 +166,14 @@ def _inputs(lm: LM, jobs: Sequence[Job]) -> tuple[Ids, Ids, dict[str, Any]]:
                     {"past_key_values": cache})
         warnings.warn(f"the cache of {type(lm.model).__name__} cannot be repeated: a context is "
                       "computed for each continuation: slower", RuntimeWarning, stacklevel=5)
-    texts = [[*job.context[: job.visible], *job.tail] for job in jobs]
+    texts = [[*context[:seen], *tail] for context, tail, seen in jobs]
     return *left_pad(texts, pad, device), {}
 
 
-def _repeatable(cache: Any, jobs: Sequence[Job]) -> bool:
+def _repeatable(cache: Any, gapless: bool) -> bool:
     """Whether a cache's rows can be repeated: not with recurrent states; nor with a sliding window
     in which masked positions between what is visible and what comes next would take up room."""
-    layers, same = getattr(cache, "layers", []), len({len(job.tail) for job in jobs}) == 1
-    gapless = same and all(job.visible == len(job.context) for job in jobs)
+    layers = getattr(cache, "layers", [])
     return bool(layers) and (gapless or not any(cache.is_sliding)) and all(
         isinstance(layer, DynamicLayer | DummyLayer) and not isinstance(layer, Recurrent)
         for layer in layers)

@@ -150,10 +150,10 @@ def load_lm(source: str | Path, *, dtype: str = "auto", max_batch: int = MAX_BAT
     if dtype not in DTYPES:
         raise InputError(f"dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}")
     tokenizer, where, state = load_tokenizer(source), _location(source), processes()
-    options: dict[str, Any] = {"dtype": dtype}
+    options: dict[str, Any] = {"dtype": dtype, "return_dict": True}
     if "gguf_file" in where:
-        options = {"dtype": "float32" if dtype == "auto" else dtype,
-                   "quantization_config": GgufConfig(dequantize=True)}
+        options |= {"dtype": "float32" if dtype == "auto" else dtype,
+                    "quantization_config": GgufConfig(dequantize=True)}
     if state.num_processes == 1 and torch.accelerator.device_count() > 1:
         options["device_map"] = "auto"
     with _loading(source, "model"):
@@ -208,7 +208,7 @@ def _loading(source: str | Path, what: str) -> Iterator[None]:
     except (InputError, OutOfMemory):
         raise
     except Exception as e:  # JSON, pickles, archives, templates: files of others fail in any way
-        why = (str(e).strip() or type(e).__name__).splitlines()[0][:300]
+        why = " ".join(str(e).split())[:250] or type(e).__name__
         advice = "check the path or name, and that all its files are whole"
         if "trust_remote_code" in str(e):
             why, advice = "it brings code of its own, which is never run", "take another model"

@@ -147,12 +147,8 @@ def token_stats(model: Any, input_ids: Ids, attention_mask: Ids | None = None
                 ) -> tuple[PerToken, PerToken]:
     """Entropy (nats) and log-prob of every token of a text, for any transformers causal LM.
 
-    Args:
-        attention_mask: 1 for text, 0 for padding, which may be on either side.
-
-    Returns:
-        (entropy, logprob), float32. Entry t is about the raw distribution (temperature 1) that
-        predicted token t from the tokens before it; NaN for a text's first token and for padding.
+    Padding (0 in the mask) may be on either side. Entry t is about the raw distribution
+    (temperature 1) that predicted token t; NaN for a text's first token and for padding. Float32.
 
     Raises:
         InputError: a text is longer than the model's positions.

@@ -246,7 +246,8 @@ def test_settings_in_an_old_config_json_have_no_effect(tmp_path, chat):
     folder = with_settings(tmp_path / "m", {})
     (folder / "generation_config.json").unlink()
     config = json.loads((folder / "config.json").read_text())
-    old = {"repetition_penalty": 1.3, "no_repeat_ngram_size": 2, "num_beams": 2, "output_hidden_states": True, "use_cache": False}
+    old = {"repetition_penalty": 1.3, "no_repeat_ngram_size": 2, "num_beams": 2, "output_hidden_states": True, "use_cache": False,
+           "return_dict": False}
     (folder / "config.json").write_text(json.dumps(config | old))
     lm = load_lm(folder)
     assert lm.ends == (1,)
@@ -274,7 +275,7 @@ def test_any_of_the_ends_ends_a_text(tmp_path, chat):
 
 def test_no_end_is_allowed_where_none_is_wanted(tmp_path, chat):
     own, task, problems = chat
-    lm = load_lm(with_settings(tmp_path / "m", {"eos_token_id": list(range(1, 100))}))
+    lm = load_lm(with_settings(tmp_path / "m", {"eos_token_id": [*range(1, 100), 128_009, -1]}))  # two that it does not have
     for p in lm.model.parameters():
         p.data.zero_()  # every token is as likely
     context, many = lm.encode(task.prompt(problems[0])), SampleConfig(max_new_tokens=200)
