@@ -1,25 +1,23 @@
-"""Speed against what people use today: both sides in one process, taken in turns, medians, a ratio.
-
-`python -m heal_lab bench sample | score`. The weights are random: how long a token takes does not depend on what it says.
-"""
+"""Speed against standard implementations: both sides in one process, in turn; medians, a ratio."""
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import gc
 import math
-import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
+from statistics import median
 from types import SimpleNamespace
-from typing import TypeVar
+from typing import Any
 
 import torch
-from tqdm.auto import tqdm
+from jaxtyping import Float, Int
+from torch import Tensor
 from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM
 
 from heal_ref.config import SampleConfig
@@ -27,7 +25,9 @@ from heal_ref.generation import generate, repeats
 from heal_ref.model import LM, processes
 from heal_ref.scoring import Head, head_stats
 
-ROUNDS = 7
+Side = Callable[[], Any]  # one way of doing it
+Rows = Float[Tensor, "rows d"]  # hidden states, one per position; weights, one per token id
+Stats = tuple[Float[Tensor, " pos"], Float[Tensor, " pos"]]  # entropy and log-prob
 
 
 @dataclass(frozen=True)
@@ -42,22 +42,20 @@ class Comparison:
     @property
     def ratio(self) -> float:
         """Median seconds of theirs over ours: above 1, ours is faster."""
-        return statistics.median(self.theirs) / statistics.median(self.ours)
+        return median(self.theirs) / median(self.ours)
 
     def __str__(self) -> str:
-        ours, theirs = statistics.median(self.ours), statistics.median(self.theirs)
-        return (f"{self.name}\n  ours {ours:.3f} s [{min(self.ours):.3f}, {max(self.ours):.3f}]   theirs {theirs:.3f} s "
-                f"[{min(self.theirs):.3f}, {max(self.theirs):.3f}]   theirs / ours {self.ratio:.2f}{self.note}")
+        ours, theirs = (f"{median(x):.3f} s [{min(x):.3f}, {max(x):.3f}]"
+                        for x in (self.ours, self.theirs))
+        return (f"{self.name}\n  ours {ours}   theirs {theirs}   "
+                f"theirs / ours {self.ratio:.2f}{self.note}")
 
 
-Side = Callable[[], object]
-
-
-def compare(name: str, ours: Side, theirs: Side, rounds: int = ROUNDS, note: str = "") -> Comparison:
-    """Time both sides in turns, after one untimed call of each; the order changes from round to round."""
+def compare(name: str, ours: Side, theirs: Side, rounds: int, note: str = "") -> Comparison:
+    """Time both sides in turn, after one untimed call of each; the order alternates."""
     times: dict[Side, list[float]] = {ours: [], theirs: []}
     ours(), theirs()
-    for i in tqdm(range(rounds), name, leave=False):
+    for i in range(rounds):
         for side in (ours, theirs) if i % 2 else (theirs, ours):
             start = time.perf_counter()
             side()
@@ -68,142 +66,111 @@ def compare(name: str, ours: Side, theirs: Side, rounds: int = ROUNDS, note: str
 
 
 def random_lm(hidden: int = 768, layers: int = 8, vocabulary: int = 32_768) -> LM:
-    """A Qwen3 model with random weights that never ends a text. They are large enough for what stands far back to
-    matter: with the usual ones, nearly the same greedy text comes out whatever the prefix says."""
+    """A model that never ends a text; time does not depend on its random weights. They are large:
+    with usual ones the greedy text hardly depends on the prefix, and a wrong one goes unnoticed."""
     torch.manual_seed(0)
     model = Qwen3ForCausalLM(Qwen3Config(
-        vocab_size=vocabulary, hidden_size=hidden, intermediate_size=3 * hidden, num_hidden_layers=layers, head_dim=64,
-        num_attention_heads=hidden // 64, num_key_value_heads=max(1, hidden // 256), tie_word_embeddings=False,
-        initializer_range=1.4 * hidden**-0.5, bos_token_id=None, eos_token_id=None, pad_token_id=0))
-    return LM(model.to(processes().device).eval(), SimpleNamespace(pad_token_id=0, eos_token_id=None))
+        vocab_size=vocabulary, hidden_size=hidden, intermediate_size=3 * hidden, head_dim=64,
+        num_hidden_layers=layers, num_attention_heads=hidden // 64, tie_word_embeddings=False,
+        num_key_value_heads=max(1, hidden // 256), initializer_range=1.4 * hidden**-0.5,
+        bos_token_id=None, eos_token_id=None, pad_token_id=0))
+    tokenizer = SimpleNamespace(pad_token_id=0, eos_token_id=None)
+    return LM(model.to(processes().device).eval(), tokenizer)
 
 
-def _plain(lm: LM, ids: torch.Tensor, new_tokens: int, **more: object) -> torch.Tensor:
-    """transformers' generate, as one would call it."""
-    settings = GenerationConfig(max_new_tokens=new_tokens, pad_token_id=0, **more)
-    return lm.model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=settings)
-
-
-def bench_sample(rounds: int = ROUNDS, prefix: int = 1024, new_tokens: int = 64, n: int = 20, batch: int = 16,
-                 lm: LM | None = None) -> list[Comparison]:
-    """Two comparisons with plain `generate`: what recording entropy costs, and what sharing a prefix saves.
-
-    Raises:
-        AssertionError: the shared prefix gives another greedy text than computing it for every continuation.
-    """
+def bench_sample(rounds: int = 7, prefix: int = 1024, new_tokens: int = 64, n: int = 20,
+                 batch: int = 16, lm: LM | None = None) -> list[Comparison]:
+    """What recording entropy costs, and what sharing a prefix saves, against plain `generate`."""
     lm = lm or random_lm()
-    sampling, vocabulary = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}, lm.model.config.vocab_size
     config, greedy = (SampleConfig(temperature=t, max_new_tokens=new_tokens) for t in (1.0, 0.0))
+    vocabulary, drawn = lm.model.config.vocab_size, {"do_sample": True, "top_k": 0, "top_p": 1.0}
+
+    def plain(ids: Int[Tensor, "batch pos"], **more: Any) -> Int[Tensor, "batch pos"]:
+        settings = GenerationConfig(max_new_tokens=new_tokens, pad_token_id=0, **more)
+        return lm.model.generate(ids, settings, attention_mask=torch.ones_like(ids))
+
     short = torch.randint(1, vocabulary, (batch, 32), device=lm.device)
     recording = compare(
-        f"recording entropy and log-prob: {batch} x {new_tokens} new tokens, vocabulary {vocabulary:,}",
-        lambda: generate(lm, short.tolist(), sampling=config, seed=0), lambda: _plain(lm, short, new_tokens, **sampling), rounds)
-
+        f"entropy and log-prob recorded: {batch} x {new_tokens} tokens, vocabulary {vocabulary:,}",
+        lambda: generate(lm, short.tolist(), sampling=config, seed=0),
+        lambda: plain(short, **drawn), rounds)
     long = torch.randint(1, vocabulary, (1, prefix), device=lm.device)
     context, tails = repeats(long[0].tolist(), n)
-    ours = generate(lm, [context], [tails], sampling=greedy, seed=0)
-    theirs = _plain(lm, long.expand(n, -1), new_tokens, do_sample=False)[:, prefix:].tolist()
-    assert [r.ids for r in ours] == theirs, "the shared prefix changed the greedy text"
-    sharing = compare(
-        f"{n} continuations of {new_tokens} tokens from one prefix of {prefix} (theirs: num_return_sequences={n})",
+    shared = generate(lm, [context], [tails], sampling=greedy, seed=0)
+    alone = plain(long.expand(n, -1), do_sample=False)[:, prefix:].tolist()
+    assert [r.ids for r in shared] == alone, "the shared prefix changed the greedy text"
+    return [recording, compare(
+        f"{n} continuations of {new_tokens} tokens from one prefix of {prefix}",
         lambda: generate(lm, [context], [tails], sampling=config, seed=0),
-        lambda: _plain(lm, long, new_tokens, num_return_sequences=n, **sampling), rounds, note="   greedy texts equal")
-    return [recording, sharing]
+        lambda: plain(long, num_return_sequences=n, **drawn), rounds, "   greedy texts equal")]
 
 
-# --------------------------------------------------------------------------------------------- scoring
-
-
-Result = TypeVar("Result")
-
-
-def extra_memory(side: Callable[[], Result]) -> tuple[Result, float]:
-    """What `side()` returns, and by how many MiB the memory in use rose at most on the way.
-
-    On a GPU torch counts its own allocations. On a CPU it is the kernel's own high-water mark of the process's resident
-    memory, set back first: it misses no short peak, as sampling would, and counts what libraries allocate for themselves.
-    NaN where there is no such mark (it is Linux's).
-    """
+def extra_memory(side: Side) -> tuple[Any, float]:
+    """What `side()` returns, and by how many MiB the process's memory rose at most (Linux only:
+    by the kernel's high-water mark, which misses no short peak; else NaN; on a GPU by torch)."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
         held = torch.cuda.memory_allocated()
-        result = side()
-        return result, (torch.cuda.max_memory_allocated() - held) / 2**20
-    with contextlib.suppress(AttributeError, OSError):
-        ctypes.CDLL(None).malloc_trim(0)  # what was freed earlier goes back first, or it would be used again unseen
+        return side(), (torch.cuda.max_memory_allocated() - held) / 2**20
     try:
-        Path("/proc/self/clear_refs").write_text("5")
-        before = _high_water()
-    except OSError:
+        ctypes.CDLL(None).malloc_trim(0)  # return freed memory first, or its reuse stays unseen
+        Path("/proc/self/clear_refs").write_text("5")  # resets the mark
+    except (AttributeError, OSError):
         return side(), math.nan
-    result = side()
-    return result, _high_water() - before
+
+    def mark() -> float:
+        return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024
+
+    before = mark()
+    return side(), mark() - before
 
 
-def _high_water() -> float:
-    """The largest resident memory so far, in MiB."""
-    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM"))
-    return int(line.split()[1]) / 1024
-
-
-Scores = tuple[torch.Tensor, torch.Tensor]  # entropy and log-prob, (N) each
-
-
-def full_logits_scores(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> Scores:
+def full_logits_scores(hidden: Rows, weight: Rows, targets: Int[Tensor, " pos"]) -> Stats:
     """The textbook way: all logits, their log-softmax, and Σ p log p over it."""
-    logprobs = torch.log_softmax((hidden @ weight.T).float(), -1)
+    logprobs = torch.log_softmax(hidden @ weight.T, -1)
     return -(logprobs.exp() * logprobs).sum(-1), logprobs.gather(-1, targets[:, None])[:, 0]
 
 
-def trl_scores(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> Scores:
-    """TRL's chunked log-prob with the entropy it offers, at the vocabulary chunk that TRL itself asks for."""
+def trl_scores(hidden: Rows, weight: Rows, targets: Int[Tensor, " pos"]) -> Stats:
+    """TRL's chunked log-prob and entropy, at the vocabulary chunk that TRL itself asks for."""
     from trl.kernels import ChunkedLogProbFunction
 
-    logprob, entropy, *_ = ChunkedLogProbFunction.apply(hidden, weight, None, targets, 1.0, 32_768, None, 1.0, ("entropy",))
+    logprob, entropy, *_ = ChunkedLogProbFunction.apply(
+        hidden, weight, None, targets, 1.0, 32_768, None, 1.0, ("entropy",))
     return entropy, logprob
-
-
-def _exact_scores(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, rows: int = 64) -> Scores:
-    """`full_logits_scores` in float64, a few positions at a time."""
-    wide, parts = weight.double(), []
-    for h, t in zip(hidden.double().split(rows), targets.split(rows), strict=True):
-        logprobs = torch.log_softmax(h @ wide.T, -1)
-        parts.append((-(logprobs.exp() * logprobs).sum(-1), logprobs.gather(-1, t[:, None])[:, 0]))
-    entropy, logprob = (torch.cat(values) for values in zip(*parts, strict=True))
-    return entropy, logprob
-
-
-def _off(scores: Scores, exact: Scores) -> float:
-    """The largest absolute difference of two pairs of scores."""
-    return max((a - b).abs().max().item() for a, b in zip(scores, exact, strict=True))
 
 
 @torch.no_grad()
-def bench_score(rounds: int = ROUNDS, positions: int = 4096, vocabulary: int = 151_936, hidden: int = 1024) -> list[Comparison]:
-    """Entropy and log-prob of `positions` tokens, from their hidden states on, against full logits and, where it is
-    installed, TRL's chunked log-prob. Each side computes both numbers for each token, in float32. What comes before,
-    the model's body, is the same for all and left out. The distributions go from nearly flat to peaked.
-    """
+def bench_score(rounds: int = 7, positions: int = 4096, vocabulary: int = 151_936,
+                hidden: int = 1024) -> list[Comparison]:
+    """Entropy and log-prob of `positions` tokens from their hidden states, in float32, against
+    full logits and, where it is installed, TRL. The distributions go from nearly flat to peaked."""
     torch.manual_seed(0)
-    device = processes().device
-    states = torch.randn(positions, hidden, device=device) * torch.linspace(0.5, 6, positions, device=device)[:, None]
-    weight = torch.randn(vocabulary, hidden, device=device).mul_(hidden**-0.5)
-    targets = torch.randint(vocabulary, (positions,), device=device)
-    sides = {"full logits": full_logits_scores}
-    with contextlib.suppress(ImportError):
-        import trl.kernels  # noqa: F401
+    scale = torch.linspace(0.5, 6, positions)[:, None]
+    states = (torch.randn(positions, hidden) * scale).to(processes().device)
+    weight = (torch.randn(vocabulary, hidden) * hidden**-0.5).to(states.device)
+    targets = torch.randint(vocabulary, (positions,), device=states.device)
+    wide, parts = weight.double(), torch.arange(positions, device=states.device).split(64)
+    exact = [full_logits_scores(states[p].double(), wide, targets[p]) for p in parts]
+    del wide
 
-        sides["TRL's chunked log-prob"] = trl_scores
-    exact, ours = _exact_scores(states, weight, targets), partial(head_stats, states, Head(weight), targets)
-    scores, memory = extra_memory(ours)
-    found, out = _off(scores, exact), []
-    for name, function in sides.items():
+    def off(found: Stats) -> float:
+        """The largest absolute difference from full logits in float64."""
+        return max(float((mine[p] - true).abs().max()) for p, pair in zip(parts, exact, strict=True)
+                   for mine, true in zip(found, pair, strict=True))
+
+    ours = partial(head_stats, states, Head(weight), targets)
+    found, memory = extra_memory(ours)
+    rivals = {"full logits": full_logits_scores}
+    if find_spec("trl"):
+        rivals["TRL's chunked log-prob"] = trl_scores
+    out = []
+    for name, function in rivals.items():
         theirs = partial(function, states, weight, targets)
-        scores, more = extra_memory(theirs)
-        out.append(compare(
-            f"entropy and log-prob, both on both sides, of {positions:,} tokens, vocabulary {vocabulary:,}, hidden {hidden:,} "
-            f"(theirs: {name})",
-            ours, theirs, rounds, note=f"\n  extra memory: ours {memory:,.0f} MiB, theirs {more:,.0f} MiB"
-            f"   off float64 by at most: ours {found:.1e}, theirs {_off(scores, exact):.1e} nats"))
+        other, more = extra_memory(theirs)
+        title = f"entropy and log-prob of {positions:,} x {hidden:,}, vocabulary {vocabulary:,}"
+        note = (f"\n  extra memory: ours {memory:,.0f} MiB, theirs {more:,.0f} MiB   off float64 "
+                f"by at most: ours {off(found):.1e}, theirs {off(other):.1e} nats")
+        out.append(compare(f"{title} (theirs: {name})", ours, theirs, rounds, note))
     return out

@@ -1,15 +1,16 @@
-"""Does it do what it says? GEAR's readings and controls, counted problem by problem against the exact checker.
+"""GEAR ablations, scored by the step checker: which reading finds the first wrong step, what each
+hint at each place repairs, and what it changes to refuse hints that state the answer.
 
-`python -m heal_lab evidence gear` writes data/results/gear.json: one line of counts for each problem and arm (so
-that anyone can compute other intervals), the rows made of them, and where they come from.
-Only measuring happens here: the checker's verdicts go into tables and never back into the method.
+Records hold counts per problem and arm (for other intervals), the rows made of them, provenance.
+The checker's verdicts go into tables and never back into the method.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +25,24 @@ from heal_ref.model import LM
 from heal_ref.records import Problem, Trajectory, by_problem, write_text
 from heal_ref.run.folder import batches, shard_seed
 from heal_ref.run.pipeline import provenance
+from heal_ref.tasks.base import Task
+from heal_ref.tasks.clock import UNLEARNT, Chain
 
 Counts = dict[str, Any]  # of one problem: id, kind and numbers
 
 READINGS = {  # name -> what chooses the step
     **{f"{step} {signal}": GearConfig(step=step, signal=signal)
        for step in ("mean", "max", "first") for signal in ("surge", "level", "relative")},
-    **{f"mean surge, window {name}": GearConfig(window=f) for name, f in (("2/3", 2 / 3), ("1/2", 1 / 2), ("1/3", 1 / 3))},
-}
-RANDOM = "random step"  # every step that a surge could choose, each as likely: its expected hits, not one draw
+    **{f"mean surge, window {name}": GearConfig(window=share)
+       for name, share in (("2/3", 2 / 3), ("1/2", 1 / 2), ("1/3", 1 / 3))}}
+RANDOM = "random step"  # expected hits of a step drawn from those that a surge could choose
+RESAMPLE = "sample again"  # rejection sampling: as many samples as GEAR makes continuations
+RARE = {"mastered": 12}  # this kind hardly ever fails, so it is sampled 12 times as often
+BATCH = 100  # problems
 
 
 def interleaved(problems: Sequence[Problem]) -> list[Problem]:
-    """The problems with their kinds taken in turns, so that every batch holds all of them."""
+    """The problems with their kinds in turn, so that every batch holds all of them."""
     kinds: dict[str, list[Problem]] = {}
     for p in problems:
         kinds.setdefault(p.kind, []).append(p)
@@ -44,74 +50,82 @@ def interleaved(problems: Sequence[Problem]) -> list[Problem]:
     return [group[i] for i in range(longest) for group in kinds.values() if i < len(group)]
 
 
-# ----------------------------------------------------------------------------------------- localisation
+# ----------------------------------------------------------------------------------- localisation
 
 
-def localisation_counts(lm: LM, task: Any, base: Sequence[Trajectory],
+def localisation_counts(lm: LM, task: Task, base: Sequence[Trajectory],
                         readings: Mapping[str, GearConfig] = READINGS) -> list[Counts]:
-    """For each problem: failed trajectories that have a first wrong step, and how many of those each reading hits."""
+    """Per problem: failed trajectories with a first wrong step, and how many each reading hits."""
     out = []
-    for samples in by_problem(base).values():
-        failed = [(t, w) for t in samples if not t.correct and (w := first_wrong_step(lm, task, t)) is not None]
+    for group in by_problem(base).values():
+        wrong = [(t, first_wrong_step(lm, task, t)) for t in group if not t.correct]
+        failed = [(t, k) for t, k in wrong if k is not None]
         if failed:
-            hits: dict[str, float] = {name: sum(breakpoint_of(t, c) == w for t, w in failed) for name, c in readings.items()}
-            hits[RANDOM] = round(sum((w > 0) / max(len(t.steps) - 1, 1) for t, w in failed), 6)
-            out.append({"id": samples[0].problem.id, "kind": samples[0].problem.kind, "failed": len(failed), **hits})
+            hits: dict[str, float] = {name: sum(breakpoint_of(t, config) == k for t, k in failed)
+                                      for name, config in readings.items()}
+            # Each of the steps 1 to K − 1 has the same chance; step 0 has no surge.
+            expected = sum((k > 0) / max(len(t.steps) - 1, 1) for t, k in failed)
+            out.append({"id": group[0].problem.id, "kind": group[0].problem.kind,
+                        "failed": len(failed), **hits, RANDOM: round(expected, 6)})
     return out
 
 
 def localisation_rows(counts: Sequence[Counts]) -> list[Row]:
-    """Share of failed trajectories whose breakpoint is the first wrong step, by kind and reading."""
-    rows = []
+    """Share of failed trajectories whose breakpoint is the first wrong step, by kind, reading."""
+    rows, metric = [], "breakpoint = first wrong step"
     for kind in dict.fromkeys(c["kind"] for c in counts):
         mine = [c for c in counts if c["kind"] == kind]
-        weights = [c["failed"] for c in mine]
-        rows += [Row(name, kind, "breakpoint = first wrong step", *interval([c[name] for c in mine], weights), n=sum(weights))
-                 for name in mine[0] if name not in ("id", "kind", "failed")]
+        failed = [c["failed"] for c in mine]
+        for name in list(mine[0])[3:]:  # after id, kind and failed
+            hits = interval([c[name] for c in mine], failed)
+            rows.append(Row(name, kind, metric, *hits, n=sum(failed)))
     return rows
 
 
-# --------------------------------------------------------------------------------------------- repairs
+# ---------------------------------------------------------------------------------------- repairs
 
 
-def oracle_cut(lm: LM, task: Any) -> Cut:
-    """Cuts at the first wrong step, by the checker: the upper bound of what any signal can choose."""
-    return lambda t: first_wrong_step(lm, task, t)
+def repair_arms(lm: LM, task: Task) -> dict[str, tuple[GearConfig, Cut | None]]:
+    """Name → (settings, a cut of its own or None), for each hint at each place of cut.
 
-
-def repair_arms(lm: LM, task: Any) -> dict[str, tuple[GearConfig, Cut | None]]:
-    """Hint by place of cut: name → (settings, cut of its own or None)."""
-    oracle = oracle_cut(lm, task)
+    As recorded: the record is older than the rule that refuses hints that state the answer.
+    """
     arms: dict[str, tuple[GearConfig, Cut | None]] = {}
     for hint in ("bridge", "answer"):
-        arms[f"{hint} at surge"] = GearConfig(hint=hint), None
-        arms[f"{hint} at max surge"] = GearConfig(hint=hint, step="max"), None
-        arms[f"{hint} at level"] = GearConfig(hint=hint, signal="level"), None
-        arms[f"{hint} at random step"] = GearConfig(hint=hint, signal="random"), None
-        arms[f"{hint} at first wrong step"] = GearConfig(hint=hint), oracle
+        config = GearConfig(hint=hint, refuse_answers=False)
+        arms[f"{hint} at surge"] = config, None
+        arms[f"{hint} at max surge"] = replace(config, step="max"), None
+        arms[f"{hint} at level"] = replace(config, signal="level"), None
+        arms[f"{hint} at random step"] = replace(config, signal="random"), None
+        # An upper bound for every signal: the checker chooses.
+        arms[f"{hint} at first wrong step"] = config, lambda t: first_wrong_step(lm, task, t)
     return {**arms, "wrong answer at surge": (GearConfig(hint="wrong_answer"), None)}
 
 
-RESAMPLE = "sample again"  # rejection sampling of the same problems: as many samples as GEAR makes continuations
+def outcome_counts(lm: LM, task: Task, arm: str, tried: Sequence[Trajectory]) -> list[Counts]:
+    """Per problem: attempts, those that end right, those right in every step, tokens spent.
+
+    A repair without a usable hint is no attempt, but its tokens and its problem count.
+    """
+    out = []
+    for group in by_problem(tried).values():
+        attempts = [t for t in group if t.source != "repair" or t.hint is not None]
+        out.append({"id": group[0].problem.id, "kind": group[0].problem.kind, "arm": arm,
+                    "attempts": len(attempts), "correct": sum(t.correct for t in attempts),
+                    "genuine": sum(is_genuine(lm, task, t) for t in attempts),
+                    "tokens": sum(t.tokens_spent for t in group)})
+    return out
 
 
-def outcome_counts(lm: LM, task: Any, arm: str, trajectories: Sequence[Trajectory]) -> list[Counts]:
-    """For each problem: attempts, those that end right, those that are right in every step, tokens spent."""
-    return [{"id": g[0].problem.id, "kind": g[0].problem.kind, "arm": arm, "attempts": len(g),
-             "correct": sum(t.correct for t in g), "genuine": sum(is_genuine(lm, task, t) for t in g),
-             "tokens": sum(t.tokens_spent for t in g)} for g in by_problem(trajectories).values()]
-
-
-def repair_counts(lm: LM, task: Any, base: Sequence[Trajectory], seed: int = 0,
+def repair_counts(lm: LM, task: Task, base: Sequence[Trajectory], seed: int = 0,
                   arms: Sequence[str] | None = None) -> list[Counts]:
     """What each arm makes of the problems that no sample of `base` solved."""
-    known = repair_arms(lm, task)
-    out = []
+    known, out, c = repair_arms(lm, task), list[Counts](), GearConfig()
     for arm in arms or [*known, RESAMPLE]:
         if arm == RESAMPLE:
-            hard = [g[0].problem for g in by_problem(base).values() if not any(t.correct for t in g)]
-            c = GearConfig()
-            tried = sample(lm, task, hard, n=c.paths * c.hints * c.continuations, seed=seed)
+            groups = by_problem(base).values()
+            hard = [group[0].problem for group in groups if not any(t.correct for t in group)]
+            tried = sample(lm, task, hard, c.paths * c.hints * c.continuations, seed=seed)
         else:
             config, cut = known[arm]
             tried = repair(lm, task, base, config, seed, cut=cut)
@@ -120,65 +134,106 @@ def repair_counts(lm: LM, task: Any, base: Sequence[Trajectory], seed: int = 0,
 
 
 def repair_rows(counts: Sequence[Counts]) -> list[Row]:
-    """Shares and yields by kind and arm, with problems as clusters."""
+    """Shares and yields by arm and kind, with problems as clusters."""
     rows = []
     for arm, kind in dict.fromkeys((c["arm"], c["kind"]) for c in counts):
         mine = [c for c in counts if (c["arm"], c["kind"]) == (arm, kind)]
-
-        def ratio(top: str, bottom: str, scale: float = 1.0, mine: list[Counts] = mine) -> tuple[float, float, float]:
-            return interval([scale * c[top] for c in mine], [c[bottom] for c in mine])
-
-        metrics = {"correct": ratio("correct", "attempts"), "genuine": ratio("genuine", "attempts"),
-                   "genuine if correct": ratio("genuine", "correct"),
-                   "problems with a genuine one": interval([float(c["genuine"] > 0) for c in mine]),
-                   "tokens a problem": interval([c["tokens"] for c in mine]),
-                   "genuine per 1,000 tokens": ratio("genuine", "tokens", 1000.0)}
-        rows += [Row(arm, kind, name, *values, n=len(mine)) for name, values in metrics.items()]
+        attempts, correct, genuine, tokens = (
+            [c[name] for c in mine] for name in ("attempts", "correct", "genuine", "tokens"))
+        metrics = {"correct": interval(correct, attempts),
+                   "genuine": interval(genuine, attempts),
+                   "genuine if correct": interval(genuine, correct),
+                   "problems with a genuine one": interval([float(g > 0) for g in genuine]),
+                   "tokens a problem": interval(tokens),
+                   "genuine per 1,000 tokens": interval([1000.0 * g for g in genuine], tokens)}
+        rows += [Row(arm, kind, name, *value, n=len(mine)) for name, value in metrics.items()]
     return rows
 
 
-# ---------------------------------------------------------------------------------------------- record
+# ---------------------------------------------------------------------------------------- records
 
 
-RARE = {"mastered": 12}  # kinds that hardly ever fail are sampled so many times as often, to have failures to look at
+def collect(lm: LM, problems: Sequence[Problem], seed: int, command: str,
+            measure: Callable[[Sequence[Problem], int], dict[str, list[Counts]]],
+            rows_of: Callable[..., list[Row]], **about: Any) -> dict[str, Any]:
+    """A record: rows, provenance, and the lists that `measure` gives for each numbered batch."""
+    began, lists = time.monotonic(), dict[str, list[Counts]]()
+    parts = batches(interleaved(problems), BATCH)
+    for number, part in enumerate(tqdm(parts, "evidence", unit="batch")):
+        for name, counts in measure(part, number).items():
+            lists.setdefault(name, []).extend(counts)
+    rows = [row.to_dict() for row in rows_of(**lists)]
+    origin = {**provenance(lm, command, seed, began), "problems": len(problems), "batch": BATCH,
+              "threads": torch.get_num_threads(), **about}
+    return {"rows": rows, "provenance": origin, **lists}
 
 
-def gear_batch(lm: LM, task: Any, problems: Sequence[Problem], number: int, n: int, seed: int,
-               arms: Sequence[str] | None = None) -> tuple[list[Counts], list[Counts]]:
-    """Localisation and repair counts of one batch of problems; its seed follows from its number alone."""
-    base = sample(lm, task, problems, n=n, seed=shard_seed(seed, "evidence/base", number))
-    localised = localisation_counts(lm, task, [t for t in base if t.problem.kind not in RARE])
+def gear_batch(lm: LM, task: Task, problems: Sequence[Problem], number: int, seed: int,
+               arms: Sequence[str] | None = None) -> dict[str, list[Counts]]:
+    """Localisation and repair counts of one batch; its seed follows from its number alone."""
+    base = sample(lm, task, problems, 8, seed=shard_seed(seed, "evidence/base", number))
+    found = localisation_counts(lm, task, [t for t in base if t.problem.kind not in RARE])
     for kind, times in RARE.items():
         rare = [p for p in problems if p.kind == kind]
-        localised += localisation_counts(lm, task, sample(lm, task, rare, n=n * times,
-                                                          seed=shard_seed(seed, f"evidence/{kind}", number)))
-    return localised, repair_counts(lm, task, base, shard_seed(seed, "evidence/repair", number), arms)
+        own = shard_seed(seed, f"evidence/{kind}", number)
+        found += localisation_counts(lm, task, sample(lm, task, rare, 8 * times, seed=own))
+    own = shard_seed(seed, "evidence/repair", number)
+    return {"localisation": found, "repair": repair_counts(lm, task, base, own, arms)}
 
 
-def origin(lm: LM, problems: Sequence[Problem], command: str, seed: int, batch: int, began: float) -> dict[str, Any]:
-    """The provenance of a record: that of a run, and what decides a batch."""
-    return {**provenance(lm, command, seed, began), "problems": len(problems), "batch": batch,
-            "threads": torch.get_num_threads()}
-
-
-def gear_evidence(lm: LM, task: Any, problems: Sequence[Problem], *, n: int = 8, seed: int = 0, batch: int = 100,
+def gear_evidence(lm: LM, task: Task, problems: Sequence[Problem], *, seed: int = 0,
                   command: str = "") -> dict[str, Any]:
-    """Every reading and arm on these problems: rows, the counts they are made of, provenance."""
-    began = time.monotonic()
-    localised, repaired = list[Counts](), list[Counts]()
-    for number, part in enumerate(tqdm(batches(interleaved(problems), batch), "evidence", unit="batch")):
-        a, b = gear_batch(lm, task, part, number, n, seed)
-        localised, repaired = localised + a, repaired + b
-    rows = localisation_rows(localised) + repair_rows(repaired)
-    return {"rows": [r.to_dict() for r in rows],
-            "provenance": {**origin(lm, problems, command, seed, batch, began), "n": n},
-            "localisation": localised, "repair": repaired}
+    """`evidence gear`: every reading, and every arm."""
+    def rows_of(localisation: Sequence[Counts], repair: Sequence[Counts]) -> list[Row]:
+        return localisation_rows(localisation) + repair_rows(repair)
+
+    return collect(lm, problems, seed, command,
+                   lambda part, number: gear_batch(lm, task, part, number, seed), rows_of, n=8)
+
+
+def hint_evidence(lm: LM, task: Task, problems: Sequence[Problem], *, seed: int = 0,
+                  command: str = "") -> dict[str, Any]:
+    """`evidence hints`: frontier problems with hints that state the answer refused and accepted.
+
+    A bridge hint at the last operation gives the answer, so rows are by where the unlearnt
+    operator is.
+    """
+    def measure(part: Sequence[Problem], number: int) -> dict[str, list[Counts]]:
+        base = sample(lm, task, part, 8, seed=shard_seed(seed, "evidence/base", number))
+        last = {p.id for p in part if Chain.parse(p.question).ops[-1][0] == UNLEARNT}
+        out = []
+        for arm, refuse in (("refused", True), ("accepted", False)):
+            config = GearConfig(refuse_answers=refuse)
+            tried = repair(lm, task, base, config, shard_seed(seed, "evidence/repair", number))
+            failed = {key: sum(t.hint is None for t in g) for key, g in by_problem(tried).items()}
+            for c in outcome_counts(lm, task, arm, tried):
+                where = "last" if c["id"] in last else "earlier"
+                hints = c["attempts"] // config.continuations + failed[c["id"]]
+                out.append({**c, "kind": f"unlearnt operator {where}", "hints": hints})
+        return {"repair": out}
+
+    def rows_of(repair: Sequence[Counts]) -> list[Row]:
+        counts = [*({**c, "kind": "frontier"} for c in repair), *repair]
+        rows = repair_rows(counts)
+        for arm, kind in dict.fromkeys((c["arm"], c["kind"]) for c in counts):
+            mine = [c for c in counts if (c["arm"], c["kind"]) == (arm, kind)]
+            usable = interval([c["attempts"] / GearConfig().continuations for c in mine],
+                              [c["hints"] for c in mine])
+            solved = interval([float(c["correct"] > 0) for c in mine])
+            rows += [Row(arm, kind, "usable hints", *usable, n=len(mine)),
+                     Row(arm, kind, "problems with a right one", *solved, n=len(mine))]
+        return rows
+
+    frontier = [p for p in problems if p.kind == "frontier"]
+    return collect(lm, frontier, seed, command, measure, rows_of, n=8)
 
 
 def write_record(path: Path, record: Mapping[str, Any]) -> None:
-    """JSON with one row or problem a line, so that a reader and a diff can follow it."""
-    def lines(rows: Sequence[Any]) -> str:
-        return "[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]"
-
-    parts = {key: lines(value) if isinstance(value, list) else json.dumps(value) for key, value in record.items()}
-    write_text(path, "{" + ",\n".join(f"{json.dumps(key)}: {text}" for key, text in parts.items()) + "}\n")
+    """JSON with one row or problem per line, so that a reader and a diff can follow it."""
+    parts = []
+    for key, value in record.items():
+        text = json.dumps(value)
+        if isinstance(value, list):
+            text = "[\n" + ",\n".join(json.dumps(row) for row in value) + "\n]"
+        parts.append(f"{json.dumps(key)}: {text}")
+    write_text(path, "{" + ",\n".join(parts) + "}\n")

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from heal_lab.compare import Results, groups, two_way_interval, values, verdict
+from heal_lab.compare import Results, groups, values, verdict
+from heal_lab.stats import two_way_interval
 from heal_ref.evaluate import Row, interval, pass_at_k
 
 PROBLEMS = {"kind": ["easy", "easy", "hard", "hard"], "length": [3, 7, 4, 6]}

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from heal_lab.scores import auroc, share
+from heal_lab.stats import auroc, share_row
 from heal_ref.config import SampleConfig
 from heal_ref.evaluate import (
     Row,
@@ -57,8 +57,8 @@ def test_equal_values_have_an_interval_without_width(value):
 def test_clusters_widen_the_interval(make):
     """Eight copies of one outcome are one observation."""
     copies = [make(str(p), correct=p % 2 == 0, index=i) for p in range(40) for i in range(8)]
-    _, low, high = share(copies, lambda t: t.correct)
-    assert 0.25 < high - low < 0.4
+    row = share_row("", "", "", [(t.problem.id, t.correct) for t in copies])
+    assert 0.25 < row.high - row.low < 0.4
 
 
 def test_auroc_counts_pairs():

@@ -75,10 +75,10 @@ def test_a_batch_of_the_record_is_made_again(teacher, task):
     part = batches(E.interleaved(heldout), origin["batch"])[number]
     ids = {p.id for p in part}
     arms = ["bridge at surge", "answer at random step"]
-    localised, repaired = E.gear_batch(teacher, task, part, number, origin["n"], origin["seed"], arms)
+    made = E.gear_batch(teacher, task, part, number, origin["seed"], arms)
     for mine, theirs, numbers in (
-            (localised, [c for c in RECORD["localisation"] if c["id"] in ids], ("failed", "mean surge")),
-            (repaired, [c for c in RECORD["repair"] if c["id"] in ids and c["arm"] in arms], ("correct", "genuine"))):
+            (made["localisation"], [c for c in RECORD["localisation"] if c["id"] in ids], ("failed", "mean surge")),
+            (made["repair"], [c for c in RECORD["repair"] if c["id"] in ids and c["arm"] in arms], ("correct", "genuine"))):
         theirs = {(c["id"], c.get("arm")): c for c in theirs}
         same = [all(c[n] == theirs.get((c["id"], c.get("arm")), c | {n: -1})[n] for n in numbers) for c in mine]
         assert len(mine) > 20

@@ -7,8 +7,9 @@ import pytest
 
 from heal_lab import evidence_pure as E
 from heal_lab.evidence import interleaved
-from heal_lab.scores import auroc, cluster_interval, detected
+from heal_lab.stats import auroc, cluster_interval, detected, share_row
 from heal_ref.config import PureConfig
+from heal_ref.evaluate import interval
 from heal_ref.generation import sample
 from heal_ref.pure import pure_scores
 from heal_ref.records import limit_by_kind
@@ -28,14 +29,21 @@ def test_detected_by_hand():
     assert math.isnan(detected([1, 2], [True, True]))
 
 
-def test_cluster_interval_depends_on_clusters():
-    """The same scores as 200 problems or as 4: the interval must widen."""
-    triples = [(str(i), i % 7 + (i % 3 == 0), i % 3 == 0) for i in range(200)]
-    few = [(str(i % 4), s, p) for i, (_, s, p) in enumerate(triples)]
-    (mean, low, high), (mean4, low4, high4) = cluster_interval(triples), cluster_interval(few)
-    assert mean == mean4 == auroc([s for _, s, _ in triples], [p for _, _, p in triples])
+def test_cluster_interval_widens_with_fewer_clusters():
+    """200 scores that differ between four problems only: as 200 problems the interval is narrow, as four it is wide."""
+    scored = [(str(i), 10 * (i % 4) + i % 3, (i % 4) + i % 3 > 2) for i in range(200)]
+    four = [(str(i % 4), s, p) for i, (_, s, p) in enumerate(scored)]
+    (mean, low, high), (mean4, low4, high4) = cluster_interval(scored), cluster_interval(four)
+    assert mean == mean4 == auroc([s for _, s, _ in scored], [p for _, _, p in scored])
     assert low < mean < high
-    assert high4 - low4 != high - low
+    assert high4 - low4 > 2 * (high - low)
+
+
+def test_share_row_by_hand():
+    row = share_row("arm", "kind", "share", [("p", True), ("p", True), ("q", False), ("r", True)])
+    assert (row.arm, row.kind, row.metric, row.mean, row.n) == ("arm", "kind", "share", 0.75, 4)
+    assert (row.low, row.high) == interval([2, 0, 1], [2, 1, 1])[1:]
+    assert math.isnan(share_row("", "", "", []).mean)
 
 
 @pytest.fixture(scope="module")

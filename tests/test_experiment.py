@@ -5,14 +5,17 @@ from dataclasses import replace
 
 import pytest
 
+from heal_lab import arms as A
 from heal_lab import experiment as X
 from heal_lab.__main__ import main
+from heal_lab.compare import Results
 from heal_ref.config import HealConfig, PaceConfig
 from heal_ref.evaluate import is_genuine
 from heal_ref.records import limit_by_kind
 from heal_ref.run.folder import RunFolder, read_shard
 from heal_ref.run.pipeline import Method
 from heal_ref.run.sources import load_problems
+from heal_ref.tasks import ClockTask
 from tests.conftest import DATA
 
 SMOKE = json.loads((DATA / "results" / "experiment-smoke.json").read_text())
@@ -24,67 +27,85 @@ def record():
 
 
 @pytest.fixture(scope="module")
-def teaching(teacher, task, tmp_path_factory):
+def made(teacher, task, tmp_path_factory):
     config = replace(HealConfig.smoke(seed=3), pace=PaceConfig(updates=6, per_problem=2, shares=(1 / 3, 1 / 3, 1 / 3)))
-    method = Method(RunFolder(tmp_path_factory.mktemp("teaching"), {"test": 1}, quiet=True), teacher, task, config)
-    return X.Teaching(method, limit_by_kind(load_problems(DATA / "clock" / "train.jsonl", task), 16))
+    method = Method(RunFolder(tmp_path_factory.mktemp("made"), {"test": 1}, quiet=True), teacher, task, config)
+    return A.TeacherData(method, limit_by_kind(load_problems(DATA / "clock" / "train.jsonl", task), 16))
 
 
-def sources(data):
-    return {name: {row["source"] for row in stage} for name, stage in data.stages.items()}
+@pytest.fixture(scope="module")
+def data(made):
+    """What each arm trains on, by name."""
+    return {name: arm(made) for name, arm in A.TRAINED.items()}
 
 
-def examples(data):
-    return {(row["id"], row["completion"]) for stage in data.stages.values() for row in stage}
+def sources(arm):
+    return {name: {row["source"] for row in stage} for name, stage in arm.stages.items()}
 
 
-def test_arms_hold_what_they_are_named_for(teaching):
-    heal = teaching.heal()
-    assert sources(heal) == {"foundation": {"base"}, "guided": {"base", "guided"}, "repaired": {"base", "guided", "repair"}}
-    assert sources(teaching.rft()) == {"foundation": {"base"}}
-    assert sources(teaching.star()) == {"all": {"base", "guided"}}
-    assert set().union(*sources(teaching.heal_no_gear()).values()) == {"base", "guided"}
-    assert sources(teaching.heal_stage_only()) == {"foundation": {"base"}, "guided": {"guided"}, "repaired": {"repair"}}
-    assert examples(teaching.heal_no_pace()) == examples(heal) == examples(teaching.heal_restarts())
-    assert len({len(s) for s in teaching.heal_restarts().stages.values()}) == 1
-    assert examples(teaching.heal()) < examples(teaching.heal_no_pure()) or examples(heal) != examples(teaching.heal_no_pure())
+def examples(arm):
+    return {(row["id"], row["completion"]) for stage in arm.stages.values() for row in stage}
 
 
-def test_no_target_ever_stands_under_a_hint_or_an_answer(teaching):
-    for arm in X.TRAINED:
-        for stage in getattr(teaching, arm)().stages.values():
-            assert not [row for row in stage if "Answer:" in row["prompt"] or "Hint" in row["prompt"] + row["completion"]], arm
+def test_arms_hold_what_they_are_named_for(data):
+    assert sources(data["heal"]) == {
+        "foundation": {"base"}, "guided": {"base", "guided"}, "repaired": {"base", "guided", "repair"}}
+    assert sources(data["rft"]) == {"foundation": {"base"}}
+    assert sources(data["star"]) == {"all": {"base", "guided"}}
+    assert set().union(*sources(data["heal_no_gear"]).values()) == {"base", "guided"}
+    assert sources(data["heal_stage_only"]) == {"foundation": {"base"}, "guided": {"guided"}, "repaired": {"repair"}}
+    assert examples(data["heal_no_pace"]) == examples(data["heal"]) == examples(data["heal_restarts"])
+    assert len({len(stage) for stage in data["heal_restarts"].stages.values()}) == 1
 
 
-def test_the_random_arm_cuts_elsewhere_and_the_answer_arm_shows_the_answer(teaching):
-    by_surge, by_chance = teaching.repaired(), teaching.repaired("-random", signal="random")
+def test_without_pure_what_the_filter_drops_is_trained_on(made, data):
+    """The filter drops some right helped solutions; without it all are eligible, at most `per_problem` of each problem."""
+    helped = [t for t in [*made.guided, *made.repaired()] if t.correct]
+    scores = [*made.guided_scores, *made.method.scored("4-scores/repaired", made.repaired())]
+    passed = {(t.problem.id, t.text) for t in made.pure(scores)}
+    dropped = {(t.problem.id, t.text) for t in helped} - passed
+    assert dropped
+    assert passed
+    assert not dropped & examples(data["heal"]) - {(t.problem.id, t.text) for t in made.base}
+    assert dropped & examples(data["heal_no_pure"])
+    assert data["heal_no_pure"].scored == 0 < data["heal"].scored
+
+
+def test_no_target_ever_follows_a_hint_or_an_answer(data):
+    for name, arm in data.items():
+        for stage in arm.stages.values():
+            assert not [row for row in stage if "Answer:" in row["prompt"] or "Hint" in row["prompt"] + row["completion"]], name
+
+
+def test_the_random_arm_cuts_elsewhere_and_the_answer_arm_shows_the_answer(made):
+    by_surge, by_chance = made.repaired(), made.repaired("-random", signal="random")
     assert [t.breakpoint for t in by_surge] != [t.breakpoint for t in by_chance]
-    told = teaching.repaired("-answer", hint="answer")
+    told = made.repaired("-answer", hint="answer")
     assert all(t.hint == f"the answer is {t.problem.answer}" for t in told)
 
 
-def test_the_oracle_keeps_what_is_right_in_every_step(teaching, teacher, task):
-    guided = [*teaching.guided, *teaching.repaired()]
-    right = {(t.problem.id, t.text) for t in guided if is_genuine(teacher, task, t)}
-    kept = {(r["id"], r["completion"]) for r in teaching.heal_oracle_filter().stages["repaired"] if r["source"] != "base"}
+def test_the_oracle_keeps_what_is_right_in_every_step(made, data, teacher, task):
+    helped = [*made.guided, *made.repaired()]
+    right = {(t.problem.id, t.text) for t in helped if is_genuine(teacher, task, t)}
+    kept = {(r["id"], r["completion"]) for r in data["heal_oracle_filter"].stages["repaired"] if r["source"] != "base"}
     assert kept <= right
     assert kept
 
 
-def test_the_matched_budget_is_spent_and_not_more(teaching):
-    heal, matched, rft = teaching.heal(), teaching.rft_matched(), teaching.rft()
+def test_the_matched_budget_is_spent_and_not_more(made, data):
+    heal, matched, rft = data["heal"], data["rft_matched"], data["rft"]
     budget = heal.generated + heal.scored
-    longest = max(t.tokens_spent for t in teaching.base)
+    longest = max(t.tokens_spent for t in made.base)
     assert budget <= matched.generated <= budget + longest + 40
     assert matched.generated > rft.generated
     assert len(matched.stages["foundation"]) > len(rft.stages["foundation"])
 
 
-def test_star_tells_the_answer_once_for_each_failure(teaching):
-    failed = [t for t in teaching.base if not t.correct]
-    told = teaching.method.folder.path / "2-rationalized"
-    teaching.star()
-    assert sum(len(read_shard(f)) for f in told.glob("*.jsonl")) == len(failed)
+def test_star_shows_the_answer_once_for_each_failure(made, data):
+    failed = [t for t in made.base if not t.correct]
+    shown = made.method.folder.path / "2-rationalized"
+    assert sum(len(read_shard(f)) for f in shown.glob("*.jsonl")) == len(failed)
+    assert data["star"].generated > data["rft"].generated
 
 
 # --------------------------------------------------------------------------------------------- command
@@ -102,12 +123,15 @@ def test_finished_arms_are_kept_and_the_rest_is_made(tmp_path):
     assert first.stat().st_mtime_ns == stamp
     record = json.loads((tmp_path / "experiment.json").read_text())
     assert [r["arm"] for r in record["runs"]] == ["student", "teacher"]
+    heldout = load_problems(DATA / "clock" / "heldout.jsonl", ClockTask())
+    assert record["problems"]["id"][:10] == [p.id for p in limit_by_kind(heldout, 2)]
+    assert {len(record["problems"][name]) for name in ("id", "kind", "length")} == {len(record["runs"][0]["greedy"])}
     assert {r["arm"] for r in record["differences"]} == {"student − teacher"}
 
 
 @pytest.mark.parametrize(("more", "message"), [
     (["--seeds", "0", "--arms", "magic"], "there is no arm magic; the arms are student"),
-    (["--seeds", "0", "0"], "a seed stands twice"),
+    (["--seeds", "0", "0"], "a seed is repeated"),
     (["--seeds"], "no seeds: give --seeds"),
     (["--seeds", "0", "--rebuilt-seeds", "1"], "--rebuilt-seeds without --rebuilt"),
     (["--seeds", "--rebuilt", "nowhere", "--rebuilt-seeds", "1"], "no pair here"),
@@ -129,7 +153,8 @@ def test_a_folder_belongs_to_one_setting(tmp_path, capsys):
 def test_one_arm_of_one_seed_is_made_again(tmp_path, task):
     """Smoke size: the same data and nearly the same student as in the record, down to single problems."""
     command = SMOKE["provenance"]["command"].split()[3:]
-    assert main([*command[: command.index("--out")], "--out", str(tmp_path), "--quiet"]) == 0
+    as_recorded = ["--accept-answers", "--out", str(tmp_path), "--quiet"]  # older than the rule that refuses such hints
+    assert main([*command[: command.index("--out")], *as_recorded]) == 0
     (mine,), (theirs,) = json.loads((tmp_path / "experiment.json").read_text())["runs"], SMOKE["runs"]
     assert mine["updates"] == theirs["updates"]
     assert mine["generated"] == pytest.approx(theirs["generated"], rel=0.02)
@@ -153,9 +178,9 @@ def test_the_record_is_complete(record):
     assert len(seeds) >= 5
     assert len({r["seed"] for r in record["runs"] if r["pair"] == "rebuilt"}) >= 2
     more = {"heal_restarts", "heal_stage_only"}  # why PACE does what it does: fewer seeds
-    assert {key for key in runs if key[0] not in more} == {(arm, seed) for arm in X.ARMS if arm not in more for seed in seeds}
+    assert {key for key in runs if key[0] not in more} == {(arm, seed) for arm in A.ARMS if arm not in more for seed in seeds}
     assert all(len([s for a, s in runs if a == arm]) >= 2 for arm in more)
-    trained = [r for r in runs.values() if r["arm"] in X.TRAINED]
+    trained = [r for r in runs.values() if r["arm"] in A.TRAINED]
     assert len({r["updates"] for r in trained}) == 1
     for seed in seeds:
         assert runs["rft_matched", seed]["generated"] >= runs["heal", seed]["generated"] + runs["heal", seed]["scored"]
@@ -164,7 +189,7 @@ def test_the_record_is_complete(record):
 
 def test_the_floors_that_the_readme_speaks_of(record):
     """Lower ends of paired 95 % intervals on held-out problems."""
-    results = X.Results(record)
+    results = Results(record)
     assert results.difference("heal", "rft", "frontier").low >= 0.25
     assert results.difference("heal", "rft_matched", "frontier").low >= 0.15
     for kind in ("shaky", "frontier", "double"):

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from heal_lab.clock_corpus import OPENINGS, VERBS
-from heal_lab.pair import measure_pair
+from heal_lab.pair import behaviour
 from heal_ref.evaluate import Row
 from heal_ref.records import Problem
 from heal_ref.scoring import text_stats
@@ -77,7 +77,7 @@ def test_the_same_measurement_sees_what_is_known(teacher, task):
 def test_record_of_behaviour_is_true():
     """A part of data/behaviour.json, measured again on fewer problems, agrees within its uncertainty."""
     recorded = {(r["arm"], r["kind"], r["metric"]): Row(**r) for r in json.loads((DATA / "behaviour.json").read_text())["rows"]}
-    again = measure_pair(DATA, seed=7, limit=16)
+    again = behaviour(DATA, seed=7, limit=16)
     assert len(again) == len(recorded)
     for row in again:
         other = recorded[row.arm, row.kind, row.metric]

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from heal_lab.scores import auroc
+from heal_lab.stats import auroc
 from heal_ref.config import GearConfig, PureConfig
 from heal_ref.evaluate import is_genuine
 from heal_ref.gear import repair

@@ -1,0 +1,92 @@
+"""Statistics of the evidence: shares, AUROC, and 95 % percentile bootstraps with a fixed seed.
+
+`heal_ref.evaluate.interval` resamples problems for a mean or a ratio of sums, `cluster_interval`
+for any statistic of scores; `two_way_interval` resamples seeds *and* problems.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+
+from heal_ref.evaluate import BOOTSTRAP, Row, interval
+
+Interval = tuple[float, float, float]  # mean, lower end, upper end
+Numbers = Sequence[float] | np.ndarray
+Statistic = Callable[[Numbers, Numbers], float]
+
+
+def share_row(arm: str, kind: str, metric: str, cases: Iterable[tuple[str, bool]]) -> Row:
+    """The share of cases (problem id, whether it holds) that hold, with problems as clusters."""
+    held: Counter[str] = Counter()
+    seen: Counter[str] = Counter()
+    for problem, holds in cases:
+        held[problem] += holds
+        seen[problem] += 1
+    values = interval([held[problem] for problem in seen], list(seen.values()))
+    return Row(arm, kind, metric, *values, n=seen.total())
+
+
+def auroc(scores: Numbers, positive: Numbers) -> float:
+    """Probability that a positive scores above a negative (ties count half); NaN without both."""
+    s, p = np.asarray(scores, dtype=float), np.asarray(positive, dtype=bool)
+    if p.all() or not p.any():
+        return math.nan
+    negative = np.sort(s[~p])
+    below = np.searchsorted(negative, s[p], "left") + np.searchsorted(negative, s[p], "right")
+    return float(below.mean() / 2 / len(negative))
+
+
+def detected(scores: Numbers, positive: Numbers, false_alarms: float = 0.05) -> float:
+    """Share of positives above the threshold that at most `false_alarms` of the negatives exceed
+    (true-positive rate at a false-positive rate); NaN without both."""
+    s, p = np.asarray(scores, dtype=float), np.asarray(positive, dtype=bool)
+    if p.all() or not p.any():
+        return math.nan
+    return float((s[p] > np.quantile(s[~p], 1 - false_alarms, method="higher")).mean())
+
+
+@functools.lru_cache(maxsize=2)  # many scores of the same trajectories share their resamples
+def _cluster_resamples(clusters: tuple[str, ...]) -> list[np.ndarray]:
+    """Resamples of whole clusters, each as indices of observations."""
+    members: dict[str, list[int]] = {}
+    for i, cluster in enumerate(clusters):
+        members.setdefault(cluster, []).append(i)
+    groups, size = [np.array(group) for group in members.values()], (BOOTSTRAP // 4, len(members))
+    picks = np.random.default_rng(0).integers(len(groups), size=size)
+    return [np.concatenate([groups[j] for j in pick]) for pick in picks]
+
+
+def cluster_interval(scored: Sequence[tuple[str, float, bool]],
+                     statistic: Statistic = auroc) -> Interval:
+    """A statistic of (problem id, score, positive) with its interval over problems; NaN if either
+    class is missing."""
+    scores = np.array([score for _, score, _ in scored])
+    positive = np.array([is_positive for *_, is_positive in scored], dtype=bool)
+    if positive.all() or not positive.any():
+        return math.nan, math.nan, math.nan
+    picks = _cluster_resamples(tuple(problem for problem, *_ in scored))
+    values = [statistic(scores[pick], positive[pick]) for pick in picks]
+    low, high = np.nanpercentile(values, [2.5, 97.5])
+    return statistic(scores, positive), float(low), float(high)
+
+
+@functools.lru_cache(maxsize=8)
+def _two_way_resamples(seeds: int, problems: int) -> tuple[np.ndarray, np.ndarray]:
+    """Weights of the rows (B, S) and of the columns (B, P) in each of B resamples."""
+    rng = np.random.default_rng(0)
+    rows, columns = (rng.multinomial(n, np.full(n, 1 / n), size=BOOTSTRAP) / n
+                     for n in (seeds, problems))
+    return rows, columns
+
+
+def two_way_interval(matrix: np.ndarray) -> Interval:
+    """Mean of an (S, P) matrix with its interval over seeds and problems (the pigeonhole
+    bootstrap). With few seeds their share of the variance is underestimated by (S − 1) / S."""
+    rows, columns = _two_way_resamples(*matrix.shape)
+    low, high = np.percentile(((rows @ matrix) * columns).sum(1), [2.5, 97.5])
+    return float(matrix.mean()), float(low), float(high)
