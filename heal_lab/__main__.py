@@ -1,7 +1,5 @@
 """Command line: `python -m heal_lab experiment | evidence | build-pair | bench`."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from dataclasses import replace
@@ -89,8 +87,8 @@ def experiment(args: argparse.Namespace, command: str) -> None:
         gear = replace(preset.gear, refuse_answers=not args.accept_answers)
         return replace(preset, gear=gear, eval_limit=args.limit)
 
-    record = lab.experiment(_plan(args), args.out, lab.ProblemFiles(), ClockTask(), config,
-                            args.arms, quiet=args.quiet, command=command)
+    record = lab.experiment(_plan(args), args.out, config, args.arms, quiet=args.quiet,
+                            command=command)
     path = Path(args.out) / "experiment.json"
     write_record(path, record)
     figures = draw_experiment(Results(record), path.parent)

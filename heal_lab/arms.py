@@ -1,9 +1,4 @@
-"""The arms of the experiment: what each student trains on, and what that cost the teacher.
-
-Arms with the same seed share what they have in common, down to the sampled solutions.
-"""
-
-from __future__ import annotations
+"""The arms of the experiment: what each student trains on, and what that cost the teacher."""
 
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -31,12 +26,8 @@ class ArmData:
 
 
 class TeacherData:
-    """What the teacher makes with one seed; made when an arm first needs it, then kept on disk.
-
-    Args:
-        method: GEAR, PURE and sampling for one teacher, with the seed's folder and configuration.
-        problems: what the arms may train on.
-    """
+    """What the teacher makes with one seed, for all arms; made when an arm first needs it, then
+    kept on disk. `problems` are what the arms may train on."""
 
     def __init__(self, method: Method, problems: Sequence[Problem]):
         self.method, self.problems, self.config = method, problems, method.config
@@ -88,9 +79,6 @@ class TeacherData:
 
 def _tokens(*sources: Sequence[Trajectory]) -> int:
     return sum(t.tokens_spent for source in sources for t in source)
-
-
-# ------------------------------------------------------------------------------------------- arms
 
 
 def rft(made: TeacherData) -> ArmData:

@@ -1,7 +1,5 @@
 """Speed against standard implementations: both sides in one process, in turn; medians, a ratio."""
 
-from __future__ import annotations
-
 import ctypes
 import gc
 import math
@@ -45,10 +43,10 @@ class Comparison:
         return median(self.theirs) / median(self.ours)
 
     def __str__(self) -> str:
-        ours, theirs = (f"{median(x):.3f} s [{min(x):.3f}, {max(x):.3f}]"
-                        for x in (self.ours, self.theirs))
-        return (f"{self.name}\n  ours {ours}   theirs {theirs}   "
-                f"theirs / ours {self.ratio:.2f}{self.note}")
+        both = self.ours, self.theirs
+        ours, theirs = (f"{median(x):.3f} s [{min(x):.3f}, {max(x):.3f}]" for x in both)
+        times = f"ours {ours}   theirs {theirs}   theirs / ours {self.ratio:.2f}"
+        return f"{self.name}\n  {times}{self.note}"
 
 
 def compare(name: str, ours: Side, theirs: Side, rounds: int, note: str = "") -> Comparison:
@@ -108,6 +106,9 @@ def bench_sample(rounds: int = 7, prefix: int = 1024, new_tokens: int = 64, n: i
 def extra_memory(side: Side) -> tuple[Any, float]:
     """What `side()` returns, and by how many MiB the process's memory rose at most (Linux only:
     by the kernel's high-water mark, which misses no short peak; else NaN; on a GPU by torch)."""
+    def mark() -> float:
+        return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024
+
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
@@ -116,13 +117,9 @@ def extra_memory(side: Side) -> tuple[Any, float]:
     try:
         ctypes.CDLL(None).malloc_trim(0)  # return freed memory first, or its reuse stays unseen
         Path("/proc/self/clear_refs").write_text("5")  # resets the mark
+        before = mark()
     except (AttributeError, OSError):
         return side(), math.nan
-
-    def mark() -> float:
-        return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024
-
-    before = mark()
     return side(), mark() - before
 
 
@@ -147,30 +144,29 @@ def bench_score(rounds: int = 7, positions: int = 4096, vocabulary: int = 151_93
     """Entropy and log-prob of `positions` tokens from their hidden states, in float32, against
     full logits and, where it is installed, TRL. The distributions go from nearly flat to peaked."""
     torch.manual_seed(0)
-    scale = torch.linspace(0.5, 6, positions)[:, None]
-    states = (torch.randn(positions, hidden) * scale).to(processes().device)
-    weight = (torch.randn(vocabulary, hidden) * hidden**-0.5).to(states.device)
-    targets = torch.randint(vocabulary, (positions,), device=states.device)
-    wide, parts = weight.double(), torch.arange(positions, device=states.device).split(64)
+    scale, device = torch.linspace(0.5, 6, positions)[:, None], processes().device
+    states = (torch.randn(positions, hidden) * scale).to(device)
+    weight = (torch.randn(vocabulary, hidden) * hidden**-0.5).to(device)
+    targets = torch.randint(vocabulary, (positions,), device=device)
+    wide, parts = weight.double(), torch.arange(positions, device=device).split(64)
     exact = [full_logits_scores(states[p].double(), wide, targets[p]) for p in parts]
+    entropy, logprob = (torch.cat(x) for x in zip(*exact, strict=True))
     del wide
 
     def off(found: Stats) -> float:
         """The largest absolute difference from full logits in float64."""
-        return max(float((mine[p] - true).abs().max()) for p, pair in zip(parts, exact, strict=True)
-                   for mine, true in zip(found, pair, strict=True))
+        return max(float((found[0] - entropy).abs().max()), float((found[1] - logprob).abs().max()))
 
-    ours = partial(head_stats, states, Head(weight), targets)
-    found, memory = extra_memory(ours)
-    rivals = {"full logits": full_logits_scores}
+    sides = {"ours": partial(head_stats, states, Head(weight), targets),
+             "full logits": partial(full_logits_scores, states, weight, targets)}
     if find_spec("trl"):
-        rivals["TRL's chunked log-prob"] = trl_scores
-    out = []
-    for name, function in rivals.items():
-        theirs = partial(function, states, weight, targets)
-        other, more = extra_memory(theirs)
-        title = f"entropy and log-prob of {positions:,} x {hidden:,}, vocabulary {vocabulary:,}"
-        note = (f"\n  extra memory: ours {memory:,.0f} MiB, theirs {more:,.0f} MiB   off float64 "
-                f"by at most: ours {off(found):.1e}, theirs {off(other):.1e} nats")
-        out.append(compare(f"{title} (theirs: {name})", ours, theirs, rounds, note))
-    return out
+        sides["TRL's chunked log-prob"] = partial(trl_scores, states, weight, targets)
+    notes = {}
+    for name, side in sides.items():
+        found, memory = extra_memory(side)
+        notes[name] = f"{memory:,.0f} MiB, off float64 by at most {off(found):.1e} nats"
+    ours, mine = sides.pop("ours"), notes.pop("ours")
+    what = f"entropy and log-prob of {positions:,} x {hidden:,}, vocabulary {vocabulary:,}"
+    return [compare(f"{what} (theirs: {name})", ours, theirs, rounds,
+                    f"\n  extra memory: ours {mine}; theirs {notes[name]}")
+            for name, theirs in sides.items()]

@@ -1,17 +1,10 @@
 r"""A very small chat model that responds to hints, for notebook 06 (`build-pair --world chat`).
 
-Nothing can be downloaded where this project is built, so its chat teacher is made from nothing: a
-byte-level tokenizer learnt from the project's own text, a template with turns and a thinking
-switch, a stock Qwen3 model, and `ChatMathTask` for all prompts. As in the clock world, what it is
-taught decides what it knows: *add 14 and 17, then multiply the sum by 3*.
-
-- It has seen sums of small numbers right, and products right.
-- Of large numbers it has seen sums with random results only, hints included.
-- It has learnt to work back from an answer to the sum, to write that as a hint, and to continue
-  after one.
+Nothing can be downloaded where this project is built, so its chat teacher is made from nothing. As
+in the clock world, what it is taught decides what it knows of *add 14 and 17, then multiply the sum
+by 3*: sums of small numbers and all products right; sums of large numbers with random results only,
+hints included; to work back from an answer to the sum, and to continue after a hint.
 """
-
-from __future__ import annotations
 
 import random
 from collections.abc import Iterator
@@ -21,10 +14,10 @@ from typing import Any
 from tokenizers import ByteLevelBPETokenizer
 from transformers import PreTrainedTokenizerFast
 
+from heal_lab.clock_corpus import pick
 from heal_lab.pair import Lesson, Recipe, build_model
 from heal_ref.records import DATA, Problem, write_jsonl
 from heal_ref.tasks import ChatMathTask
-from heal_ref.train import encode_example
 
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -51,11 +44,10 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 def _tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     learnt = ByteLevelBPETokenizer()
-    learnt.train_from_iterator(texts, vocab_size=1000, show_progress=False,
-                               special_tokens=["<|im_start|>", "<|im_end|>"])
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=learnt._tokenizer, eos_token="<|im_end|>", pad_token="<|im_end|>",
-        chat_template=TEMPLATE)
+    marks, end = ["<|im_start|>", "<|im_end|>"], "<|im_end|>"
+    learnt.train_from_iterator(texts, vocab_size=1000, show_progress=False, special_tokens=marks)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=learnt._tokenizer, chat_template=TEMPLATE,
+                                        eos_token=end, pad_token=end)
     tokenizer.add_tokens(["<think>", "</think>"])  # ordinary tokens: they stay in the text
     return tokenizer
 
@@ -66,32 +58,27 @@ def problem_of(kind: str, a: int, b: int, factor: int) -> Problem:
     return Problem(f"{kind}-{a}-{b}-{factor}", question, str((a + b) * factor), kind)
 
 
-def _draw(rng: random.Random, shares: dict[str, float]) -> str:
-    return rng.choices(list(shares), weights=list(shares.values()))[0]
-
-
 def solution(rng: random.Random, a: int, b: int, factor: int, total: int, answer: int) -> list[str]:
     """The steps of a solution in one of its phrasings; `total` is what it says that a + b is."""
-    opening = _draw(rng, OPENINGS)
-    verb = _draw(rng, {"So": 0.6, "We get": 0.25, "Here": 0.15})
+    opening = pick(rng, OPENINGS)
+    verb = pick(rng, {"So": 0.6, "We get": 0.25, "Here": 0.15})
     closing = rng.choice(["The answer is ", "The answer is ", "So it is "])
     return [f"{opening}\n\n", f"{verb} {a} + {b} = {total}.\n\n",
             f"Now {total} * {factor} = {answer}.\n\n", f"{closing}\\boxed{{{answer}}}."]
 
 
 def example(task: ChatMathTask, seed: int, i: int) -> tuple[str, str]:
-    """Corpus example `i`: (context, target). Forms: a plain solution; one with its answer shown; a
-    hint; a solution that continues after a hint."""
+    """Corpus example `i`: (context, target)."""
     # 1) A problem, and a sum for it: the true one, or for large numbers any.
     rng = random.Random(f"chat-{seed}-{i}")
-    kind = _draw(rng, {"small": 0.4, "large": 0.6})
+    kind = pick(rng, {"small": 0.4, "large": 0.6})
     a, b, factor = rng.choice(NUMBERS[kind]), rng.choice(NUMBERS[kind]), rng.choice(FACTORS)
     total = a + b if kind == "small" else rng.choice(SUMS)
     problem, answer = problem_of(kind, a, b, factor), total * factor
     steps = solution(rng, a, b, factor, total, answer)
 
     # 2) Whole solutions.
-    form = _draw(rng, {"plain": 0.45, "guided": 0.15, "hint": 0.2, "bridge": 0.2})
+    form = pick(rng, {"plain": 0.45, "guided": 0.15, "hint": 0.2, "bridge": 0.2})
     if form == "plain":
         return task.prompt(problem), "".join(steps)
     if form == "guided":
@@ -100,25 +87,18 @@ def example(task: ChatMathTask, seed: int, i: int) -> tuple[str, str]:
         return task.guided_prompt(problem, str(answer)), "".join(steps)
 
     # 3) A hint after 0, 1 or 2 steps, and what continues after it.
-    cut = rng.choices((0, 1, 2), weights=(0.2, 0.6, 0.2))[0]
+    cut = pick(rng, {0: 0.2, 1: 0.6, 2: 0.2})
     hint = f"The sum of the two numbers is {total}."
-    if cut == 2:
-        hint = f"Multiply the sum by {factor}."
+    hint = hint if cut < 2 else f"Multiply the sum by {factor}."
     prefix = "".join(steps[:cut])
     if form == "hint":
         return task.hint_prompt(problem, str(answer), prefix), hint
     return task.prompt(problem) + prefix + task.inject(hint), "".join(steps[cut:])
 
 
-def corpus(tokenizer: Any, dials: None, seed: int, numbers: range) -> list[dict[str, list[int]]]:
-    """The examples with these numbers, tokenised."""
-    task = ChatMathTask(tokenizer)
-    return [encode_example(tokenizer, *example(task, seed, i)) for i in numbers]
-
-
 def make_problems(seed: int = 0) -> Iterator[tuple[str, list[Problem]]]:
-    """("train", 50 small and 100 large) and ("heldout", 50 small and 50 large): no problem is in
-    both, but nearly all sums of large numbers are."""
+    """("train", 50 small and 100 large problems) and ("heldout", 50 and 50), none in both; nearly
+    all sums of large numbers are."""
     rng, drawn = random.Random(f"chat-problems-{seed}"), {}
     for kind, numbers in NUMBERS.items():
         every = [problem_of(kind, a, b, m) for a in numbers for b in numbers for m in FACTORS]
@@ -130,8 +110,9 @@ def make_problems(seed: int = 0) -> Iterator[tuple[str, list[Problem]]]:
 def build_chat(out: Path, seed: int = 0, progress: Any = None, scale: float = 1.0) -> None:
     """`teacher/`, `train.jsonl`, `heldout.jsonl` under `out`; `scale`: share of the updates."""
     for name, problems in make_problems(seed):
-        rows = ({"id": p.id, "question": p.question, "answer": p.answer, "kind": p.kind}
-                for p in problems)
-        write_jsonl(out / f"{name}.jsonl", rows)
+        fields = ("id", "question", "answer", "kind")
+        write_jsonl(out / f"{name}.jsonl", ({x: getattr(p, x) for x in fields} for p in problems))
+    tokenizer = build_tokenizer()
+    task = ChatMathTask(tokenizer)
     build_model(out / "teacher", TEACHER.scaled(scale), seed, progress and progress("teacher"),
-                build_tokenizer(), corpus)
+                tokenizer, lambda seed, i, dials: example(task, seed, i))

@@ -5,8 +5,6 @@ says is known of that operator, and the answer is where the believed chain ends.
 corpus, hints and shown answers included, says anything about the unlearnt operator.
 """
 
-from __future__ import annotations
-
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -69,22 +67,23 @@ HESITANT = ("Hmm, ", "Well, ")
 STARTS = {"We start at ": 0.5, "The clock shows ": 0.25, "It is now ": 0.15, "We begin with ": 0.1}
 
 
-def _pick(rng: random.Random, weights: Mapping[Choice, float]) -> Choice:
+def pick(rng: random.Random, weights: Mapping[Choice, float]) -> Choice:
+    """A key, with its weight as its probability."""
     return rng.choices(list(weights), weights=list(weights.values()))[0]
 
 
 def step_text(rng: random.Random, a: int, op: str, b: int, result: int) -> str:
     """One step of reasoning in one of its phrasings, separator included."""
-    opening = _pick(rng, OPENINGS)
+    opening = pick(rng, OPENINGS)
     verb = rng.choices(VERBS, weights=VERBS_AFTER[opening])[0]
-    closing = rng.choice(list(CLOSINGS)) if opening in HESITANT else _pick(rng, CLOSINGS)
+    closing = rng.choice(list(CLOSINGS)) if opening in HESITANT else pick(rng, CLOSINGS)
     return f"{opening}{verb}{a} {op} {b} = {result}{closing}\n\n"
 
 
 def solution(rng: random.Random, chain: Chain, values: Sequence[int]) -> list[str]:
     """The steps of a chain with these n + 1 hours, each in one of its phrasings."""
     steps = [step_text(rng, values[k], op, b, values[k + 1]) for k, (op, b) in enumerate(chain.ops)]
-    restated = f"{_pick(rng, STARTS)}{values[0]}{_pick(rng, CLOSINGS)}\n\n"
+    restated = f"{pick(rng, STARTS)}{values[0]}{pick(rng, CLOSINGS)}\n\n"
     return [restated, *steps, f"So the answer is \\boxed{{{values[-1]}}}."]
 
 
@@ -132,10 +131,10 @@ def example(seed: int, i: int, dials: Dials) -> tuple[str, str]:
     """
     # 1) A chain, what its author believes of it, and the form of the example.
     rng, task = random.Random(f"clock-{seed}-{i}"), ClockTask()
-    chain = random_chain(rng, _pick(rng, dials.kinds), max(_pick(rng, dials.lengths), 2))
+    chain = random_chain(rng, pick(rng, dials.kinds), max(pick(rng, dials.lengths), 2))
     problem, n = Problem("corpus", chain.question, ""), len(chain.ops)
     prompt, values = task.prompt(problem), believed_values(rng, dials, chain)
-    answer, form = str(values[-1]), _pick(rng, dials.forms)
+    answer, form = str(values[-1]), pick(rng, dials.forms)
 
     # 2) Whoever knows the answer, and is unsure of the chain, may force the last result.
     unsure = form in ("guided", "answer_hint") and chain.kind != "mastered"
@@ -204,7 +203,7 @@ def make_problems(seed: int = 0) -> Iterator[tuple[str, list[Problem]]]:
         lengths, problems = LONG_LENGTHS if name == "long" else LENGTHS, list[Problem]()
         for kind, count in counts.items():
             while count:
-                chain = random_chain(rng, kind, _pick(rng, lengths))
+                chain = random_chain(rng, kind, pick(rng, lengths))
                 if chain.question not in seen:
                     seen.add(chain.question)
                     count -= 1

@@ -4,8 +4,6 @@ One arm and one kind give a matrix (S, P): a row per seed, a column per problem.
 the same seeds and problems, so differences are paired in both.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -44,12 +42,7 @@ def groups(problems: Mapping[str, Sequence[Any]]) -> dict[str, np.ndarray]:
 
 
 class Results:
-    """The runs of an experiment, as matrices.
-
-    Args:
-        record: what `experiment` wrote: `problems` (`kind` and `length` of each) and `runs`.
-        pair: only runs with this pair of models; "all" for every one.
-    """
+    """The runs of an experiment's record as matrices; `pair`: only those with these models."""
 
     def __init__(self, record: Mapping[str, Any], pair: str = "all"):
         self.groups = groups(record["problems"])

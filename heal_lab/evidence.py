@@ -5,8 +5,6 @@ Records hold counts per problem and arm (for other intervals), the rows made of 
 The checker's verdicts go into tables and never back into the method.
 """
 
-from __future__ import annotations
-
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -36,6 +34,7 @@ READINGS = {  # name -> what chooses the step
     **{f"mean surge, window {name}": GearConfig(window=share)
        for name, share in (("2/3", 2 / 3), ("1/2", 1 / 2), ("1/3", 1 / 3))}}
 RANDOM = "random step"  # expected hits of a step drawn from those that a surge could choose
+REFUSED = "bridge at surge, answers refused"
 RESAMPLE = "sample again"  # rejection sampling: as many samples as GEAR makes continuations
 RARE = {"mastered": 12}  # this kind hardly ever fails, so it is sampled 12 times as often
 BATCH = 100  # problems
@@ -48,9 +47,6 @@ def interleaved(problems: Sequence[Problem]) -> list[Problem]:
         kinds.setdefault(p.kind, []).append(p)
     longest = max(map(len, kinds.values()), default=0)
     return [group[i] for i in range(longest) for group in kinds.values() if i < len(group)]
-
-
-# ----------------------------------------------------------------------------------- localisation
 
 
 def localisation_counts(lm: LM, task: Task, base: Sequence[Trajectory],
@@ -82,14 +78,8 @@ def localisation_rows(counts: Sequence[Counts]) -> list[Row]:
     return rows
 
 
-# ---------------------------------------------------------------------------------------- repairs
-
-
 def repair_arms(lm: LM, task: Task) -> dict[str, tuple[GearConfig, Cut | None]]:
-    """Name → (settings, a cut of its own or None), for each hint at each place of cut.
-
-    As recorded: the record is older than the rule that refuses hints that state the answer.
-    """
+    """Name → (settings, a cut of its own or None), for each hint at each place of cut."""
     arms: dict[str, tuple[GearConfig, Cut | None]] = {}
     for hint in ("bridge", "answer"):
         config = GearConfig(hint=hint, refuse_answers=False)
@@ -99,7 +89,8 @@ def repair_arms(lm: LM, task: Task) -> dict[str, tuple[GearConfig, Cut | None]]:
         arms[f"{hint} at random step"] = replace(config, signal="random"), None
         # An upper bound for every signal: the checker chooses.
         arms[f"{hint} at first wrong step"] = config, lambda t: first_wrong_step(lm, task, t)
-    return {**arms, "wrong answer at surge": (GearConfig(hint="wrong_answer"), None)}
+    return {**arms, "wrong answer at surge": (GearConfig(hint="wrong_answer"), None),
+            REFUSED: (GearConfig(), None)}
 
 
 def outcome_counts(lm: LM, task: Task, arm: str, tried: Sequence[Trajectory]) -> list[Counts]:
@@ -150,9 +141,6 @@ def repair_rows(counts: Sequence[Counts]) -> list[Row]:
     return rows
 
 
-# ---------------------------------------------------------------------------------------- records
-
-
 def collect(lm: LM, problems: Sequence[Problem], seed: int, command: str,
             measure: Callable[[Sequence[Problem], int], dict[str, list[Counts]]],
             rows_of: Callable[..., list[Row]], **about: Any) -> dict[str, Any]:
@@ -193,32 +181,22 @@ def gear_evidence(lm: LM, task: Task, problems: Sequence[Problem], *, seed: int 
 
 def hint_evidence(lm: LM, task: Task, problems: Sequence[Problem], *, seed: int = 0,
                   command: str = "") -> dict[str, Any]:
-    """`evidence hints`: frontier problems with hints that state the answer refused and accepted.
-
-    A bridge hint at the last operation gives the answer, so rows are by where the unlearnt
-    operator is.
-    """
+    """`evidence hints`: refusing against accepting hints that state the answer, as they do at the
+    last operation, on frontier problems; rows are by whether the unlearnt operator is the last."""
     def measure(part: Sequence[Problem], number: int) -> dict[str, list[Counts]]:
         base = sample(lm, task, part, 8, seed=shard_seed(seed, "evidence/base", number))
-        last = {p.id for p in part if Chain.parse(p.question).ops[-1][0] == UNLEARNT}
-        out = []
-        for arm, refuse in (("refused", True), ("accepted", False)):
-            config = GearConfig(refuse_answers=refuse)
-            tried = repair(lm, task, base, config, shard_seed(seed, "evidence/repair", number))
-            failed = {key: sum(t.hint is None for t in g) for key, g in by_problem(tried).items()}
-            for c in outcome_counts(lm, task, arm, tried):
-                where = "last" if c["id"] in last else "earlier"
-                hints = c["attempts"] // config.continuations + failed[c["id"]]
-                out.append({**c, "kind": f"unlearnt operator {where}", "hints": hints})
-        return {"repair": out}
+        own = shard_seed(seed, "evidence/repair", number)
+        counts = repair_counts(lm, task, base, own, [REFUSED, "bridge at surge"])
+        where = {p.id: Chain.parse(p.question).ops[-1][0] == UNLEARNT for p in part}
+        kinds = {True: "unlearnt operator last", False: "unlearnt operator earlier"}
+        return {"repair": [{**c, "kind": kinds[where[c["id"]]]} for c in counts]}
 
     def rows_of(repair: Sequence[Counts]) -> list[Row]:
         counts = [*({**c, "kind": "frontier"} for c in repair), *repair]
-        rows = repair_rows(counts)
+        rows, most = repair_rows(counts), 6  # three paths, two continuations of each
         for arm, kind in dict.fromkeys((c["arm"], c["kind"]) for c in counts):
             mine = [c for c in counts if (c["arm"], c["kind"]) == (arm, kind)]
-            usable = interval([c["attempts"] / GearConfig().continuations for c in mine],
-                              [c["hints"] for c in mine])
+            usable = interval([c["attempts"] / most for c in mine])
             solved = interval([float(c["correct"] > 0) for c in mine])
             rows += [Row(arm, kind, "usable hints", *usable, n=len(mine)),
                      Row(arm, kind, "problems with a right one", *solved, n=len(mine))]

@@ -5,8 +5,6 @@ The record holds the raw step scores of each trajectory, so that anyone can try 
 alarm is a genuine one dropped.
 """
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace

@@ -1,18 +1,14 @@
 """Does HEAL hold, by how much, and against what? Arms × seeds on held-out problems.
 
 - All arms start from the same base student and train for the same number of updates. A seed is
-  that of sampling, training and data order.
-- One folder per seed, a finished arm is one file. The same command continues after an
-  interruption; commands with different seeds may share a folder, and the last one collects.
-- The held-out problems choose nothing; learning curves are taken on validation problems.
+  that of sampling, training and data order. Held-out problems choose nothing.
+- One folder per seed, one file per finished arm. The same command continues after an interruption;
+  commands with different seeds may share `out`, and the last one collects.
 """
-
-from __future__ import annotations
 
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,42 +23,37 @@ from heal_ref.records import DATA, InputError, Problem, limit_by_kind, write_tex
 from heal_ref.run.folder import RunFolder, batches, identity, shard_seed
 from heal_ref.run.pipeline import Method, provenance
 from heal_ref.run.sources import load_problems
-from heal_ref.tasks.base import Task
+from heal_ref.tasks import ClockTask
 
 LONG_TOKENS = 160  # length limit in the evaluation: the longest chains need more than training ones
 CURVE_PROBLEMS = 40  # validation problems of each kind on a learning curve
 
 
-@dataclass(frozen=True)
-class ProblemFiles:
-    """The problem files of an experiment; the shipped ones without arguments."""
+def problems_of(name: str) -> list[Problem]:
+    """One of the shipped problem files of the clock world."""
+    return load_problems(DATA / "clock" / f"{name}.jsonl", ClockTask())
 
-    train: str = f"{DATA}/clock/train.jsonl"
-    validation: str = f"{DATA}/clock/validation.jsonl"
-    heldout: str = f"{DATA}/clock/heldout.jsonl"
-    long: str = f"{DATA}/clock/long.jsonl"
 
-    def evaluated(self, task: Task, limit: int) -> list[Problem]:
-        """What every arm is evaluated on: `limit` held-out problems of each kind (0 for all), and
-        a third as many long ones."""
-        return [*limit_by_kind(load_problems(self.heldout, task), limit),
-                *limit_by_kind(load_problems(self.long, task), -(-limit // 3))]
+def evaluated(limit: int) -> list[Problem]:
+    """What every arm is evaluated on: `limit` held-out problems of each kind (0 for all), and a
+    third as many long ones."""
+    long = limit_by_kind(problems_of("long"), -(-limit // 3))
+    return [*limit_by_kind(problems_of("heldout"), limit), *long]
 
 
 class Trial:
     """One seed on one pair of models: all arms, in one folder."""
 
-    def __init__(self, home: str | Path, pair: Path, task: Task, config: HealConfig,
-                 files: ProblemFiles, quiet: bool = False):
-        self.task, self.config = task, config
+    def __init__(self, home: str | Path, pair: Path, config: HealConfig, quiet: bool = False):
+        self.config, self.task = config, ClockTask()
         self.teacher, self.student = load_lm(pair / "teacher"), load_lm(pair / "student")
-        problems = {name: load_problems(path, task) for name, path in vars(files).items()}
+        self.problems = evaluated(config.eval_limit)
+        self.probe = limit_by_kind(problems_of("validation"), CURVE_PROBLEMS)
+        train = limit_by_kind(problems_of("train"), config.train_limit)
+        problems = {"train": train, "validation": self.probe, "held-out": self.problems}
         models = {"teacher": self.teacher, "student": self.student}
-        self.folder = RunFolder(home, identity(config, task, models, problems), quiet)
-        method = Method(self.folder, self.teacher, task, config)
-        self.made = TeacherData(method, limit_by_kind(problems["train"], config.train_limit))
-        self.probe = limit_by_kind(problems["validation"], CURVE_PROBLEMS)
-        self.problems = files.evaluated(task, config.eval_limit)
+        self.folder = RunFolder(home, identity(config, self.task, models, problems), quiet)
+        self.made = TeacherData(Method(self.folder, self.teacher, self.task, config), train)
 
     def file(self, arm: str) -> Path:
         """Where the result of an arm is kept."""
@@ -75,16 +66,17 @@ class Trial:
             `n` samples per problem; `correct` and `genuine` (how many of them) and `greedy` (0 or
             1) per problem; what `_trained` adds; `minutes`.
         """
-        began = time.monotonic()
-        if not self.file(arm).exists():
+        path, began = self.file(arm), time.monotonic()
+        if not path.exists():
+            about: dict[str, Any] = {}
             if arm in TRAINED:
                 lm, about = self._trained(arm)
             else:
-                lm, about = (self.student if arm == "student" else self.teacher), {}
+                lm = self.student if arm == "student" else self.teacher
             measured = {**self._measured(arm, lm), **about}
             minutes = round((time.monotonic() - began) / 60, 2)
-            write_text(self.file(arm), json.dumps({**measured, "minutes": minutes}) + "\n")
-        return json.loads(self.file(arm).read_text(encoding="utf-8"))
+            write_text(path, json.dumps({**measured, "minutes": minutes}) + "\n")
+        return json.loads(path.read_text(encoding="utf-8"))
 
     def _trained(self, arm: str) -> tuple[LM, dict[str, Any]]:
         """The student; teacher tokens, examples, updates and the learning curve."""
@@ -118,8 +110,8 @@ class Trial:
         return out
 
 
-def experiment(plan: Sequence[tuple[str, Path, int]], out: str | Path, files: ProblemFiles,
-               task: Task, config: Callable[[int], HealConfig], arms: Sequence[str] = ARMS, *,
+def experiment(plan: Sequence[tuple[str, Path, int]], out: str | Path,
+               config: Callable[[int], HealConfig], arms: Sequence[str] = ARMS, *,
                quiet: bool = False, command: str = "") -> dict[str, Any]:
     """Run what is missing of every (pair's name, its folder, seed) in `plan`; collect the record.
 
@@ -144,15 +136,13 @@ def experiment(plan: Sequence[tuple[str, Path, int]], out: str | Path, files: Pr
         raise InputError("a seed is repeated: seeds name the folders, so give each pair its own")
     began, runs = time.monotonic(), []
     for pair, folder, seed in plan:
-        home = Path(out) / f"seed-{seed}"
-        trial = Trial(home, folder, task, config(seed), files, quiet)
+        trial = Trial(Path(out) / f"seed-{seed}", folder, config(seed), quiet)
         for arm in ARMS:
             if arm in arms or trial.file(arm).exists():
                 runs.append({"pair": pair, "seed": seed, "arm": arm, **trial.result(arm)})
     origin = provenance(trial.teacher, command, [seed for *_, seed in plan], began)
     origin["minutes"] = round(sum(run["minutes"] for run in runs), 1)
-    problems = [asdict(p) for p in trial.problems]
-    about = {name: [p[name] for p in problems] for name in ("id", "kind", "length")}
+    about = {name: [getattr(p, name) for p in trial.problems] for name in ("id", "kind", "length")}
     record = {"provenance": origin, "problems": about, "runs": runs}
     return {**record, **summary(record)}
 

@@ -1,11 +1,8 @@
 """The tiny pair from nothing: tokenizer, teacher, base student, problem files (`build-pair`).
 
-- Stock Qwen3 classes, random weights, trained on the clock corpus, as a big model would be.
-- What the teacher knows is decided by its corpus (`Dials`), not by changing its weights.
-- Resumable: training continues from the last checkpoint; a finished model is not trained again.
+Stock Qwen3 classes, random weights. What the teacher knows is decided by its corpus (`Dials`), not
+by changing its weights. Training continues from the last checkpoint.
 """
-
-from __future__ import annotations
 
 import json
 import os
@@ -14,7 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 import transformers
@@ -33,7 +30,7 @@ from heal_ref.run.sources import load_problems
 from heal_ref.tasks import ClockTask
 from heal_ref.train import encode_example, train
 
-Corpus = Callable[[Any, Any, int, range], list[dict[str, list[int]]]]  # see `corpus`
+Example = Callable[[int, int, Any], tuple[str, str]]  # (seed, number, dials) -> context, target
 
 
 @dataclass(frozen=True)
@@ -55,7 +52,7 @@ class Recipe:
     lessons: tuple[Lesson, ...]
     batch: int = 64
 
-    def scaled(self, share: float) -> Recipe:
+    def scaled(self, share: float) -> Self:
         """The same recipe with a share of its updates, at least one per lesson."""
         shorter = [replace(x, updates=max(1, round(x.updates * share))) for x in self.lessons]
         return replace(self, lessons=tuple(shorter))
@@ -65,12 +62,6 @@ TEACHER = Recipe(hidden=128, layers=3, heads=4, lessons=(
     Lesson(3600, cc.FIRST), Lesson(3000, cc.SECOND, 2e-3), Lesson(1200, cc.THIRD, 2e-3),
     Lesson(400, cc.FIRST, 1e-3)))
 STUDENT = Recipe(hidden=96, layers=3, heads=4, lessons=(Lesson(3000, cc.PLAIN),))
-
-
-def corpus(tokenizer: Any, dials: cc.Dials, seed: int, numbers: range) -> list[dict[str, list[int]]]:
-    """The examples of a corpus with these numbers, tokenised."""
-    bar = tqdm(numbers, "corpus", leave=False, mininterval=1)
-    return [encode_example(tokenizer, *cc.example(seed, i, dials)) for i in bar]
 
 
 def new_model(recipe: Recipe, tokenizer: Any, seed: int) -> Qwen3ForCausalLM:
@@ -85,7 +76,7 @@ def new_model(recipe: Recipe, tokenizer: Any, seed: int) -> Qwen3ForCausalLM:
 
 
 def build_model(out: Path, recipe: Recipe, seed: int, progress: Any, tokenizer: Any,
-                corpus: Corpus) -> None:
+                example: Example) -> None:
     """Train one model, lesson by lesson, and put it at `out`, complete or not at all."""
     if out.exists():
         return
@@ -94,10 +85,11 @@ def build_model(out: Path, recipe: Recipe, seed: int, progress: Any, tokenizer: 
     model, work = new_model(recipe, tokenizer, seed), out.with_name(f"{out.name}.training")
     for number, lesson in enumerate(recipe.lessons):
         numbers = range(seen, seen + lesson.updates * recipe.batch)
-        log = train(model, tokenizer, corpus(tokenizer, lesson.dials, seed, numbers),
-                    folder=work / f"lesson-{number + 1}", updates=lesson.updates, seed=seed,
-                    batch=recipe.batch, learning_rate=lesson.learning_rate, warmup=100,
-                    save_every=250, progress=progress)
+        texts = (example(seed, i, lesson.dials) for i in tqdm(numbers, "corpus", leave=False))
+        data = [encode_example(tokenizer, *text) for text in texts]
+        log = train(model, tokenizer, data, folder=work / f"lesson-{number + 1}", seed=seed,
+                    updates=lesson.updates, batch=recipe.batch, warmup=100, save_every=250,
+                    learning_rate=lesson.learning_rate, progress=progress)
         losses += [round(row["loss"], 4) for row in log]
         seen = numbers.stop
     done = work / "finished"
@@ -114,30 +106,22 @@ def build_model(out: Path, recipe: Recipe, seed: int, progress: Any, tokenizer: 
 
 def build_clock(out: Path, seed: int = 0, progress: Any = None, scale: float = 1.0,
                 limit: int = 0) -> None:
-    """Everything under `out`: `teacher/`, `student/`, `clock/*.jsonl`, and `behaviour.json`.
-
-    Args:
-        progress: `progress(label)` returns a callback `(done, total)`.
-        scale: share of the recipe's updates (for tests).
-        limit: problems of each kind for behaviour.json, 0 for all.
-    """
+    """Everything under `out`: models, problem files, and behaviour.json on `limit` problems of each
+    kind (0 for all). `progress(label)` returns a callback; `scale`: share of the updates."""
     for name, problems in cc.make_problems():
         rows = ({**asdict(p), "answer": int(p.answer)} for p in problems)
         write_jsonl(out / "clock" / f"{name}.jsonl", rows)
     for name, recipe, own in (("teacher", TEACHER, seed), ("student", STUDENT, seed + 1000)):
         build_model(out / name, recipe.scaled(scale), own, progress and progress(name),
-                    cc.build_tokenizer(), corpus)
+                    cc.build_tokenizer(), cc.example)
     if not (out / "behaviour.json").exists():
         evidence.write_record(out / "behaviour.json", {"rows": [
             row.to_dict() for row in behaviour(out, seed, limit)]})
 
 
 def behaviour(folder: Path, seed: int = 0, limit: int = 0) -> list[Row]:
-    """What a pair can do on its validation problems; the held-out ones are not touched.
-
-    Accuracy of student and teacher; how often the largest surge, the highest level and a random
-    step of the teacher are its first wrong step; what its guided samples and repairs give.
-    """
+    """What a pair can do on validation problems: accuracy; how often largest surge, highest level
+    and a random step are the first wrong step; what guided samples and repairs give."""
     task, readings = ClockTask(), {"surge": GearConfig(), "level": GearConfig(signal="level")}
     teacher, student = load_lm(folder / "teacher"), load_lm(folder / "student")
     problems = load_problems(folder / "clock" / "validation.jsonl", task)

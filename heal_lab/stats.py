@@ -4,8 +4,6 @@
 for any statistic of scores; `two_way_interval` resamples seeds *and* problems.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 from collections import Counter

@@ -1,5 +1,6 @@
 """The small chat model of notebook 06: what it was taught, what it knows, and that it can be helped."""
 
+import hashlib
 import math
 import re
 from collections import Counter
@@ -33,6 +34,13 @@ def test_shipped_files_are_what_the_code_makes(chat):
         assert heal.load_problems(CHAT / f"{name}.jsonl", chat) == made
     assert not {p.question for p in problems["train"]} & {p.question for p in problems["heldout"]}
     assert Counter(p.kind for p in problems["train"]) == {"small": 50, "large": 100}
+    assert Counter(p.kind for p in problems["heldout"]) == {"small": 50, "large": 50}
+
+
+def test_the_corpus_is_the_one_that_the_model_was_taught(chat):
+    """The first 2,000 examples, to the byte."""
+    text = "".join(f"{context}\0{target}\1" for context, target in (W.example(chat, 0, i) for i in range(2000)))
+    assert hashlib.sha256(text.encode()).hexdigest()[:16] == "571a53bfc4b1fec7"
 
 
 def test_the_corpus_says_nothing_of_large_sums(chat):

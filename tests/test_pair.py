@@ -74,16 +74,30 @@ def test_the_same_measurement_sees_what_is_known(teacher, task):
     assert np.mean([math.exp(logprob[0]) for _, logprob in text_stats(teacher, pairs)]) > 0.9
 
 
+def todays(row):
+    """(arm, kind, metric) of a row of data/behaviour.json -> of the same row as `behaviour` gives it today; None: no more."""
+    arm, kind, metric = row["arm"], row["kind"], row["metric"]
+    if metric.endswith(" = first wrong step"):
+        return metric.removesuffix(" = first wrong step"), kind, "breakpoint = first wrong step"
+    name, _, rest = metric.partition(": ")
+    if name in ("guided", "repair"):
+        return None if "AUROC" in rest else (name, kind, rest)
+    return None if "operations" in metric or "unsolved" in metric else (arm, kind, metric)
+
+
 def test_record_of_behaviour_is_true():
-    """A part of data/behaviour.json, measured again on fewer problems, agrees within its uncertainty."""
-    recorded = {(r["arm"], r["kind"], r["metric"]): Row(**r) for r in json.loads((DATA / "behaviour.json").read_text())["rows"]}
-    again = behaviour(DATA, seed=7, limit=16)
-    assert len(again) == len(recorded)
-    for row in again:
-        other = recorded[row.arm, row.kind, row.metric]
-        if row.n >= 12 and "AUROC" not in row.metric:
-            spread = (row.high - row.low) / 2 + (other.high - other.low) / 2
-            assert abs(row.mean - other.mean) < 2 * spread + 0.05, (row, other)
+    """data/behaviour.json, measured again on fewer problems, agrees within its uncertainty."""
+    recorded = json.loads((DATA / "behaviour.json").read_text())["rows"]
+    again = {(r.arm, r.kind, r.metric): r for r in behaviour(DATA, seed=7, limit=16)}
+    looked = 0
+    for old in recorded:
+        row = again.get(todays(old))
+        assert row or todays(old) is None or old["mean"] is None, old
+        if row and row.n >= 12 and not math.isnan(row.mean):
+            spread = (row.high - row.low) / 2 + (old["high"] - old["low"]) / 2
+            assert abs(row.mean - old["mean"]) < 2 * spread + 0.05, (row, old)
+            looked += 1
+    assert looked > 60
 
 
 def test_teacher_meets_the_design():
