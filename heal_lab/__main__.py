@@ -127,7 +127,7 @@ def build_pair(args: argparse.Namespace, command: str) -> None:
         build_chat(Path(args.out), args.seed, progress, args.scale)
     else:
         build_clock(Path(args.out), args.seed, progress, args.scale, args.limit)
-    print(f"The {args.world} models and their problem files are in {args.out}")
+    print(f"The models and problem files of the {args.world} world are in {args.out}")
 
 
 COMMANDS = {f.__name__.replace("_", "-"): f for f in (experiment, build_pair, evidence, bench)}

@@ -88,5 +88,5 @@ def test_the_teacher_can_be_helped(lm, chat):
 
 def test_the_builder_runs(tmp_path, capsys):
     assert main(["build-pair", "--world", "chat", "--scale", "0.0003", "--out", str(tmp_path), "--quiet"]) == 0
-    assert "chat model (teacher/)" in capsys.readouterr().out
+    assert "problem files of the chat world are in" in capsys.readouterr().out
     assert heal.load_lm(tmp_path / "teacher").model.num_parameters() < 1_000_000

@@ -60,9 +60,7 @@ def test_checker_agrees_with_brute_force():
         values = chain.values()
         if rng.random() < 0.5:
             values[rng.randrange(len(values))] = rng.randrange(HOURS)
-        steps = [cc.restate_text(rng, values[0])]
-        steps += [cc.step_text(rng, a, op, b, c) for a, (op, b), c in zip(values, chain.ops, values[1:], strict=False)]
-        steps.append(cc.answer_text(values[-1]))
+        steps = cc.solution(rng, chain, values)
         damage = rng.random()
         if damage < 0.1:
             steps.pop(rng.randrange(len(steps)))

@@ -73,7 +73,7 @@ def test_a_repair_without_a_usable_hint_is_no_attempt_but_its_tokens_and_problem
 
 
 def test_hint_evidence_counts_what_is_refused(teacher, task, validation, tmp_path):
-    problems = [p for p in validation if p.kind in ("mastered", "frontier")][295:312]
+    problems = [p for p in validation if p.kind in ("mastered", "frontier")][295:335]
     record = E.hint_evidence(teacher, task, problems, seed=0)
     E.write_record(tmp_path / "hint-rule.json", record)
     rows = {(r["arm"], r["kind"], r["metric"]): r for r in json.loads((tmp_path / "hint-rule.json").read_text())["rows"]}
@@ -83,7 +83,7 @@ def test_hint_evidence_counts_what_is_refused(teacher, task, validation, tmp_pat
                          for arm in ("bridge at surge", E.REFUSED))
     assert refused["unlearnt operator last"] < 0.5 < accepted["unlearnt operator last"]
     assert refused["frontier"] < accepted["frontier"] <= 1
-    assert record["provenance"]["problems"] == 12
+    assert record["provenance"]["problems"] == 35
 
 
 def test_the_records_rows_follow_from_its_counts():

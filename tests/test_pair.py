@@ -13,7 +13,6 @@ import torch
 
 from heal_lab.clock_corpus import OPENINGS, VERBS
 from heal_lab.pair import behaviour
-from heal_ref.evaluate import Row
 from heal_ref.records import Problem
 from heal_ref.scoring import text_stats
 from heal_ref.tasks.clock import HOURS, MAX_OPERAND, apply_op
@@ -97,7 +96,7 @@ def test_record_of_behaviour_is_true():
             spread = (row.high - row.low) / 2 + (old["high"] - old["low"]) / 2
             assert abs(row.mean - old["mean"]) < 2 * spread + 0.05, (row, old)
             looked += 1
-    assert looked > 60
+    assert looked >= 60
 
 
 def test_teacher_meets_the_design():
