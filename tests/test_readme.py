@@ -114,7 +114,8 @@ def test_paper_names_real_code_and_tests():
         names = re.findall(r"`([\w.]+)\.(\w+)`", re.search(r"^\| code \|.*$", claim, re.MULTILINE)[0])
         assert names
         for module, name in names:
-            assert hasattr(importlib.import_module(module if module.startswith("heal_lab") else f"heal_ref.{module}"), name), f"{module}.{name}"
+            where = module if module.startswith("heal_lab") else f"heal_ref.{module}"
+            assert hasattr(importlib.import_module(where), name), f"{module}.{name}"
         tests = re.findall(r"`(test_\w+\.py)::(test_\w+)`", claim)
         assert tests
         for file, name in tests:
