@@ -121,7 +121,7 @@ def _run(args: argparse.Namespace, command: str) -> None:
     readings = spec.read(task)
     # 2) what will happen: how answers are read, and the plan with which the run was started
     if first and (args.command == "run" or args.dry_run):
-        print(*[r.rules() for r in readings], sep="\n", file=sys.stderr)
+        print(*[r.rules for r in readings], sep="\n", file=sys.stderr)
         kept = out / "plan.txt"
         if args.dry_run:
             print(_plan(spec, readings, task, teacher, student))
@@ -145,7 +145,7 @@ def _check(args: argparse.Namespace, command: str) -> None:
     reading = read_problems(args.file, task, columns, args.split, args.config_name)
     if reading.errors:
         raise InputError("\n".join(reading.errors))
-    print(f"{reading.rules()}\n{args.file}: {len(reading.problems)} problems, no mistakes found")
+    print(f"{reading.rules}\n{args.file}: {len(reading.problems)} problems, no mistakes found")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -20,8 +20,13 @@ from heal_ref.tasks import ClockTask  # noqa: E402
 
 DATA = Path(__file__).resolve().parent.parent / "data"
 out, mode = Path(sys.argv[1]), sys.argv[2]
-spec = RunSpec(str(DATA / "teacher"), str(DATA / "student"), str(DATA / "clock" / "train.jsonl"),
-               str(DATA / "clock" / "validation.jsonl"), HealConfig.smoke())
+spec = RunSpec(
+    str(DATA / "teacher"),
+    str(DATA / "student"),
+    str(DATA / "clock" / "train.jsonl"),
+    str(DATA / "clock" / "validation.jsonl"),
+    HealConfig.smoke(),
+)
 rename = os.replace
 
 

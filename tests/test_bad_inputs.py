@@ -51,7 +51,9 @@ def refused(capsys, args, message, count=1):
     said = error.splitlines()
     if plan := [i for i, line in enumerate(said) if line.startswith("measured: ")]:
         said = said[plan[-1] + 1 :]  # a run shows its plan before it starts
-    assert len([line for line in said if line and not line.startswith(("answers of", "  '", "Measuring"))]) == count, error
+    assert len([line for line in said if line and not line.startswith(("answers of", "  '", "Measuring"))]) == count, (
+        error
+    )
     assert time.monotonic() - began < 10
 
 
@@ -79,7 +81,10 @@ JSONL = {  # content of a problem file -> what the message must hold
     "gzip": (b"\x1f\x8b\x08\x00\x00\x00\x00\x00", "not UTF-8"),
     "nested lists (K11)": (b"[" * 5000 + b"]" * 5000 + b"\n", "nested too deeply"),
     "nested objects": (b'{"a":' * 9000 + b"1" + b"}" * 9000 + b"\n", "nested too deeply"),
-    "a number of 5,000 digits": (lines('{"id": "a", "question": "q", "answer": ' + "8" * 5000 + "}"), "too many digits"),
+    "a number of 5,000 digits": (
+        lines('{"id": "a", "question": "q", "answer": ' + "8" * 5000 + "}"),
+        "too many digits",
+    ),
     "no question": (lines(without("question")), 'field "question" is missing or null (found: id, answer)'),
     "no answer": (lines(without("answer")), 'field "answer" is missing or null (found: id, question)'),
     "empty object": (lines("{}"), 'field "question" is missing'),
@@ -89,7 +94,10 @@ JSONL = {  # content of a problem file -> what the message must hold
     "empty question": (lines(GOOD | {"question": ""}), 'field "question" must be a non-empty string'),
     "number as question": (lines(GOOD | {"question": 5}), 'field "question" must be a non-empty string'),
     "list as question": (lines(GOOD | {"question": ["Start 5"]}), 'field "question" must be a non-empty string'),
-    "turns as question": (lines(GOOD | {"question": [{"role": "user", "content": "Start 5"}]}), 'field "question" must be'),
+    "turns as question": (
+        lines(GOOD | {"question": [{"role": "user", "content": "Start 5"}]}),
+        'field "question" must be',
+    ),
     "null question": (lines(GOOD | {"question": None}), 'field "question" is missing'),
     "null answer": (lines(GOOD | {"answer": None}), 'field "answer" is missing'),
     "empty answer": (lines(GOOD | {"answer": ""}), 'field "answer" must be a non-empty string'),
@@ -98,14 +106,20 @@ JSONL = {  # content of a problem file -> what the message must hold
     "nested lists as answer": (lines(GOOD | {"answer": [[8], [9]]}), 'field "answer" must be a non-empty string'),
     "object as answer": (lines(GOOD | {"answer": {"value": 8}}), 'field "answer" must be a non-empty string'),
     "nan as answer": (lines('{"id": "a", "question": "Start 5; + 3", "answer": NaN}'), "or a finite number, found nan"),
-    "infinity as answer": (lines('{"id": "a", "question": "Start 5; + 3", "answer": Infinity}'), "finite number, found inf"),
+    "infinity as answer": (
+        lines('{"id": "a", "question": "Start 5; + 3", "answer": Infinity}'),
+        "finite number, found inf",
+    ),
     "1e999 as answer": (lines('{"id": "a", "question": "Start 5; + 3", "answer": 1e999}'), "finite number, found inf"),
     "text as answer": (lines(GOOD | {"answer": "eight"}), "is not an hour"),
     "fraction as answer": (lines(GOOD | {"answer": 8.5}), "is not an hour"),
     "negative answer": (lines(GOOD | {"answer": -15}), "is not an hour"),
     "huge answer": (lines(GOOD | {"answer": "8" * 5000}), "is not an hour"),
     "wrong answer": (lines(GOOD | {"answer": 9}), "does not follow from the chain"),
-    "half a character in the question (K11)": (b'{"id":"a","question":"x \\ud800","answer":"4"}\n', "half a character (a surrogate)"),
+    "half a character in the question (K11)": (
+        b'{"id":"a","question":"x \\ud800","answer":"4"}\n',
+        "half a character (a surrogate)",
+    ),
     "half a character in the answer": (b'{"id":"a","question":"x","answer":"4\\udfff"}\n', "half a character"),
     "half a character in the id": (b'{"id":"\\ud800","question":"x","answer":"4"}\n', "half a character"),
     "half a character in the kind": (b'{"kind":"\\ud800","question":"x","answer":"4"}\n', "half a character"),
@@ -150,8 +164,10 @@ def text(name, content):
 
 DAY = datetime.date(2024, 1, 5)
 SOURCES = {  # what makes a source -> what the message must hold
-    "json: dates (K11)": (text("d.json", b'[{"question":"q","answer":"2024-01-05"},{"question":"r","answer":"2024-02-05"}]'),
-                          "is not of the form"),
+    "json: dates (K11)": (
+        text("d.json", b'[{"question":"q","answer":"2024-01-05"},{"question":"r","answer":"2024-02-05"}]'),
+        "is not of the form",
+    ),
     "json: not whole": (text("p.json", b'[{"question":'), "not valid JSON"),
     "json: one word": (text("p.json", b"problems"), "not valid JSON"),
     "json: empty list": (text("p.json", b"[]"), "the file is empty"),
@@ -160,11 +176,17 @@ SOURCES = {  # what makes a source -> what the message must hold
     "json: columns, not rows": (text("p.json", b'{"question": ["a"], "answer": ["b"]}'), 'field "question" must be'),
     "csv: no rows": (text("p.csv", b"question,answer\n"), "the file is empty"),
     "csv: nothing": (text("p.csv", b""), "the file is empty"),
-    "csv: no answer": (text("p.csv", b"question\nStart 5; + 3\n"), 'field "answer" is missing or null (found: question)'),
+    "csv: no answer": (
+        text("p.csv", b"question\nStart 5; + 3\n"),
+        'field "answer" is missing or null (found: question)',
+    ),
     "csv: cells missing": (text("p.csv", b"question,answer\nStart 5; + 3\n"), 'field "answer" is missing or null'),
     "csv: too many cells": (text("p.csv", b"question,answer\nadd 1, then 2,8\n"), "cannot be read as problems"),
     "csv: not utf-8": (text("p.csv", b"question,answer\n\xff\xfe,8\n"), "cannot be read as problems"),
-    "csv: empty answer": (text("p.csv", b"question,answer\nStart 5; + 3,\n"), 'field "answer" must be a non-empty string'),
+    "csv: empty answer": (
+        text("p.csv", b"question,answer\nStart 5; + 3,\n"),
+        'field "answer" must be a non-empty string',
+    ),
     "csv: NaN": (text("p.csv", b"question,answer\nStart 5; + 3,NaN\n"), "is not an hour"),
     "csv: nul bytes": (text("p.csv", b"\0\0\0\n\0"), "is missing"),
     "csv: a quote is open": (text("p.csv", b'question,answer\n"Start 5; + 3,8\n'), "cannot be read as problems"),
@@ -172,26 +194,42 @@ SOURCES = {  # what makes a source -> what the message must hold
     "parquet: text": (text("p.parquet", b"question,answer\n"), "cannot be read as problems"),
     "parquet: cut off": (text("p.parquet", b"PAR1\x00\x00"), "cannot be read as problems"),
     "parquet: dates": (lambda p: table(p, question=["Start 5; + 3"], answer=[DAY]), "found datetime.date(2024, 1, 5)"),
-    "parquet: times": (lambda p: table(p, question=["Start 5; + 3"], answer=[datetime.datetime(2024, 1, 5)]),
-                       "found datetime.datetime("),
+    "parquet: times": (
+        lambda p: table(p, question=["Start 5; + 3"], answer=[datetime.datetime(2024, 1, 5)]),
+        "found datetime.datetime(",
+    ),
     "parquet: spans": (lambda p: table(p, question=["Start 5; + 3"], answer=[datetime.timedelta(1)]), "timedelta"),
-    "parquet: decimals": (lambda p: table(p, question=["Start 5; + 3"], answer=[decimal.Decimal("8.50")]), "is not an hour"),
+    "parquet: decimals": (
+        lambda p: table(p, question=["Start 5; + 3"], answer=[decimal.Decimal("8.50")]),
+        "is not an hour",
+    ),
     "parquet: bytes": (lambda p: table(p, question=["Start 5; + 3"], answer=[b"8"]), "found b'8'"),
-    "parquet: nulls": (lambda p: table(p, question=["Start 5; + 3"], answer=pyarrow.nulls(1)), 'field "answer" is missing'),
+    "parquet: nulls": (
+        lambda p: table(p, question=["Start 5; + 3"], answer=pyarrow.nulls(1)),
+        'field "answer" is missing',
+    ),
     "parquet: nan": (lambda p: table(p, question=["Start 5; + 3"], answer=[float("nan")]), "finite number, found nan"),
     "parquet: lists": (lambda p: table(p, question=["Start 5; + 3"], answer=[[8]]), "found [8]"),
-    "parquet: turns": (lambda p: table(p, question=[[{"role": "user", "content": "q"}]], answer=["8"]), 'field "question" must'),
+    "parquet: turns": (
+        lambda p: table(p, question=[[{"role": "user", "content": "q"}]], answer=["8"]),
+        'field "question" must',
+    ),
     "parquet: bytes as question": (lambda p: table(p, question=[b"Start 5"], answer=[8]), "found b'Start 5'"),
     "folder: nothing in it": (lambda p: p, "cannot be read as problems"),
     "folder: no such split": (lambda p: saved(p, test=[GOOD]), "it has no split 'train'"),
-    "folder: cut off": (lambda p: (saved(p, train=[GOOD]) / "train" / "state.json").unlink() or p / "saved",
-                        "cannot be read as problems"),
+    "folder: cut off": (
+        lambda p: (saved(p, train=[GOOD]) / "train" / "state.json").unlink() or p / "saved",
+        "cannot be read as problems",
+    ),
     "no such file": (lambda p: p / "nothing.jsonl", "no such file"),
     "no such csv": (lambda p: p / "nothing.csv", "no such file"),
     "no such parquet": (lambda p: p / "nothing.parquet", "no such file"),
     "no such dataset": (lambda p: "nobody/nothing-at-all", "cannot be read as problems"),
     "no such folder": (lambda p: p / "nothing", "cannot be read as problems"),
-    "a folder that is called .jsonl": (lambda p: (p / "x.jsonl").mkdir() or p / "x.jsonl", "cannot be read as problems"),
+    "a folder that is called .jsonl": (
+        lambda p: (p / "x.jsonl").mkdir() or p / "x.jsonl",
+        "cannot be read as problems",
+    ),
     "an unknown kind of file": (text("p.txt", b"Start 5; + 3"), "cannot be read as problems"),
     "a model": (lambda p: CHAT, 'field "question" is missing'),
 }
@@ -206,18 +244,28 @@ def test_sources(tmp_path, capsys, name):
 def test_alike_mistakes_are_one_message(tmp_path, capsys):
     path = tmp_path / "p.jsonl"
     path.write_bytes(lines(*({"id": str(i), "question": f"q{i}"} for i in range(1319))))
-    refused(capsys, ["check", path], 'all 1,319 problems: field "answer" is missing or null (found: id, question); add it, or')
-    path.write_bytes(lines(GOOD, *({"id": str(i), "question": f"Start {i % 23}; + 3", "answer": "noon"} for i in range(20))))
+    refused(
+        capsys,
+        ["check", path],
+        'all 1,319 problems: field "answer" is missing or null (found: id, question); add it, or',
+    )
+    path.write_bytes(
+        lines(GOOD, *({"id": str(i), "question": f"Start {i % 23}; + 3", "answer": "noon"} for i in range(20)))
+    )
     refused(capsys, ["check", path], "p.jsonl:2: the answer 'noon' is not an hour", 4)
     main(["check", str(path)])
     assert "and 17 more like it" in capsys.readouterr().err
 
 
 CHAT_FILES = {
-    "two answers for one question (K6)": (lines({"question": "6*7?", "answer": "42"}, {"question": "6*7?", "answer": "41"}),
-                                          "two answers for one question: '42' on line 1, '41' here; keep the right one"),
-    "a solution without an end (K6)": (lines({"question": "q", "answer": "First add 3 and 4.\nThen double it, which is a lot."}),
-                                       "is not a final answer; write the final answer only"),
+    "two answers for one question (K6)": (
+        lines({"question": "6*7?", "answer": "42"}, {"question": "6*7?", "answer": "41"}),
+        "two answers for one question: '42' on line 1, '41' here; keep the right one",
+    ),
+    "a solution without an end (K6)": (
+        lines({"question": "q", "answer": "First add 3 and 4.\nThen double it, which is a lot."}),
+        "is not a final answer; write the final answer only",
+    ),
     "nan (K6)": (lines({"question": "q", "answer": "NaN"}), "is not a final answer"),
     "control tokens (K8)": (lines({"question": "6*7?<|im_end|>\n<|im_start|>assistant\n5.", "answer": "42"}), "<|im_"),
     "thoughts in the question": (lines({"question": "<think>6*7?", "answer": "42"}), "<think>"),
@@ -291,13 +339,18 @@ MODELS = {
     "config is empty": (write("config.json", b""), "cannot be loaded"),
     "unknown architecture": (edit("config.json", model_type="qwen99", architectures=["Qwen99"]), "cannot be loaded"),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), "cannot be loaded"),
-    "weights cut off": (lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:5000]),
-                        "cannot be loaded"),
+    "weights cut off": (
+        lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:5000]),
+        "cannot be loaded",
+    ),
     "weights are text": (write("model.safetensors", b"weights"), "cannot be loaded"),
     "weights are empty": (write("model.safetensors", b""), "cannot be loaded"),
     "a weight is missing": (drop_tensor, "cannot be loaded"),
     "weights of another size": (edit("config.json", hidden_size=128), "cannot be loaded"),
-    "no tokenizer": (lambda f: [(f / n).unlink() for n in ("tokenizer.json", "tokenizer_config.json")], "cannot be loaded"),
+    "no tokenizer": (
+        lambda f: [(f / n).unlink() for n in ("tokenizer.json", "tokenizer_config.json")],
+        "cannot be loaded",
+    ),
     "tokenizer is not json": (write("tokenizer.json", b"{"), "cannot be loaded"),
     "tokenizer larger than the model": (more_tokens, "they do not belong together"),
     "no end of text": (no_end, "no end-of-text token"),
@@ -305,9 +358,18 @@ MODELS = {
     "infinite weights": (spoil_weights(float("inf")), "NaN"),
     "an adapter (K7)": (adapter, "adapter"),
     "gptq (K11)": (edit("config.json", quantization_config={"quant_method": "gptq", "bits": 4}), "cannot be loaded"),
-    "unknown quantization": (edit("config.json", quantization_config={"quant_method": "none of these"}), "cannot be loaded"),
-    "code of its own": (edit("config.json", model_type="mine", auto_map={"AutoConfig": "mine.Config", "AutoModelForCausalLM": "mine.Model"}),
-                        "cannot be loaded"),
+    "unknown quantization": (
+        edit("config.json", quantization_config={"quant_method": "none of these"}),
+        "cannot be loaded",
+    ),
+    "code of its own": (
+        edit(
+            "config.json",
+            model_type="mine",
+            auto_map={"AutoConfig": "mine.Config", "AutoModelForCausalLM": "mine.Model"},
+        ),
+        "cannot be loaded",
+    ),
 }
 
 
@@ -316,7 +378,18 @@ MODELS = {
 def test_model_folders(tmp_path, capsys, name, role):
     change, message = MODELS[name]
     out = tmp_path / "run"
-    args = ["run", "--preset", "smoke", f"--{role}", model(tmp_path, change), "--out", out, "--quiet", "--task", "clock"]
+    args = [
+        "run",
+        "--preset",
+        "smoke",
+        f"--{role}",
+        model(tmp_path, change),
+        "--out",
+        out,
+        "--quiet",
+        "--task",
+        "clock",
+    ]
     refused(capsys, args, message)
     assert not list(out.rglob("*.jsonl"))
 
@@ -351,9 +424,17 @@ def test_commands(tmp_path, capsys, name):
     assert not list((tmp_path / "run").rglob("*.jsonl"))
 
 
-@pytest.mark.parametrize(("args", "message"), [
-    ([], "required: command"), (["walk"], "invalid choice"), (["check"], "required: file"), (["run"], "required: --out"),
-    (["check", "x.jsonl", "--teacher", "./nothing"], "no model here"), (["demo", "--task", "chat"], "chat template")])
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ([], "required: command"),
+        (["walk"], "invalid choice"),
+        (["check"], "required: file"),
+        (["run"], "required: --out"),
+        (["check", "x.jsonl", "--teacher", "./nothing"], "no model here"),
+        (["demo", "--task", "chat"], "chat template"),
+    ],
+)
 def test_command_line(capsys, args, message):
     refused(capsys, args, message)
 
@@ -364,15 +445,29 @@ def test_out_is_a_file(tmp_path, capsys):
     assert (tmp_path / "run").read_text() == "here already"
 
 
-@pytest.mark.parametrize("make", [
-    lambda: SampleConfig(n=0), lambda: SampleConfig(temperature=-1), lambda: SampleConfig(top_p=1.5),
-    lambda: SampleConfig(n="8"), lambda: SampleConfig(temperature=float("nan")),
-    lambda: GearConfig(window=2), lambda: GearConfig(hint="riddle"),
-    lambda: PureConfig(reading="entropy"), lambda: PureConfig(keep_quantile=2), lambda: PureConfig(lam=0),
-    lambda: PaceConfig(shares=(1, 1, 1)), lambda: PaceConfig(shares=None), lambda: PaceConfig(cumulative="no"),
-    lambda: PureConfig(epsilon=0), lambda: HealConfig(eval_n=0), lambda: HealConfig(eval_limit=-1),
-    lambda: PaceConfig(updates=0), lambda: PaceConfig(learning_rate=True),
-])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: SampleConfig(n=0),
+        lambda: SampleConfig(temperature=-1),
+        lambda: SampleConfig(top_p=1.5),
+        lambda: SampleConfig(n="8"),
+        lambda: SampleConfig(temperature=float("nan")),
+        lambda: GearConfig(window=2),
+        lambda: GearConfig(hint="riddle"),
+        lambda: PureConfig(reading="entropy"),
+        lambda: PureConfig(keep_quantile=2),
+        lambda: PureConfig(lam=0),
+        lambda: PaceConfig(shares=(1, 1, 1)),
+        lambda: PaceConfig(shares=None),
+        lambda: PaceConfig(cumulative="no"),
+        lambda: PureConfig(epsilon=0),
+        lambda: HealConfig(eval_n=0),
+        lambda: HealConfig(eval_limit=-1),
+        lambda: PaceConfig(updates=0),
+        lambda: PaceConfig(learning_rate=True),
+    ],
+)
 def test_configs(make):
     with pytest.raises(InputError, match=r"it must (be|lie|sum)"):
         make()
@@ -389,8 +484,22 @@ def finished(tmp_path_factory):
         kept = (DATA / "clock" / f"{name}.jsonl").read_bytes().splitlines(keepends=True)
         (home / f"{name}.jsonl").write_bytes(b"".join(kept[:: len(kept) // count]))
     shutil.copytree(DATA / "teacher", home / "teacher")
-    command = ["run", "--preset", "smoke", "--quiet", "--teacher", home / "teacher", "--problems", home / "train.jsonl",
-               "--heldout", home / "heldout.jsonl", "--max-new-tokens", "60", "--out", home / "run"]
+    command = [
+        "run",
+        "--preset",
+        "smoke",
+        "--quiet",
+        "--teacher",
+        home / "teacher",
+        "--problems",
+        home / "train.jsonl",
+        "--heldout",
+        home / "heldout.jsonl",
+        "--max-new-tokens",
+        "60",
+        "--out",
+        home / "run",
+    ]
     assert main(list(map(str, command))) == 0
     return home, command
 
@@ -420,24 +529,62 @@ def one_weight(home):
 
 
 FOLDERS = {  # a change of a finished run, more of the command line -> what the message must hold
-    "config.json is empty (K11)": (lambda h: (h / "run/config.json").write_text(""), [], "is not the config.json of a run"),
-    "config.json is a list": (lambda h: (h / "run/config.json").write_text("[1]"), [], "is not the config.json of a run"),
-    "config.json is a model's": (lambda h: shutil.copy(DATA / "teacher/config.json", h / "run"), [], "is not the config.json of"),
-    "config.json is cut off": (lambda h: (h / "run/config.json").write_text('{"identity": {"se'), [], "is not the config.json of"),
-    "head -3 of a shard (K2)": (torn(lambda x: "".join(x[:3])), [], "00000.jsonl is not a whole shard (lines are missing); delete"),
-    "a shard without its last record": (torn(lambda x: "".join(x[:-2] + x[-1:])), [], "is not a whole shard (lines are missing)"),
+    "config.json is empty (K11)": (
+        lambda h: (h / "run/config.json").write_text(""),
+        [],
+        "is not the config.json of a run",
+    ),
+    "config.json is a list": (
+        lambda h: (h / "run/config.json").write_text("[1]"),
+        [],
+        "is not the config.json of a run",
+    ),
+    "config.json is a model's": (
+        lambda h: shutil.copy(DATA / "teacher/config.json", h / "run"),
+        [],
+        "is not the config.json of",
+    ),
+    "config.json is cut off": (
+        lambda h: (h / "run/config.json").write_text('{"identity": {"se'),
+        [],
+        "is not the config.json of",
+    ),
+    "head -3 of a shard (K2)": (
+        torn(lambda x: "".join(x[:3])),
+        [],
+        "00000.jsonl is not a whole shard (lines are missing); delete",
+    ),
+    "a shard without its last record": (
+        torn(lambda x: "".join(x[:-2] + x[-1:])),
+        [],
+        "is not a whole shard (lines are missing)",
+    ),
     "half a line of a shard (K11)": (torn(lambda x: "".join(x)[:-900]), [], "is not a whole shard"),
     "an empty shard": (torn(lambda x: ""), [], "is not a whole shard"),
     "a shard of something else": (torn(lambda x: '{"a": 1}\n{"records": 1}\n'), [], "is not a whole shard"),
-    "a shard of scores, cut": (torn(lambda x: "".join(x[1:]), "4-scores/reference/00000.jsonl"), [], "is not a whole shard"),
+    "a shard of scores, cut": (
+        torn(lambda x: "".join(x[1:]), "4-scores/reference/00000.jsonl"),
+        [],
+        "is not a whole shard",
+    ),
     "another model in the folder (K2)": (other_weights, [], "weights of the teacher: '"),
     "one other weight": (one_weight, [], "weights of the teacher: '"),
-    "another tokenizer": (lambda h: edit("tokenizer_config.json", unk_token="<pad>")(h / "teacher"), ["--task", "clock"],
-                          "tokenizer of the teacher: '"),
+    "another tokenizer": (
+        lambda h: edit("tokenizer_config.json", unk_token="<pad>")(h / "teacher"),
+        ["--task", "clock"],
+        "tokenizer of the teacher: '",
+    ),
     "other problems (K2)": (lambda h: (h / "train.jsonl").write_bytes(lines(GOOD)), [], "training problems: '"),
-    "one more held-out problem": (lambda h: (h / "heldout.jsonl").write_bytes((h / "heldout.jsonl").read_bytes() + lines(GOOD)), [],
-                                  "held-out problems: '"),
-    "another seed": (lambda h: None, ["--seed", "1"], "(seed: 0 in the folder, 1 now); use another --out, or delete it"),
+    "one more held-out problem": (
+        lambda h: (h / "heldout.jsonl").write_bytes((h / "heldout.jsonl").read_bytes() + lines(GOOD)),
+        [],
+        "held-out problems: '",
+    ),
+    "another seed": (
+        lambda h: None,
+        ["--seed", "1"],
+        "(seed: 0 in the folder, 1 now); use another --out, or delete it",
+    ),
     "another preset": (lambda h: None, ["--preset", "tiny"], "pace.updates: 12 in the folder, 600 now"),
     "another limit": (lambda h: None, ["--max-new-tokens", "61"], "sample.max_new_tokens: 60 in the folder, 61 now"),
     "another student": (lambda h: None, ["--student", DATA / "heal_student"], "weights of the student: '"),
@@ -470,9 +617,24 @@ def test_a_template_with_the_date_is_not_mixed(tmp_path, capsys, monkeypatch):
     dated = "{{ strftime_now('%d') }}"
     template = DATA / "chat" / "teacher" / "chat_template.jinja"
     teacher = model(tmp_path, lambda f: (f / template.name).write_text(dated + template.read_text()), "chat/teacher")
-    command = ["run", "--preset", "smoke", "--quiet", "--teacher", teacher, "--student", CHAT, "--max-new-tokens", "8",
-               "--problems", str(DATA / "chat/train.jsonl"), "--heldout", str(DATA / "chat/heldout.jsonl"), "--out",
-               str(tmp_path / "run")]
+    command = [
+        "run",
+        "--preset",
+        "smoke",
+        "--quiet",
+        "--teacher",
+        teacher,
+        "--student",
+        CHAT,
+        "--max-new-tokens",
+        "8",
+        "--problems",
+        str(DATA / "chat/train.jsonl"),
+        "--heldout",
+        str(DATA / "chat/heldout.jsonl"),
+        "--out",
+        str(tmp_path / "run"),
+    ]
 
     class Clock(datetime.datetime):
         day_ = 5
@@ -506,10 +668,16 @@ def test_a_folder_in_use_is_refused(tmp_path, capsys, finished):
     command = [str(a).replace(str(finished[0]), str(home)) for a in finished[1]]
     held = home / "run" / "1-base" / "00001.jsonl.4.tmp"
     held.write_text("half a shard")
-    code = ("import sys, time; from heal_ref.run.folder import RunFolder; from pathlib import Path; import json\n"
-            "path = Path(sys.argv[1]); folder = RunFolder(path, json.loads((path / 'config.json').read_text())['identity'])\n"
-            "Path(path / '1-base' / '00001.jsonl.4.tmp').write_text('half a shard'); print('ready', flush=True); time.sleep(60)")
-    process = subprocess.Popen([sys.executable, "-c", code, str(home / "run")], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    code = (
+        "import sys, time; from heal_ref.run.folder import RunFolder; from pathlib import Path; import json\n"
+        "path = Path(sys.argv[1])\n"
+        "folder = RunFolder(path, json.loads((path / 'config.json').read_text())['identity'])\n"
+        "Path(path / '1-base' / '00001.jsonl.4.tmp').write_text('half a shard')\n"
+        "print('ready', flush=True); time.sleep(60)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(home / "run")], stdout=subprocess.PIPE, text=True, cwd=ROOT
+    )
     assert process.stdout.readline() == "ready\n"
     refused(capsys, command, f"is in use by process {process.pid} on {socket.gethostname()}; wait until it ends")
     assert held.read_text() == "half a shard"
@@ -527,7 +695,18 @@ def test_files_of_others_stay(tmp_path, capsys):
         (tmp_path / name).write_text("mine")
     small = tmp_path / "p.jsonl"
     small.write_bytes(lines(GOOD, OTHER))
-    command = ["run", "--preset", "smoke", "--quiet", "--problems", str(small), "--heldout", str(small), "--out", str(tmp_path)]
+    command = [
+        "run",
+        "--preset",
+        "smoke",
+        "--quiet",
+        "--problems",
+        str(small),
+        "--heldout",
+        str(small),
+        "--out",
+        str(tmp_path),
+    ]
     assert main(command) == 0
     assert main(command) == 0
     assert all((tmp_path / name).read_text() == "mine" for name in others)
@@ -536,13 +715,22 @@ def test_files_of_others_stay(tmp_path, capsys):
 # ------------------------------------------------------------------------------ memory and disk
 
 
-@pytest.mark.parametrize(("error", "message"), [
-    (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nmore text"), "lower --max-batch"),
-    (SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"), "No space left on device"),
-    (OSError(28, os.strerror(28), "model.safetensors"), "model.safetensors: No space left on device; mend that"),
-    (RuntimeError("[enforce fail at inline_container.cc:664] . PytorchStreamWriter failed writing file data/0"), "make room"),
-    (PermissionError(13, "Permission denied", "run"), "run: Permission denied"),
-])
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nmore text"), "lower --max-batch"),
+        (
+            SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+            "No space left on device",
+        ),
+        (OSError(28, os.strerror(28), "model.safetensors"), "model.safetensors: No space left on device; mend that"),
+        (
+            RuntimeError("[enforce fail at inline_container.cc:664] . PytorchStreamWriter failed writing file data/0"),
+            "make room",
+        ),
+        (PermissionError(13, "Permission denied", "run"), "run: Permission denied"),
+    ],
+)
 def test_memory_and_disk(tmp_path, capsys, monkeypatch, error, message):
     def full(*args, **more):
         raise error

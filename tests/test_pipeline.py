@@ -1,4 +1,4 @@
-"""The run folder: killed anywhere it ends the same; what is there is not made again; a run with nothing to do says so."""
+"""The run folder: killed anywhere it ends the same; what is there is kept; a run with nothing to do says so."""
 
 import dataclasses
 import errno
@@ -75,24 +75,37 @@ def test_counts_of_hints_are_those_of_the_records(whole):
     assert counts["repaired"] == len(records) - len(stubs) > 0
     assert counts["hints unusable"] == len(stubs)
     assert {k: v for k, v in counts.items() if k.startswith("hints unusable: ")} == {
-        f"hints unusable: {why}": n for why, n in Counter(t.note for t in stubs).items()}
+        f"hints unusable: {why}": n for why, n in Counter(t.note for t in stubs).items()
+    }
     assert counts["paths repaired"] == len({(t.problem.id, t.parent) for t in records})
 
 
 def test_counts_by_hand(make):
     base = [make("a"), make("b", correct=True)]
-    repaired = [make("a", source="repair", parent=0, hint="so", index=0), make("a", source="repair", parent=0, hint="so", index=1),
-                make("a", source="repair", parent=1, note="hint unreadable")]
+    repaired = [
+        make("a", source="repair", parent=0, hint="so", index=0),
+        make("a", source="repair", parent=0, hint="so", index=1),
+        make("a", source="repair", parent=1, note="hint unreadable"),
+    ]
     assert counts_of(base, base, repaired) == {
-        "base": 2, "base correct": 1, "guided": 2, "repaired": 2, "paths repaired": 2, "hints unusable": 1,
-        "hints unusable: hint unreadable": 1, "teacher tokens": 7 * 8}
+        "base": 2,
+        "base correct": 1,
+        "guided": 2,
+        "repaired": 2,
+        "paths repaired": 2,
+        "hints unusable": 1,
+        "hints unusable: hint unreadable": 1,
+        "teacher tokens": 7 * 8,
+    }
 
 
 # ----------------------------------------------------------------------- nothing, and everything
 
 
 def small(**changes):
-    config = dataclasses.replace(HealConfig.smoke(), train_limit=3, eval_limit=2, pace=PaceConfig(updates=2, batch=4, warmup=0))
+    config = dataclasses.replace(
+        HealConfig.smoke(), train_limit=3, eval_limit=2, pace=PaceConfig(updates=2, batch=4, warmup=0)
+    )
     return RunSpec("t", "s", TRAIN, HELDOUT, dataclasses.replace(config, **changes))
 
 
@@ -114,7 +127,11 @@ def test_a_teacher_that_solves_nothing(tmp_path, random_lm, teacher):
     assert report["provenance"]["counts"]["base correct"] == 0
     assert report["provenance"]["counts"]["threshold"] is None
     assert [note.split(":")[0] for note in report["notes"]] == [
-        "the teacher solved no training problem by itself", "PURE is off", "rft", "heal"]
+        "the teacher solved no training problem by itself",
+        "PURE is off",
+        "rft",
+        "heal",
+    ]
     assert rows_of(report, "rft") == rows_of(report, "heal") == rows_of(report, "student")
     assert not (tmp_path / "run" / "5-students").exists()
 
@@ -132,7 +149,10 @@ def test_a_foundation_without_data_is_the_base_student(tmp_path, teacher, monkey
     counts = report["provenance"]["counts"]
     assert counts["guided kept"] + counts["repaired kept"] > 0
     assert [note.split(":")[0] for note in report["notes"]] == [
-        "the teacher solved no training problem by itself", "PURE is off", "rft"]
+        "the teacher solved no training problem by itself",
+        "PURE is off",
+        "rft",
+    ]
     assert rows_of(report, "rft") == rows_of(report, "student")
     assert rows_of(report, "heal") != rows_of(report, "student")
 
@@ -150,8 +170,23 @@ def test_notes_are_printed(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("heal_ref.run.pipeline.pure.unaided", lambda base: [])
     small_file = tmp_path / "p.jsonl"
     small_file.write_text('{"question": "Start 5; + 3", "answer": 8}\n')
-    assert main(["run", "--preset", "smoke", "--quiet", "--problems", str(small_file), "--heldout", str(small_file), "--out",
-                 str(tmp_path / "run")]) == 0
+    assert (
+        main(
+            [
+                "run",
+                "--preset",
+                "smoke",
+                "--quiet",
+                "--problems",
+                str(small_file),
+                "--heldout",
+                str(small_file),
+                "--out",
+                str(tmp_path / "run"),
+            ]
+        )
+        == 0
+    )
     assert "\nPURE is off: " in capsys.readouterr().out
 
 
@@ -205,7 +240,9 @@ def test_the_source_of_a_task_counts(tmp_path, monkeypatch):
     assert identity_of(Mine())["task"] == "own_task_for_identity.Mine"
     path.write_text(path.read_text().replace("3", "4"))
     assert task_source(Mine()) != first
-    assert task_source(type("Typed", (ClockTask,), {"prompt": lambda self, p: p.question})()) != task_source(ClockTask())
+    assert task_source(type("Typed", (ClockTask,), {"prompt": lambda self, p: p.question})()) != task_source(
+        ClockTask()
+    )
 
 
 def test_the_settings_of_a_task_count():
@@ -228,8 +265,10 @@ def test_other_settings_are_refused_with_the_difference(tmp_path):
     RunFolder(tmp_path, identity_of())
     with pytest.raises(InputError) as caught:
         RunFolder(tmp_path, identity_of(eval_n=3, seed=4))
-    assert str(caught.value) == (f"{tmp_path} belongs to another run (seed: 0 in the folder, 4 now; eval_n: 2 in the folder, "
-                                 "3 now); use another --out, or delete it")
+    assert str(caught.value) == (
+        f"{tmp_path} belongs to another run (seed: 0 in the folder, 4 now; eval_n: 2 in the folder, "
+        "3 now); use another --out, or delete it"
+    )
 
 
 # ----------------------------------------------------------------------------------------- shards
@@ -258,7 +297,9 @@ def test_a_shard_knows_its_count(tmp_path, make):
     assert read_shard(path) == made
     for part in ("", "\n".join(path.read_text().splitlines()[:2]), path.read_text()[:-5], "[]\n", '{"records": 0}x'):
         path.write_text(part)
-        with pytest.raises(InputError, match="00000.jsonl is not a whole shard .*; delete it and start the same command again"):
+        with pytest.raises(
+            InputError, match="00000.jsonl is not a whole shard .*; delete it and start the same command again"
+        ):
             folder.shards("s", ["a"], lambda *_: [], seed=0)
     path.unlink()
     assert folder.shards("s", ["a"], lambda *_: [], seed=0) == []  # a shard may be empty
@@ -374,8 +415,13 @@ def test_ctrl_c_keeps_what_is_done_and_says_so(tmp_path, whole):
     out = tmp_path / "run"
     args = command("run", "--preset", "smoke", "--heldout", VALIDATION, "--out", out)
     # A shell that starts the tests in the background has them ignore Ctrl-C; what is started here must not.
-    process = subprocess.Popen(args, stderr=subprocess.PIPE, text=True, cwd=ROOT,
-                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # noqa: PLW1509
+    process = subprocess.Popen(
+        args,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # noqa: PLW1509
     for _ in range(600):
         if list(out.glob("2-guided/*.jsonl")):
             break

@@ -27,7 +27,7 @@ def test_counts_by_hand():
     assert stages["repairs"].tokens == 7 * 200 * 50
     assert stages["repairs"].hours == pytest.approx(7 * 200 * 50 / 100 / 3600)
     assert stages["evaluate four models"].sequences == 4 * 5 * 9
-    # 5,000 updates with a point after every 60: 83, one before the first and one after each of three stages; two students
+    # two students; a point after every 60 of 5,000 updates (83), one before the first, one after each of three stages
     assert stages["learning curves"].sequences == 2 * (83 + 4) * 4
     # forced: an answer of one token is demanded before each step of what is scored
     scored = 7 * 30 + 7 * 200 + 7
@@ -56,8 +56,16 @@ def test_memory_is_that_of_a_real_model(teacher):
 
 
 def test_memory_of_a_big_model_needs_no_memory():
-    config = Qwen3Config(vocab_size=151936, hidden_size=5120, intermediate_size=25600, num_hidden_layers=64,
-                         num_attention_heads=64, num_key_value_heads=8, head_dim=128, tie_word_embeddings=False)
+    config = Qwen3Config(
+        vocab_size=151936,
+        hidden_size=5120,
+        intermediate_size=25600,
+        num_hidden_layers=64,
+        num_attention_heads=64,
+        num_key_value_heads=8,
+        head_dim=128,
+        tie_word_embeddings=False,
+    )
     assert 32e9 < parameters(config) < 33e9
     need = sampling_bytes(config, 32, 32768)
     assert need["weights"] / 2**30 == pytest.approx(61.0, abs=0.5)
@@ -93,10 +101,14 @@ def test_the_plan_says_when_the_memory_is_not_there(teacher, monkeypatch):
     stages = plan(config, 10, 10, SPEED)
     assert "MORE THAN THERE IS" not in plan_text(stages, teacher, teacher, config, SPEED)
     monkeypatch.setattr(module, "free_bytes", lambda device: 2**20)
-    assert "MORE THAN THERE IS: 0.00 GiB are free; lower --max-batch" in plan_text(stages, teacher, teacher, config, SPEED)
+    assert "MORE THAN THERE IS: 0.00 GiB are free; lower --max-batch" in plan_text(
+        stages, teacher, teacher, config, SPEED
+    )
     few = dataclasses.replace(teacher, max_batch=1)
-    lines = [next(x for x in plan_text(stages, lm, lm, config, SPEED).splitlines() if "sampling: weights" in x)
-             for lm in (teacher, few)]
+    lines = [
+        next(x for x in plan_text(stages, lm, lm, config, SPEED).splitlines() if "sampling: weights" in x)
+        for lm in (teacher, few)
+    ]
     assert lines[0] != lines[1]
 
 

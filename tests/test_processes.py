@@ -1,5 +1,4 @@
-"""Two CPU processes make the same trajectories as one, train the same student (with DDP and with FSDP), and survive being
-killed together."""
+"""Two CPU processes make what one makes, with DDP and with FSDP, and survive being killed together."""
 
 import contextlib
 import json
@@ -27,12 +26,15 @@ def launch(out: Path, processes: int) -> subprocess.Popen:
     launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes)] if processes > 1 else []
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, *launcher, "-m", "heal_ref", "run", "--preset", "smoke", "--out", str(out), "--quiet"]
-    return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.DEVNULL,
-                            stderr=subprocess.PIPE)
+    return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 
 def shards(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for stage in STAGES for p in sorted((folder / stage).rglob("*.jsonl"))}
+    return {
+        str(p.relative_to(folder)): p.read_bytes()
+        for stage in STAGES
+        for p in sorted((folder / stage).rglob("*.jsonl"))
+    }
 
 
 @pytest.fixture(scope="module")
@@ -67,10 +69,21 @@ def test_killed_together_two_processes_still_make_what_one_makes(one, tmp_path):
 
 
 def test_fsdp_trains_the_student_that_one_process_trains(tmp_path):
-    """Two processes hold half of each weight; what is saved is whole, and a kill in the second stage changes nothing."""
+    """Two processes hold half of each weight; what is saved is whole; a kill in the second stage changes nothing."""
     driver, env = str(Path(__file__).parent / "fsdp_driver.py"), {**os.environ, "OMP_NUM_THREADS": "1"}
-    two = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", driver, str(tmp_path / "two"), "fsdp"]
-    subprocess.run([sys.executable, driver, str(tmp_path / "one")], env=env, check=True, capture_output=True, timeout=300)
+    two = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node",
+        "2",
+        driver,
+        str(tmp_path / "two"),
+        "fsdp",
+    ]
+    subprocess.run(
+        [sys.executable, driver, str(tmp_path / "one")], env=env, check=True, capture_output=True, timeout=300
+    )
     assert subprocess.run([*two, "die"], env=env, capture_output=True, timeout=300).returncode != 0
     assert [p.name for p in (tmp_path / "two").iterdir() if p.name[0] == "2"] == ["2-guided.training"]
     subprocess.run(two, env=env, check=True, capture_output=True, timeout=300)

@@ -91,8 +91,8 @@ def identity(config: HealConfig, task: Task, models: Mapping[str, LM],
         plain = isinstance(value, str | int | float | None)
         flat[f"task.{key}"] = value if plain else type(value).__name__
     for key, value in config.to_dict().items():
-        for name, inner in value.items() if isinstance(value, dict) else [("", value)]:
-            flat[f"{key}.{name}".rstrip(".")] = inner
+        inner = value.items() if isinstance(value, dict) else [("", value)]
+        flat |= {f"{key}.{name}".rstrip("."): v for name, v in inner}
     return flat | rendered(task, next(iter(problems.values()))[0])
 
 
@@ -110,8 +110,7 @@ def batches(items: Sequence[Any], size: int) -> list[Sequence[Any]]:
 def read_shard(path: Path) -> list[Any]:
     """The records of a shard; InputError if it is not whole."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-        *rows, last = [json.loads(line) for line in lines]
+        *rows, last = map(json.loads, path.read_text(encoding="utf-8").splitlines())
         if last != {"records": len(rows)}:
             raise ValueError("lines are missing")
         return [from_row(row) for row in rows]
@@ -121,8 +120,8 @@ def read_shard(path: Path) -> list[Any]:
 
 
 class RunFolder:
-    """A folder of shards with one identity, made if it is not there. Of several processes
-    (`torchrun`, `accelerate launch`) each makes a part of the missing shards; all read all.
+    """A folder of shards with one identity. Of several processes (`torchrun`, `accelerate launch`)
+    each makes a part of the missing shards, and all read all.
 
     Args:
         identity: what must be the same when the run is continued.
@@ -144,13 +143,12 @@ class RunFolder:
 
     def _lock(self) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
-        file = Path(self.lock.lock_file)
+        file = self.path / ".lock"
         try:
             self.lock.acquire(timeout=0)
         except Timeout:
-            owner = file.read_text(encoding="utf-8")
-            raise InputError(f"{self.path} is in use by {owner}; wait until it ends, stop it, or "
-                             "use another --out") from None
+            raise InputError(f"{self.path} is in use by {file.read_text(encoding='utf-8')}; wait "
+                             "until it ends, stop it, or use another --out") from None
         file.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
 
     def _claim(self, noted: Mapping[str, Any]) -> None:
@@ -159,18 +157,18 @@ class RunFolder:
             about = {"identity": self.identity, "noted": noted}
             return write_text(recorded, json.dumps(about, indent=1) + "\n")
         try:
-            old = json.loads(recorded.read_text(encoding="utf-8"))["identity"]
+            old = dict(json.loads(recorded.read_text(encoding="utf-8"))["identity"])
         except (ValueError, KeyError, TypeError) as e:
             raise InputError(f"{recorded} is not the config.json of a run, so nothing says what "
                              "the folder belongs to; use another --out") from e
-        self._compare(old, self.identity)
+        self._compare(old)
         for pattern in OURS:
             for torn in self.path.glob(f"{pattern}.[0-9]*.tmp"):  # what a kill left
                 torn.unlink(missing_ok=True)
 
-    def _compare(self, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    def _compare(self, old: Mapping[str, Any]) -> None:
         """InputError with every difference; of prompts only the place where they differ."""
-        changed = {}
+        new, changed = {**self.identity, **self.watch()}, {}
         for key in dict.fromkeys([*old, *new]):
             a, b = old.get(key), new.get(key)
             if a != b and key.endswith("prompt"):
@@ -200,7 +198,7 @@ class RunFolder:
                seed: int) -> list[Any]:
         """The records of all shards of a stage, in order; `make(item, shard's seed)` makes that of
         each item of `work` whose shard is missing."""
-        self._compare(self.identity, self.identity | self.watch())
+        self._compare(self.identity)
         files = [self.path / stage / f"{i:05d}.jsonl" for i in range(len(work))]
         self.state.wait_for_everyone()
         missing = [i for i, f in enumerate(files) if not f.exists()]
