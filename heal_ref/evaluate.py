@@ -113,8 +113,8 @@ def paired_difference(a: Row, b: Row) -> Row:
                          "have no difference; compare rows of one metric and kind")
     if not a.rates or a.rates.keys() != b.rates.keys():
         raise ValueError(f"{a.arm} and {b.arm} have rates of {len(a.rates)} and {len(b.rates)} "
-                         f"problems, {len(a.rates.keys() & b.rates)} in common; a paired difference "
-                         "needs the same problems (rows that were read from a file have none)")
+                         f"problems, {len(a.rates.keys() & b.rates)} in common; a paired "
+                         "difference needs the same problems (rows read from a file have none)")
     rates = {key: rate - b.rates[key] for key, rate in a.rates.items()}
     return Row.of(f"{a.arm} − {b.arm}", a.kind, a.metric, rates)
 
