@@ -105,7 +105,8 @@ def shuffled(stages: Mapping[str, Dataset]) -> dict[str, Dataset]:
     Example:
         >>> from heal_ref.pace import Dataset, shuffled
         >>> one = Dataset.from_list([{"id": "p", "source": "base", "completion": "5 + 3 = 8"}])
-        >>> {name: len(stage) for name, stage in shuffled({"foundation": one, "guided": one}).items()}
+        >>> both = shuffled({"foundation": one, "guided": one})
+        >>> {name: len(stage) for name, stage in both.items()}
         {'all': 1}
     """
     rows = {(r["id"], r["source"], r["completion"]): r for s in stages.values() for r in s}
@@ -138,7 +139,8 @@ def distill(student: LM, task: Task, stages: Mapping[str, Dataset],
         >>> student, task = heal.load_lm(heal.DATA / "student"), heal.ClockTask()
         >>> row = {"id": "p", "prompt": "Hint: ", "completion": "We start at 5."}
         >>> config = heal.PaceConfig(updates=2, batch=4, warmup=0)
-        >>> trained = heal.distill(student, task, {"all": heal.pace.Dataset.from_list([row])}, config)
+        >>> stages = {"all": heal.pace.Dataset.from_list([row])}
+        >>> trained = heal.distill(student, task, stages, config)
         >>> pair = student.encode("Hint: "), student.encode("We start at 5.")
         >>> before, after = (sum(heal.text_stats(lm, [pair])[0][1]) for lm in (student, trained))
         >>> after > before  # log-probability of the completion

@@ -7,9 +7,9 @@ shortcuts". The name gives a perplexity over an uncertainty; everything else is 
   that surprises where the author was confident suggests a forced step: the ratio is large.
 - `typicality` (default): the uncertainty is the step's own, PPL(s_k) / exp(H_k). It is kept as a
   logarithm, log PPL(s_k) − H_k, which has the same order and the same quantiles.
-- `forced` and `rollout`: the uncertainty is the answer's, PPL(s_k) / (U_k + ε). In the clock world ε
-  then decides everything: before the closing step the answer is known, so U_k is near 0 there, and
-  with a small ε this step dominates all others in every solution.
+- `forced` and `rollout`: the uncertainty is the answer's, PPL(s_k) / (U_k + ε). In the clock world
+  ε then decides everything: before the closing step the answer is known, so U_k is near 0 there,
+  and with a small ε this step dominates all others in every solution.
 - All are measured by the teacher under the plain prompt, without any hint.
 - The threshold is calibrated on the teacher's unaided correct trajectories, which had no hint.
 """

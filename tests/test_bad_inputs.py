@@ -8,7 +8,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import time
 
 import pyarrow
 import pytest
@@ -38,8 +37,7 @@ def without(name, row=GOOD):
 
 
 def refused(capsys, args, message, count=1):
-    """The call ends soon with code 2 and `count` lines, the first of which holds `message`."""
-    began = time.monotonic()
+    """The call ends with code 2 and `count` lines, the first of which holds `message`."""
     try:
         code = main(list(map(str, args)))
     except SystemExit as e:  # argparse
@@ -54,7 +52,6 @@ def refused(capsys, args, message, count=1):
     assert len([line for line in said if line and not line.startswith(("answers of", "  '", "Measuring"))]) == count, (
         error
     )
-    assert time.monotonic() - began < 10
 
 
 # ---------------------------------------------------------------------------------- problem files

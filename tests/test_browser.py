@@ -140,6 +140,7 @@ def seen(explorer):
     return picture, explorer.locator(".widget-html-content").all_inner_texts()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "keys"), [("01_entropy", ["Home"]), ("02_gear", ["ArrowRight"] * 4), ("03_pure", ["Home"])])
 def test_a_slider_moves_picture_and_text(lab, page, name, keys):
     explorer = run_all(page, lab, name)

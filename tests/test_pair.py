@@ -84,6 +84,7 @@ def todays(row):
     return None if "operations" in metric or "unsolved" in metric else (arm, kind, metric)
 
 
+@pytest.mark.slow
 def test_record_of_behaviour_is_true():
     """data/behaviour.json, measured again on fewer problems, agrees within its uncertainty."""
     recorded = json.loads((DATA / "behaviour.json").read_text())["rows"]
@@ -115,6 +116,7 @@ def test_teacher_meets_the_design():
         assert surge >= 3 * at[kind, "random step = first wrong step"]["mean"]
 
 
+@pytest.mark.slow
 def test_build_pair_is_resumable_and_deterministic(tmp_path):
     def build(out, **settings):
         return subprocess.run([sys.executable, "-m", "heal_lab", "build-pair", "--out", str(out), "--scale", "0.001", "--limit",
