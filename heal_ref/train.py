@@ -169,8 +169,8 @@ class _Trainer(Trainer):
         if not torch.isfinite(loss[0] if isinstance(loss, tuple) else loss):
             raise TrainingError(
                 f"the loss is not a finite number at update {self.state.global_step + 1}, on the "
-                f"batch of {', '.join(map(str, names))}: training stopped. Lower the learning rate, "
-                "or look for NaN weights in the starting model.")
+                f"batch of {', '.join(map(str, names))}: training stopped. Lower the learning "
+                "rate, or look for NaN weights in the starting model.")
         return loss
 
 
