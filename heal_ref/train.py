@@ -103,9 +103,10 @@ def examples_of(student: LM, task: Task, stage: Any, thoughts: str = "keep") -> 
     # 4) What was left out.
     for why, count in lost.items():
         if "write" in why and count > FOREIGN * len(stage):
-            raise InputError(f"the student's tokenizer ({len(tokenizer)} tokens) cannot write {count}"
-                             f" of {len(stage)} examples: some of their text becomes the unknown "
-                             "token or comes back changed; use a student whose tokenizer covers it")
+            raise InputError(f"the student's tokenizer ({len(tokenizer)} tokens) cannot write "
+                             f"{count} of {len(stage)} examples: some of their text becomes the "
+                             "unknown token or comes back changed; use a student whose tokenizer "
+                             "covers it")
         if not examples:
             raise InputError(f"no example is left: {why}; sample shorter solutions")
         warnings.warn(f"{count} of {len(stage)} examples are left out: {why}", RuntimeWarning, 3)

@@ -427,7 +427,8 @@ def test_chat_task_runs_full_pipeline(random_chat_lm, chat, monkeypatch):
         assert t.prompt == parent.prompt  # plain
         assert chat.inject(t.hint) not in t.text
 
-    hints = write_hints(lm, chat, [(t, t.breakpoint) for t in repaired[:2]], config.gear, config.sample, seed=0)
+    paths = [(parents[t.problem.id, t.parent], t.breakpoint) for t in repaired[:2]]
+    hints = write_hints(lm, chat, paths, config.gear, config.sample, seed=0)
     assert all(h.tokens_spent for row in hints for h in row)
     for reading in ("typicality", "forced"):
         scored = heal.pure_scores(lm, chat, base + repaired + guided, heal.PureConfig(reading=reading))
