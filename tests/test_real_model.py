@@ -123,4 +123,4 @@ def test_an_update_as_a_student_of_another_family(smol, task):
     gain = [sum(heal.text_stats(lm, [(lm.encode(prompt), target)])[0][1]) for lm in (smol, student)]
     assert gain[1] > gain[0] + 1
     last = [heal.text_stats(lm, [(lm.encode(prompt), target)])[0][1][-1] for lm in (smol, student)]
-    assert last[1] > last[0] - 0.5  # its own end of turn, not the teacher's
+    assert last[1] > last[0]  # its own end of turn, not the teacher's
