@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 
 import pytest
 
@@ -204,15 +203,13 @@ def test_random_texts_raise_nothing_and_equal_no_other(verifier):
 
 @pytest.mark.parametrize("unit", ["1", "1,", "x", " ", "{", "(", "\\frac", "\\text{", "= 7 ", "hint ", "answer is ", "*"])
 def test_long_texts_take_linear_time(unit):
-    text = unit * (20_000 // len(unit))
-    began = time.process_time()
+    text = unit * (100_000 // len(unit))  # at quadratic cost these cases would run for minutes, not for seconds
     for answer in ("12", "7", "2\\sqrt{3}", text):
         assert isinstance(states_answer(text, answer), bool)
     assert final_answer(text) is None
     assert reveals_help("", text) == ("hint" in unit)
     assert not same_answer(text, "7")
     assert as_integer(text) is None
-    assert time.process_time() - began < 5
 
 
 def test_random_arithmetic_is_read_as_it_is_meant(verifier):
@@ -285,25 +282,24 @@ def test_answers_that_no_computer_finishes_are_wrong_in_time_and_never_asked_aga
     for tower in ("9^{9^{9^{9^9}}}", "\\sqrt{9^{9^{9^9}}}+1"):
         n = len(tower)
         assert same_answer("\\sqrt{8}", f"{n}\\sqrt{{2}} - {n - 2}\\sqrt{{2}}", verifier)
-        first, began = verifier._process, time.monotonic()
+        first = verifier._process
         with monkeypatch.context() as patch:
             patch.setattr(verifier, "seconds", 0.3)
             assert not same_answer("7", tower, verifier)
-        assert time.monotonic() - began < 1.5
-        assert first.returncode == -signal.SIGALRM  # dead, and no zombie
-        began = time.monotonic()
+        assert first.returncode == -signal.SIGALRM  # dead of its alarm, and no zombie
         assert not same_answer("7", tower, verifier)
-        assert time.monotonic() - began < 0.1
-        assert verifier._process is None
+        assert verifier._process is None  # no second process was started: it was not asked again
     assert same_answer("\\sqrt{12}", "2\\sqrt{3}", verifier)  # the next question is answered
     assert same_answer("\\sqrt{32}", "4\\sqrt{2}", verifier)
 
 
 def test_an_answer_that_eats_memory_is_wrong_before_its_time_is_up():
     pytest.importorskip("math_verify")
-    verifier, began = Verifier(seconds=30, memory=100 * 2**20), time.monotonic()
+    verifier = Verifier(seconds=600, memory=100 * 2**20)
+    assert same_answer("\\sqrt{8}", "2\\sqrt{2}", verifier)
+    first = verifier._process
     assert not same_answer("7", "2^{2^{40}}", verifier)
-    assert time.monotonic() - began < 20
+    assert first.returncode != -signal.SIGALRM  # its memory limit ended the question, not its alarm
     assert same_answer("\\sqrt{8}", "2\\sqrt{2}", verifier)
     verifier.close()
 
@@ -318,14 +314,13 @@ def test_a_process_killed_from_outside_is_replaced(verifier):
 
 def test_a_crash_while_comparing_counts_as_wrong(verifier):
     assert same_answer("2", "\\sqrt{4}", verifier)
-    began, first = time.monotonic(), verifier._process
+    first = verifier._process
     crash = threading.Timer(0.2, os.kill, (first.pid, signal.SIGKILL))
     crash.start()
     assert not same_answer("7", "9^{9^{9^9}}", verifier)
     assert first.returncode == -signal.SIGKILL
     assert not same_answer("7", "9^{9^{9^9}}", verifier)  # not asked again
     assert verifier._process is None
-    assert time.monotonic() - began < verifier.seconds
     crash.join()
 
 
