@@ -1,7 +1,5 @@
 """Try a task on a few problems before a long run, and say what is off."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -25,17 +23,12 @@ def check_task(lm: LM, task: Task, problems: Sequence[Problem], *, n: int = 2, s
 
     Example:
         >>> import heal_ref as heal
-        >>> teacher = heal.load_lm(heal.DATA / "teacher")
-        >>> task, problem = heal.ClockTask(), heal.Problem("p", "Start 5; + 3; * 4", "9")
-        >>> heal.check_task(teacher, task, [problem])
+        >>> teacher, task = heal.load_lm(heal.DATA / "teacher"), heal.ClockTask()
+        >>> heal.check_task(teacher, task, [heal.Problem("p", "Start 5; + 3; * 4", "9")])
         []
-        >>> task.separator = "9"
-        >>> heal.check_task(teacher, task, [problem])[0]  # doctest: +ELLIPSIS
-        "inject makes 'Hint: the answer is 9.9' of the hint 'the answer is 9'; it must ..."
     """
     trial = _Trial(lm, task, sampling or SampleConfig(), n, seed)
     for problem in problems:
-        trial.golds(problem)
         trial.texts(problem)
     if problems and not {"prompt", "guided_prompt", "hint_prompt"} & trial.found.keys():
         trial.hints(problems, trial.solutions(problems))
@@ -74,8 +67,9 @@ class _Trial:
                      f"in {rest[:20]!r}; use words that the model knows")
         return text
 
-    def golds(self, problem: Problem) -> None:
-        """The right answer must pass; a wrong one, or none, must not."""
+    def texts(self, problem: Problem) -> None:
+        """The right answer must pass and no other; prompts and insertions hold what they should."""
+        # 1) the answer
         gold, its = problem.answer, f"{problem.answer!r:.60}, the answer of {problem.id!r}"
         fault = self.call("validate", problem)
         self.say(fault, "validate", f"validate refuses {problem.id!r}: {'; '.join(fault or ())}")
@@ -86,20 +80,19 @@ class _Trial:
         for wrong in (f"{gold}1", None):
             self.say(self.call("is_correct", problem, wrong), "is_correct",
                      f"is_correct accepts {wrong!r:.60} for {its}; compare whole answers")
-
-    def texts(self, problem: Problem) -> None:
-        """Prompts and insertions must hold what they should, and no more."""
-        gold, prefix = problem.answer, "Look at what is given."
+        # 2) the three prompts
         other = self.call("prompt", replace(problem, answer=f"{gold}1"))
         self.say(self.text("prompt", problem) != other, "shown",
                  "prompt shows the answer (it changes with problem.answer), which no student will "
                  "have; use problem.question alone")
         self.say(gold not in self.text("guided_prompt", problem, gold), "guided_prompt",
                  "guided_prompt does not hold the answer; put it in view")
+        prefix = "Look at what is given."
         asked = str(self.call("hint_prompt", problem, gold, prefix))
         for what, part in (("answer", gold), ("prefix", prefix)):
             self.say(part not in asked, "hint_prompt", f"hint_prompt does not hold the {what}; "
                      "show it, so that a hint can lead from the prefix to the answer")
+        # 3) what is inserted
         self.known("elicit", self.task.elicit)
         hint = self.text("answer_hint", gold)
         inserted = self.text("inject", hint)
@@ -109,9 +102,9 @@ class _Trial:
 
     def sampled(self, prompts: Sequence[str]) -> list[tuple[list[int], str, bool]]:
         """n continuations per prompt: token ids, text, and whether the model ended it."""
-        pairs = [repeats(self.lm.encode(prompt), self.n) for prompt in prompts]
-        rollouts = generate(self.lm, [context for context, _ in pairs], [tail for _, tail in pairs],
-                            sampling=self.sampling, seed=self.seed)
+        contexts, tails = zip(*(repeats(self.lm.encode(prompt), self.n) for prompt in prompts),
+                              strict=True)
+        rollouts = generate(self.lm, contexts, tails, sampling=self.sampling, seed=self.seed)
         return [(r.ids, self.lm.decode(r.ids), r.finished) for r in rollouts]
 
     def solutions(self, problems: Sequence[Problem]) -> list[str]:
@@ -134,7 +127,7 @@ class _Trial:
         ends = [text[-60:] for _, text, finished in tried if finished]
         self.say(not ends, "end", f"no solution of {total} ends within "
                  f"{self.sampling.max_new_tokens} tokens; raise max_new_tokens, or look whether "
-                 f"the model knows how to end its turn after this prompt: {tried[0][1][-60:]!r}")
+                 f"the model knows how to end its turn after this text: {tried[0][1][-60:]!r}")
         self.say(not any(first), "steps", f"no step ends in {total} solutions: the separator is in "
                  "none of them; set it to what ends a step")
         self.say(ends and not given, "extract_answer", "extract_answer finds nothing in "
@@ -147,9 +140,9 @@ class _Trial:
 
     def hints(self, problems: Sequence[Problem], first: Sequence[str]) -> None:
         """Hints must end, be readable, and not give the answer away."""
-        prompts = [self.text("hint_prompt", problem, problem.answer, first[i * self.n])
-                   for i, problem in enumerate(problems)]
-        tried, hints, stated = self.sampled(prompts), [], 0
+        tried = self.sampled([self.text("hint_prompt", problem, problem.answer, first[i * self.n])
+                              for i, problem in enumerate(problems)])
+        hints, stated = [], 0
         for i, (_, text, finished) in enumerate(tried):
             gold = problems[i // self.n].answer
             hint = self.call("read_hint", text, gold) if finished else None
