@@ -47,7 +47,6 @@ class SampleConfig(_Checked):
     """How trajectories are sampled. InputError if a field lies outside its range.
 
     Example:
-        >>> import heal_ref as heal
         >>> heal.SampleConfig(n=4, temperature=0.7)
         SampleConfig(n=4, temperature=0.7, top_p=1.0, max_new_tokens=96, batch=64)
     """
@@ -66,7 +65,6 @@ class GearConfig(_Checked):
     The hint "wrong_answer" and the signal "random" are controls.
 
     Example:
-        >>> import heal_ref as heal
         >>> config = heal.GearConfig(paths=2, hints=1, continuations=3)
         >>> config.paths * config.hints * config.continuations  # repairs per problem, at most
         6
@@ -88,7 +86,6 @@ class PureConfig(_Checked):
     """Perplexity-Uncertainty Ratio Estimator: the reading, the aggregate over steps, the threshold.
 
     Example:
-        >>> import heal_ref as heal
         >>> heal.PureConfig().reading, heal.PureConfig().aggregate
         ('typicality', 'worst')
     """
@@ -106,7 +103,6 @@ class PaceConfig(_Checked):
     """Progressive Answer-guided Curriculum Evolution: what enters a stage, how long it trains.
 
     Example:
-        >>> import heal_ref as heal
         >>> config = heal.PaceConfig(updates=100)
         >>> [round(config.updates * share) for share in config.shares]  # updates of each stage
         [20, 20, 60]
@@ -139,7 +135,6 @@ class HealConfig(_Checked):
     """One run of the whole method. Take a preset and change what should differ.
 
     Example:
-        >>> import heal_ref as heal
         >>> from dataclasses import replace
         >>> replace(heal.HealConfig.tiny(), eval_n=4).eval_n  # makes another config
         4

@@ -27,7 +27,6 @@ class Row:
     """One number of a report: mean with a 95 % interval over `n` problems (or other clusters).
 
     Example:
-        >>> import heal_ref as heal
         >>> heal.Row("teacher", "frontier", "pass@1", mean=0.25, low=0.0, high=0.5, n=8).mean
         0.25
     """
@@ -59,7 +58,6 @@ def pass_at_k(n: int, c: int, k: int) -> float:
     It is the probability that k of the n samples hold a correct one; ValueError for other numbers.
 
     Example:
-        >>> import heal_ref as heal
         >>> heal.pass_at_k(4, 1, 1), heal.pass_at_k(4, 1, 2), heal.pass_at_k(4, 1, 4)
         (0.25, 0.5, 1.0)
     """
@@ -77,7 +75,6 @@ def interval(values: Sequence[float], weights: Sequence[float] | None = None
     rate of up to 3 / n is compatible with the sample, and [1.00, 1.00] does not show it.
 
     Example:
-        >>> import heal_ref as heal
         >>> heal.interval([0.0, 0.5, 1.0])
         (0.5, 0.0, 1.0)
     """
@@ -98,7 +95,6 @@ def paired_difference(a: Row, b: Row) -> Row:
     ValueError if the rows differ in metric, kind or problems, or hold no rates (from a file).
 
     Example:
-        >>> import heal_ref as heal
         >>> before, after = (heal.Row.of("student", "", "pass@1", {"p": x}) for x in (0.0, 0.5))
         >>> heal.paired_difference(after, before).mean
         0.5
@@ -123,7 +119,6 @@ def first_wrong_step(lm: LM, task: Task, t: Trajectory) -> int | None:
     """Index of the first wrong step by the task's checker, or None. For measuring only.
 
     Example:
-        >>> import heal_ref as heal
         >>> teacher, task = heal.load_lm(heal.DATA / "teacher"), heal.ClockTask()
         >>> t, = heal.sample(teacher, task, [heal.Problem("p", "Start 5; + 3; # 4; * 2", "17")], 1)
         >>> heal.first_wrong_step(teacher, task, t)  # the teacher never learnt "#"
@@ -137,7 +132,6 @@ def is_genuine(lm: LM, task: Task, t: Trajectory) -> bool:
     """Correct, and right in every step. For measuring only.
 
     Example:
-        >>> import heal_ref as heal
         >>> teacher, task = heal.load_lm(heal.DATA / "teacher"), heal.ClockTask()
         >>> t, = heal.sample(teacher, task, [heal.Problem("p", "Start 5; + 3; * 4", "9")], 1)
         >>> heal.is_genuine(teacher, task, t)
@@ -174,7 +168,6 @@ def evaluate(lm: LM, task: Task, problems: Sequence[Problem], *, n: int = 8, see
     same. Prompts are those of this model (`task.for_tokenizer`).
 
     Example:
-        >>> import heal_ref as heal
         >>> teacher, task = heal.load_lm(heal.DATA / "teacher"), heal.ClockTask()
         >>> problems = heal.load_problems(heal.DATA / "clock" / "validation.jsonl", task)[:4]
         >>> [(row.kind, row.metric, row.n) for row in heal.evaluate(teacher, task, problems, n=2)]

@@ -22,7 +22,6 @@ class InputError(ValueError):
     The command line prints the message without a traceback and exits with code 2.
 
     Example:
-        >>> import heal_ref as heal
         >>> heal.GearConfig(window=2)
         Traceback (most recent call last):
         heal_ref.records.InputError: GearConfig.window is 2; it must lie between 1e-06 and 1.0
@@ -34,7 +33,6 @@ class Problem:
     """One problem with a known answer. Only reports read `kind` and `length`.
 
     Example:
-        >>> import heal_ref as heal
         >>> heal.Problem("p1", "Start 5; + 3; * 4", "9")  # (5 + 3) * 4 = 32, on a clock of 23 hours
         Problem(id='p1', question='Start 5; + 3; * 4', answer='9', kind='', length=0)
     """
@@ -57,13 +55,11 @@ class Trajectory:
     was written, it ends at the cut: `hint` is None and `note` says why.
 
     Example:
-        >>> import heal_ref as heal
         >>> teacher, task = heal.load_lm(heal.DATA / "teacher"), heal.ClockTask()
         >>> problem = heal.Problem("p", "Start 5; + 3; # 4; * 2", "17")  # "#" was never learnt
-        >>> greedy = heal.SampleConfig(temperature=0.0)
-        >>> t, = heal.sample(teacher, task, [problem], n=1, sampling=greedy)
-        >>> t.answer, t.correct, t.steps
-        ('16', False, [(0, 4), (4, 13), (13, 22), (22, 31), (31, 36)])
+        >>> t, = heal.sample(teacher, task, [problem], 1, sampling=heal.SampleConfig(temperature=0))
+        >>> t.steps
+        [(0, 4), (4, 13), (13, 22), (22, 31), (31, 36)]
         >>> [round(h, 1) for h in t.step_entropy]  # nats: highest where the teacher does not know
         [0.4, 0.3, 0.6, 0.3, 0.0]
     """
@@ -102,7 +98,6 @@ class PureScore:
     """A trajectory with its PURE score: one ratio r_k per step (K), and one number to compare.
 
     Example:
-        >>> import heal_ref as heal
         >>> s = heal.PureScore(None, [1.0, 4.0], [0.1, 0.2], ratio=[-0.1, 1.2], score=1.2)
         >>> s.score == max(s.ratio)  # by default the worst step counts
         True

@@ -71,7 +71,6 @@ def explore_entropy(lm: LM, task: Task, trajectories: Sequence[Trajectory]) -> V
     and in all trajectories. InputError if there are none.
 
     Example:
-        >>> import heal_ref as heal
         >>> heal.explore_entropy(None, heal.ClockTask(), [])
         Traceback (most recent call last):
         heal_ref.records.InputError: nothing to explore: trajectories is empty; use sample
@@ -102,7 +101,6 @@ def explore_pure(lm: LM, task: Task, scored: Sequence[PureScore], reference: Seq
     trajectories) gives the threshold. All have the reading of `config`. InputError if one is empty.
 
     Example:
-        >>> import heal_ref as heal
         >>> heal.explore_pure(None, heal.ClockTask(), [], [])
         Traceback (most recent call last):
         heal_ref.records.InputError: nothing to explore: scored is empty; use pure_scores
@@ -144,7 +142,6 @@ def explore_repair(lm: LM, task: Task, base: Sequence[Trajectory], repaired: Seq
         InputError: a list is empty, or the broken solution of a repair is not in `base`.
 
     Example:
-        >>> import heal_ref as heal
         >>> heal.explore_repair(None, heal.ClockTask(), [], [], [])
         Traceback (most recent call last):
         heal_ref.records.InputError: nothing to explore: base is empty; use sample

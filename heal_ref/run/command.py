@@ -11,10 +11,9 @@ from safetensors import SafetensorError
 from heal_ref.model import OutOfMemory, quiet
 from heal_ref.records import InputError
 
-Commands = Mapping[str, Callable[[argparse.Namespace, str], None]]
 
-
-def execute(parser: argparse.ArgumentParser, commands: Commands,
+def execute(parser: argparse.ArgumentParser,
+            commands: Mapping[str, Callable[[argparse.Namespace, str], None]],
             argv: Sequence[str] | None = None) -> int:
     """Run one command, called with its arguments and the text that was typed; the exit code:
     0 done; 2 wrong input (one line says what and what to do); 130 Ctrl-C."""

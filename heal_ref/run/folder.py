@@ -1,9 +1,7 @@
 """A folder of shards that survives being killed and belongs to one run, in one launch at a time.
 
-- A shard is the work of one batch. Its seed follows from the run's seed, its stage and its number,
-  so it is the same after an interruption. Its last line says how many records it has.
-- `config.json` is the run's identity, everything that decides its result. Another one is refused.
-- `.lock` is held while the run goes on; the system releases it when the process ends or is killed.
+A shard is the work of one batch; its last line says how many records it has. `config.json` is the
+run's identity. The system releases `.lock` when the process ends or is killed.
 """
 
 import hashlib
@@ -158,7 +156,7 @@ class RunFolder:
     def _compare(self, old: Mapping[str, Any]) -> None:
         """InputError with every difference; of prompts only the place where they differ."""
         new, changed = {**self.identity, **self.watch()}, {}
-        for key in dict.fromkeys([*old, *new]):
+        for key in {**old, **new}:
             a, b = old.get(key), new.get(key)
             if a != b and key.endswith("prompt"):
                 at = max(len(os.path.commonprefix([str(a), str(b)])) - 30, 0)

@@ -187,7 +187,6 @@ def load_problems(source: str | Path, task: Task | None = None, **how: Any) -> l
         InputError: the source cannot be read, or one line for each mistake in it.
 
     Example:
-        >>> import heal_ref as heal
         >>> len(heal.load_problems(heal.DATA / "clock" / "validation.jsonl", heal.ClockTask()))
         1500
     """
