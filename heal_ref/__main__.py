@@ -2,21 +2,20 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
 from heal_ref.config import PRESETS
 from heal_ref.evaluate import rows_from_report
-from heal_ref.model import LM, load_lm, load_tokenizer, processes
+from heal_ref.model import load_lm, load_tokenizer, processes
 from heal_ref.records import DATA, InputError, limit_by_kind, write_text
 from heal_ref.run.command import execute
 from heal_ref.run.pipeline import PROBE, RunSpec, run
 from heal_ref.run.plan import measure, plan, plan_text
 from heal_ref.run.report import table, text_table, write_page
-from heal_ref.run.sources import FIELDS, Reading, read_problems, whole
-from heal_ref.tasks import ChatMathTask, Task, task_for
+from heal_ref.run.sources import FIELDS, read_problems, whole
+from heal_ref.tasks import ChatMathTask, task_for
 
 
 class _Parser(argparse.ArgumentParser):
@@ -76,18 +75,6 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _plan(spec: RunSpec, readings: Sequence[Reading], task: Task, teacher: LM, student: LM) -> str:
-    """What the run will cost, from a measured minute or less."""
-    print("Measuring for at most a minute ...", file=sys.stderr)
-    c = spec.config
-    problems = limit_by_kind(readings[0].problems, c.train_limit)
-    heldout = limit_by_kind(readings[1].problems, c.eval_limit)
-    speed = measure(teacher, student, task, problems, c)
-    stages = plan(c, len(problems), len(heldout), speed, processes().num_processes,
-                  len(limit_by_kind(heldout, PROBE)))
-    return plan_text(stages, teacher, student, c, speed)
-
-
 def _run(args: argparse.Namespace, command: str) -> None:
     """`demo` and `run`."""
     # 1) what was given; a chat model needs room for its thoughts
@@ -107,15 +94,21 @@ def _run(args: argparse.Namespace, command: str) -> None:
     spec = RunSpec(args.teacher, args.student, args.problems, args.heldout, config,
                    dict(args.columns), args.split, args.heldout_split or args.split,
                    args.config_name)
-    readings = spec.read(task)
+    problems, heldout, rules = spec.read(task)
     # 2) what will happen: how answers are read, and the plan with which the run was started
     kept = out / "plan.txt"
     if first and (args.command == "run" or args.dry_run):
-        print(*[r.rules for r in readings], sep="\n", file=sys.stderr)
-        if args.dry_run:
-            print(_plan(spec, readings, task, teacher, student))
-        elif not kept.exists() and not (out / "config.json").exists():
-            write_text(kept, _plan(spec, readings, task, teacher, student) + "\n")
+        print(rules, file=sys.stderr)
+        if args.dry_run or not (kept.exists() or (out / "config.json").exists()):
+            print("Measuring for at most a minute ...", file=sys.stderr)
+            speed = measure(teacher, student, task, problems, config)
+            stages = plan(config, len(problems), len(heldout), speed, processes().num_processes,
+                          len(limit_by_kind(heldout, PROBE)))
+            text = plan_text(stages, teacher, student, config, speed)
+            if args.dry_run:
+                print(text)
+            else:
+                write_text(kept, text + "\n")
         if kept.exists():
             print(kept.read_text(encoding="utf-8"), file=sys.stderr)
     if args.dry_run:
@@ -123,7 +116,7 @@ def _run(args: argparse.Namespace, command: str) -> None:
     # 3) the run
     report = run(spec, out, task, lms=(teacher, student), quiet=args.quiet, command=command)
     if first:
-        page = write_page(out, report, teacher, task, spec.config.pure)
+        page = write_page(out, report, teacher, task, config.pure)
         print(f"\n{text_table(table(rows_from_report(report)))}\n", *report["notes"], sep="\n")
         print(f"Mean and 95 % interval over held-out problems. Page: {page}   Report: "
               f"{out / 'report.json'}\nMore: jupyter lab notebooks/00_world.ipynb")

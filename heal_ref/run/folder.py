@@ -118,12 +118,8 @@ def read_shard(path: Path) -> list[Any]:
 
 class RunFolder:
     """A folder of shards with one identity. Of several processes (`torchrun`, `accelerate launch`)
-    each makes a part of the missing shards, and all read all.
-
-    Args:
-        identity: what must be the same when the run is continued.
-        watch: gives the part of `identity` that may change by itself: the rendered prompts.
-    """
+    each makes a part of the missing shards, and all read all. `watch` gives the part of `identity`
+    that may change by itself: the rendered prompts."""
 
     def __init__(self, path: str | Path, identity: Mapping[str, Any], quiet: bool = False,
                  watch: Callable[[], Mapping[str, Any]] = dict) -> None:

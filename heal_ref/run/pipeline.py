@@ -23,7 +23,7 @@ from heal_ref.generation import sample
 from heal_ref.model import LM, load_lm
 from heal_ref.records import Problem, PureScore, Trajectory, by_problem, limit_by_kind
 from heal_ref.run.folder import RunFolder, batches, identity, rendered
-from heal_ref.run.sources import Reading, read_problems, whole
+from heal_ref.run.sources import read_problems, whole
 from heal_ref.tasks.base import Task
 
 PROBE = 40  # held-out problems per kind on the learning curve: shown, never used to choose
@@ -43,11 +43,15 @@ class RunSpec:
     heldout_split: str = "train"
     name: str | None = None
 
-    def read(self, task: Task) -> tuple[Reading, ...]:
-        """Both sources as they are now; InputError with one line for each mistake."""
-        return whole(*(read_problems(source, task, self.columns, split, self.name)
-                       for source, split in ((self.train, self.split),
-                                             (self.heldout, self.heldout_split))))
+    def read(self, task: Task) -> tuple[list[Problem], list[Problem], str]:
+        """Training and held-out problems as the sources are now, and how answers were read;
+        InputError with one line for each mistake."""
+        train = read_problems(self.train, task, self.columns, self.split, self.name)
+        heldout = read_problems(self.heldout, task, self.columns, self.heldout_split, self.name)
+        whole(train, heldout)
+        return (limit_by_kind(train.problems, self.config.train_limit),
+                limit_by_kind(heldout.problems, self.config.eval_limit),
+                f"{train.rules}\n{heldout.rules}")
 
 
 @dataclass
@@ -77,9 +81,8 @@ class Method:
                  config: GearConfig | None = None) -> list[Trajectory]:
         """GEAR's repairs by the configured reading or by another one, unusable hints included."""
         c = self.config
-        groups = batches([t for g in by_problem(base).values() for t in g],
-                         c.sample.batch * c.sample.n)
-        return self.folder.shards(stage, groups, lambda part, seed: gear.repair(
+        parts = batches(base, c.sample.batch * c.sample.n)  # whole problems
+        return self.folder.shards(stage, parts, lambda part, seed: gear.repair(
             self.teacher, self.task, part, config or c.gear, seed, sampling=c.sample), c.seed)
 
     def scored(self, stage: str, trajectories: Sequence[Trajectory]) -> list[PureScore]:
@@ -101,9 +104,7 @@ def run(spec: RunSpec, out: str | Path, task: Task, *, lms: Sequence[LM] = (), q
     """
     # 1) what the run is made of, and its folder
     began, c = time.monotonic(), spec.config
-    readings = spec.read(task)
-    train_set = limit_by_kind(readings[0].problems, c.train_limit)
-    heldout = limit_by_kind(readings[1].problems, c.eval_limit)
+    train_set, heldout, _ = spec.read(task)
     teacher, student = lms or (load_lm(spec.teacher), load_lm(spec.student))
     what = identity(c, task, {"teacher": teacher, "student": student},
                     {"training": train_set, "held-out": heldout})
