@@ -34,7 +34,7 @@ class TeacherData:
 
     @cached_property
     def base(self) -> list[Trajectory]:
-        return self.method.base(self.problems)
+        return self.method.sampled(self.problems)
 
     @cached_property
     def guided(self) -> list[Trajectory]:
@@ -93,7 +93,7 @@ def rft_matched(made: TeacherData) -> ArmData:
     full, samples = heal(made), list(made.base)
     budget, spent, turn = full.generated + full.scored, _tokens(samples), 0
     while spent < budget:
-        more = made.method.base(made.problems, f"1-base-more/{turn}", n=1)
+        more = made.method.sampled(made.problems, f"1-base-more/{turn}", n=1)
         # The last round is cut off: shuffled, so that no kind is favoured.
         random.Random(f"{made.config.seed}/{turn}").shuffle(more)
         for t in more:

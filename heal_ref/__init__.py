@@ -12,6 +12,7 @@ Distillation), in the order of the method:
     settings    HealConfig and its parts, InputError
 
 Every formula is a *reading* of the paper's abstract: docstrings say which words they rest on.
+Their examples take `import heal_ref as heal` as given.
 """
 
 from heal_ref.config import GearConfig, HealConfig, PaceConfig, PureConfig, SampleConfig

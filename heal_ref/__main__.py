@@ -1,9 +1,4 @@
-"""Command line: `python -m heal_ref demo | run | check`.
-
-Exit codes: 0 done, 2 wrong input (one line says what and what to do), 130 stopped by Ctrl-C.
-"""
-
-from __future__ import annotations
+"""Command line: `python -m heal_ref demo | run | check`. Exit codes: `run.command.execute`."""
 
 import argparse
 import sys
@@ -11,18 +6,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
-from heal_ref.config import PRESETS, HealConfig
+from heal_ref.config import PRESETS
 from heal_ref.evaluate import rows_from_report
-from heal_ref.model import LM, load_lm, load_tokenizer, processes
+from heal_ref.model import load_lm, load_tokenizer, processes
 from heal_ref.records import DATA, InputError, limit_by_kind, write_text
 from heal_ref.run.command import execute
 from heal_ref.run.pipeline import PROBE, RunSpec, run
 from heal_ref.run.plan import measure, plan, plan_text
 from heal_ref.run.report import table, text_table, write_page
-from heal_ref.run.sources import FIELDS, Reading, read_problems
-from heal_ref.tasks import ChatMathTask, Task, task_for
-
-CLOCK = DATA / "clock"
+from heal_ref.run.sources import FIELDS, read_problems, whole
+from heal_ref.tasks import ChatMathTask, task_for
 
 
 class _Parser(argparse.ArgumentParser):
@@ -30,6 +23,15 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}; see --help\n")
+
+
+def _column(pair: str) -> tuple[str, str]:
+    """`"question=problem"` -> `("question", "problem")`: our field, and the source's column."""
+    name, _, column = pair.partition("=")
+    if name not in FIELDS or not column:
+        raise argparse.ArgumentTypeError(f"{pair}: write FIELD=COLUMN, FIELD one of "
+                                         f"{', '.join(FIELDS)}: question=problem")
+    return name, column
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -47,7 +49,8 @@ def _parser() -> argparse.ArgumentParser:
         option = sub.add_argument
         option("--teacher", default=str(DATA / "teacher"), help="model folder or hub name")
         option("--task", default="auto", help="chat, clock or your own package.module:ClassName")
-        option("--columns", nargs="*", default=[], metavar="FIELD=COLUMN", help="question=problem")
+        option("--columns", nargs="*", default=[], type=_column, metavar="FIELD=COLUMN",
+               help="question=problem")
         option("--split", default="train", help="split of a dataset")
         option("--config-name", help="configuration of a dataset on the hub")
     sources = "file, folder of save_to_disk or dataset on the hub"
@@ -58,8 +61,9 @@ def _parser() -> argparse.ArgumentParser:
         option("--seed", type=int, default=0, help="seed of sampling, training and data order")
         option("--out", default=out, required=out is None, help="run folder")
         option("--student", default=str(DATA / "student"), help="model folder or hub name")
-        option("--problems", default=str(CLOCK / "train.jsonl"), help=f"to train on: {sources}")
-        option("--heldout", default=str(CLOCK / "heldout.jsonl"), help="to evaluate on")
+        option("--problems", default=str(DATA / "clock" / "train.jsonl"),
+               help=f"to train on: {sources}")
+        option("--heldout", default=str(DATA / "clock" / "heldout.jsonl"), help="to evaluate on")
         option("--heldout-split", help="split of --heldout, where it is another one")
         option("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"),
                help="of the teacher's weights; auto: as they were saved")
@@ -71,62 +75,40 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _columns(pairs: list[str]) -> dict[str, str]:
-    """`["question=problem"]` -> `{"question": "problem"}`: our field, and the source's column."""
-    out = {}
-    for pair in pairs:
-        name, _, column = pair.partition("=")
-        if name not in FIELDS or not column:
-            raise InputError(f"--columns {pair}: write FIELD=COLUMN, FIELD one of "
-                             f"{', '.join(FIELDS)}: question=problem")
-        out[name] = column
-    return out
-
-
-def _configured(args: argparse.Namespace, task: Task) -> HealConfig:
-    """The preset, with the length limit asked for; a chat model needs room for its thoughts."""
-    config = PRESETS[args.preset](args.seed)
-    least = 1024 if isinstance(task, ChatMathTask) else 0
-    longest = args.max_new_tokens
-    longest = max(least, config.sample.max_new_tokens) if longest is None else longest
-    return replace(config, sample=replace(config.sample, max_new_tokens=longest))
-
-
-def _plan(spec: RunSpec, readings: list[Reading], task: Task, teacher: LM, student: LM) -> str:
-    """What the run will cost, from a measured minute or less."""
-    print("Measuring for at most a minute ...", file=sys.stderr)
-    c = spec.config
-    problems = limit_by_kind(readings[0].problems, c.train_limit)
-    heldout = limit_by_kind(readings[1].problems, c.eval_limit)
-    speed = measure(teacher, student, task, problems, c)
-    stages = plan(c, len(problems), len(heldout), speed, processes().num_processes,
-                  len(limit_by_kind(heldout, PROBE)))
-    return plan_text(stages, teacher, student, c, speed)
-
-
 def _run(args: argparse.Namespace, command: str) -> None:
     """`demo` and `run`."""
-    # 1) what was given
+    # 1) what was given; a chat model needs room for its thoughts
     out, first = Path(args.out), processes().is_main_process
     if args.max_batch < 1:
         raise InputError(f"--max-batch {args.max_batch}: at least one sequence must go through")
     if out.exists() and not out.is_dir():
         raise InputError(f"--out {out} is a file; give a folder")
-    columns = _columns(args.columns)
     teacher = load_lm(args.teacher, dtype=args.dtype, max_batch=args.max_batch)
     student = load_lm(args.student, max_batch=args.max_batch)
-    task = task_for(args.task, teacher.tokenizer)
-    spec = RunSpec(args.teacher, args.student, args.problems, args.heldout, _configured(args, task),
-                   columns, args.split, args.heldout_split or args.split, args.config_name)
-    readings = spec.read(task)
+    task, config = task_for(args.task, teacher.tokenizer), PRESETS[args.preset](args.seed)
+    longest = args.max_new_tokens
+    if longest is None:
+        least = 1024 if isinstance(task, ChatMathTask) else 0
+        longest = max(least, config.sample.max_new_tokens)
+    config = replace(config, sample=replace(config.sample, max_new_tokens=longest))
+    spec = RunSpec(args.teacher, args.student, args.problems, args.heldout, config,
+                   dict(args.columns), args.split, args.heldout_split or args.split,
+                   args.config_name)
+    problems, heldout, rules = spec.read(task)
     # 2) what will happen: how answers are read, and the plan with which the run was started
+    kept = out / "plan.txt"
     if first and (args.command == "run" or args.dry_run):
-        print(*[r.rules for r in readings], sep="\n", file=sys.stderr)
-        kept = out / "plan.txt"
-        if args.dry_run:
-            print(_plan(spec, readings, task, teacher, student))
-        elif not kept.exists() and not (out / "config.json").exists():
-            write_text(kept, _plan(spec, readings, task, teacher, student) + "\n")
+        print(rules, file=sys.stderr)
+        if args.dry_run or not (kept.exists() or (out / "config.json").exists()):
+            print("Measuring for at most a minute ...", file=sys.stderr)
+            speed = measure(teacher, student, task, problems, config)
+            stages = plan(config, len(problems), len(heldout), speed, processes().num_processes,
+                          len(limit_by_kind(heldout, PROBE)))
+            text = plan_text(stages, teacher, student, config, speed)
+            if args.dry_run:
+                print(text)
+            else:
+                write_text(kept, text + "\n")
         if kept.exists():
             print(kept.read_text(encoding="utf-8"), file=sys.stderr)
     if args.dry_run:
@@ -134,17 +116,16 @@ def _run(args: argparse.Namespace, command: str) -> None:
     # 3) the run
     report = run(spec, out, task, lms=(teacher, student), quiet=args.quiet, command=command)
     if first:
-        page = write_page(out, report, teacher, task, spec.config.pure)
+        page = write_page(out, report, teacher, task, config.pure)
         print(f"\n{text_table(table(rows_from_report(report)))}\n", *report["notes"], sep="\n")
         print(f"Mean and 95 % interval over held-out problems. Page: {page}   Report: "
               f"{out / 'report.json'}\nMore: jupyter lab notebooks/00_world.ipynb")
 
 
 def _check(args: argparse.Namespace, command: str) -> None:
-    task, columns = task_for(args.task, load_tokenizer(args.teacher)), _columns(args.columns)
-    reading = read_problems(args.file, task, columns, args.split, args.config_name)
-    if reading.errors:
-        raise InputError("\n".join(reading.errors))
+    task = task_for(args.task, load_tokenizer(args.teacher))
+    (reading,) = whole(read_problems(args.file, task, dict(args.columns), args.split,
+                                     args.config_name))
     print(f"{reading.rules}\n{args.file}: {len(reading.problems)} problems, no mistakes found")
 
 

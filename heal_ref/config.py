@@ -1,14 +1,11 @@
 """All settings, as frozen dataclasses with checked fields and three named presets.
 
-- `HealConfig.tiny()`: the shipped pair on two cores; chosen on validation problems.
-- `HealConfig.smoke()`: the same, as small as it runs, for tests.
-- `HealConfig.paper()`: constants that secondary sources give for the paper (we have only its
-  abstract). They are leads, not facts; PAPER.md says which of them are sure.
+Only the names GEAR, PURE and PACE and the three stages are the paper's; the fields are our reading.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args, get_type_hints
 
 from heal_ref.records import InputError
@@ -26,22 +23,19 @@ class _Checked:
     def __post_init__(self) -> None:
         types = get_type_hints(type(self))
         for f in fields(self):  # type: ignore[arg-type]
-            value, where = getattr(self, f.name), f"{type(self).__name__}.{f.name}"
-            words = choices(type(self), f.name)
-            if words and value not in words:
-                raise InputError(f"{where} is {value!r}; it must be one of {', '.join(words)}")
-            if types[f.name] is bool and not isinstance(value, bool):
-                raise InputError(f"{where} is {value!r}; it must be True or False")
-            if "range" in f.metadata:
-                self._check_number(value, where, types[f.name], *f.metadata["range"])
-
-    def _check_number(self, value: Any, where: str, kind: type, low: float, high: float) -> None:
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise InputError(f"{where} is {value!r}; it must be a number")
-        if kind is int and not isinstance(value, int):
-            raise InputError(f"{where} is {value!r}; it must be a whole number")
-        if not low <= value <= high:
-            raise InputError(f"{where} is {value}; it must lie between {low} and {high}")
+            value, kind, must = getattr(self, f.name), types[f.name], ""
+            if words := choices(type(self), f.name):
+                must = "" if value in words else f"be one of {', '.join(words)}"
+            elif kind is bool:
+                must = "" if isinstance(value, bool) else "be True or False"
+            elif "range" in f.metadata:
+                low, high = f.metadata["range"]
+                if isinstance(value, bool) or not isinstance(value, int | kind):
+                    must = "be a whole number" if kind is int else "be a number"
+                elif not low <= value <= high:
+                    must = f"lie between {low} and {high}"
+            if must:
+                raise InputError(f"{type(self).__name__}.{f.name} is {value!r}; it must {must}")
 
 
 def _number(default: float, low: float, high: float = float("inf")) -> Any:
@@ -50,19 +44,11 @@ def _number(default: float, low: float, high: float = float("inf")) -> Any:
 
 @dataclass(frozen=True)
 class SampleConfig(_Checked):
-    """How trajectories are sampled.
-
-    Raises:
-        InputError: a field lies outside its range.
+    """How trajectories are sampled. InputError if a field lies outside its range.
 
     Example:
-        >>> import heal_ref as heal
         >>> heal.SampleConfig(n=4, temperature=0.7)
         SampleConfig(n=4, temperature=0.7, top_p=1.0, max_new_tokens=96, batch=64)
-        >>> heal.SampleConfig(temperature=-1)
-        Traceback (most recent call last):
-            ...
-        heal_ref.records.InputError: SampleConfig.temperature is -1; it must lie between 0.0 and inf
     """
 
     n: int = _number(8, 1)  # samples per problem
@@ -76,14 +62,9 @@ class SampleConfig(_Checked):
 class GearConfig(_Checked):
     """Guided Entropy-Assisted Repair: which problems, which step, which hint, how many tries.
 
-    Only the name is the paper's; the fields are our reading. `HealConfig.paper()` holds what
-    secondary sources give for them. "wrong_answer" and "random" are controls.
-
-    Raises:
-        InputError: a field lies outside its range, or is none of its choices.
+    The hint "wrong_answer" and the signal "random" are controls.
 
     Example:
-        >>> import heal_ref as heal
         >>> config = heal.GearConfig(paths=2, hints=1, continuations=3)
         >>> config.paths * config.hints * config.continuations  # repairs per problem, at most
         6
@@ -104,18 +85,12 @@ class GearConfig(_Checked):
 class PureConfig(_Checked):
     """Perplexity-Uncertainty Ratio Estimator: the reading, the aggregate over steps, the threshold.
 
-    Only the name is the paper's; `pure_scores` describes the readings.
-
-    Raises:
-        InputError: a field lies outside its range, or is none of its choices.
-
     Example:
-        >>> import heal_ref as heal
         >>> heal.PureConfig().reading, heal.PureConfig().aggregate
         ('typicality', 'worst')
     """
 
-    reading: Literal["typicality", "forced", "rollout"] = "typicality"
+    reading: Literal["typicality", "forced", "rollout"] = "typicality"  # see `pure_scores`
     aggregate: Literal["worst", "worst_share", "mean"] = "worst"  # of the K step ratios
     epsilon: float = _number(3.0, 1e-9)  # ε in nats, of the readings `forced` and `rollout`
     rollouts: int = _number(8, 2)  # continuations per prefix in the reading `rollout`
@@ -127,14 +102,7 @@ class PureConfig(_Checked):
 class PaceConfig(_Checked):
     """Progressive Answer-guided Curriculum Evolution: what enters a stage, how long it trains.
 
-    Name and three stages are the paper's; the fields are our reading. Lengths are in updates
-    (optimizer steps).
-
-    Raises:
-        InputError: a field lies outside its range, or the shares are not three that sum to 1.
-
     Example:
-        >>> import heal_ref as heal
         >>> config = heal.PaceConfig(updates=100)
         >>> [round(config.updates * share) for share in config.shares]  # updates of each stage
         [20, 20, 60]
@@ -143,7 +111,7 @@ class PaceConfig(_Checked):
     guided_below: float = _number(0.5, 0.0, 1.0)  # accuracy below which a problem is guided
     per_problem: int = _number(4, 1)  # trajectories per problem and stage, at most
     cumulative: bool = True  # a stage also holds the data of the stages before it
-    updates: int = _number(600, 1)
+    updates: int = _number(600, 1)  # optimizer steps
     shares: tuple[float, float, float] = (0.2, 0.2, 0.6)  # foundation, guided, repaired
     batch: int = _number(64, 1)  # examples per update
     learning_rate: float = _number(1e-3, 0.0)
@@ -167,12 +135,9 @@ class HealConfig(_Checked):
     """One run of the whole method. Take a preset and change what should differ.
 
     Example:
-        >>> import heal_ref as heal
         >>> from dataclasses import replace
-        >>> tiny = heal.HealConfig.tiny(seed=1)
-        >>> short = replace(tiny, pace=replace(tiny.pace, updates=60))  # makes another config
-        >>> short.pace.updates, tiny.pace.updates
-        (60, 600)
+        >>> replace(heal.HealConfig.tiny(), eval_n=4).eval_n  # makes another config
+        4
     """
 
     seed: int = 0
@@ -186,7 +151,7 @@ class HealConfig(_Checked):
 
     @classmethod
     def tiny(cls, seed: int = 0) -> HealConfig:
-        """The shipped pair on two CPU cores."""
+        """For the shipped pair on two CPU cores; chosen on validation problems."""
         return cls(seed=seed, sample=SampleConfig(n=4), pace=PaceConfig(learning_rate=3e-3),
                    eval_limit=100)
 
@@ -199,7 +164,8 @@ class HealConfig(_Checked):
 
     @classmethod
     def paper(cls, seed: int = 0) -> HealConfig:
-        """Constants that secondary sources give for the paper: leads, not facts (PAPER.md)."""
+        """Constants that secondary sources give for the paper, of which we have only the abstract:
+        leads, not facts (PAPER.md)."""
         return cls(
             seed=seed,
             sample=SampleConfig(n=30, temperature=0.6, top_p=0.95, max_new_tokens=32768, batch=4),
@@ -207,10 +173,6 @@ class HealConfig(_Checked):
             pure=PureConfig(reading="forced", aggregate="worst_share", epsilon=0.01, lam=0.2),
             pace=PaceConfig(updates=5000, per_problem=30, batch=8, learning_rate=1e-5, warmup=100),
         )
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain nested dictionary, as written to a run's config.json."""
-        return asdict(self)
 
 
 PRESETS = {"smoke": HealConfig.smoke, "tiny": HealConfig.tiny, "paper": HealConfig.paper}

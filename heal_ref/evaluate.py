@@ -1,7 +1,7 @@
 """Measuring: pass@k, intervals, and metrics that need a step checker (genuine, first wrong step).
 
-Intervals resample *problems*: samples of one problem are not independent. "Genuine" means right in
-every step, by the task's `check_steps`. Only reports use it; the method never does.
+Intervals resample *problems*: samples of one problem are not independent. The step checker is for
+reports only; the method never asks it.
 """
 
 from __future__ import annotations
@@ -26,25 +26,20 @@ BOOTSTRAP = 2000
 class Row:
     """One number of a report: mean with a 95 % interval over `n` problems (or other clusters).
 
-    `arm` is who was measured, `kind` of which problems, `metric` what (accuracies are shares).
-    `rates` are the numbers of the problems, by id; files do not hold them.
-
     Example:
-        >>> import heal_ref as heal
-        >>> row = heal.Row("teacher", "frontier", "pass@1", mean=0.25, low=0.0, high=0.5, n=8)
-        >>> f"{row.arm}, {row.kind}: {row.metric} {row.mean} [{row.low}, {row.high}]"
-        'teacher, frontier: pass@1 0.25 [0.0, 0.5]'
+        >>> heal.Row("teacher", "frontier", "pass@1", mean=0.25, low=0.0, high=0.5, n=8).mean
+        0.25
     """
 
-    arm: str
-    kind: str
-    metric: str
+    arm: str  # who was measured
+    kind: str  # on which problems
+    metric: str  # what: accuracies are shares
     mean: float
     low: float
     high: float
     n: int
     seeds: int = 1
-    rates: dict[str, float] = field(default_factory=dict, compare=False, repr=False)
+    rates: dict[str, float] = field(default_factory=dict, compare=False, repr=False)  # by problem
 
     @classmethod
     def of(cls, arm: str, kind: str, metric: str, rates: dict[str, float]) -> Row:
@@ -63,7 +58,6 @@ def pass_at_k(n: int, c: int, k: int) -> float:
     It is the probability that k of the n samples hold a correct one; ValueError for other numbers.
 
     Example:
-        >>> import heal_ref as heal
         >>> heal.pass_at_k(4, 1, 1), heal.pass_at_k(4, 1, 2), heal.pass_at_k(4, 1, 4)
         (0.25, 0.5, 1.0)
     """
@@ -81,8 +75,7 @@ def interval(values: Sequence[float], weights: Sequence[float] | None = None
     rate of up to 3 / n is compatible with the sample, and [1.00, 1.00] does not show it.
 
     Example:
-        >>> from heal_ref.evaluate import interval
-        >>> interval([0.0, 0.5, 1.0])
+        >>> heal.interval([0.0, 0.5, 1.0])
         (0.5, 0.0, 1.0)
     """
     v = np.asarray(values, dtype=float)
@@ -99,13 +92,11 @@ def interval(values: Sequence[float], weights: Sequence[float] | None = None
 def paired_difference(a: Row, b: Row) -> Row:
     """a − b with a 95 % interval: the difference of each problem, resampled over problems.
 
-    Raises:
-        ValueError: the rows differ in metric, kind or problems, or hold no rates (from a file).
+    ValueError if the rows differ in metric, kind or problems, or hold no rates (from a file).
 
     Example:
-        >>> from heal_ref.evaluate import Row, paired_difference
-        >>> before, after = (Row.of("student", "", "pass@1", {"p": x, "q": x}) for x in (0.0, 0.5))
-        >>> paired_difference(after, before).mean
+        >>> before, after = (heal.Row.of("student", "", "pass@1", {"p": x}) for x in (0.0, 0.5))
+        >>> heal.paired_difference(after, before).mean
         0.5
     """
     if (a.metric, a.kind) != (b.metric, b.kind):
@@ -128,11 +119,9 @@ def first_wrong_step(lm: LM, task: Task, t: Trajectory) -> int | None:
     """Index of the first wrong step by the task's checker, or None. For measuring only.
 
     Example:
-        >>> import heal_ref as heal
-        >>> from heal_ref.evaluate import first_wrong_step
         >>> teacher, task = heal.load_lm(heal.DATA / "teacher"), heal.ClockTask()
         >>> t, = heal.sample(teacher, task, [heal.Problem("p", "Start 5; + 3; # 4; * 2", "17")], 1)
-        >>> first_wrong_step(teacher, task, t)  # the teacher never learnt "#"
+        >>> heal.first_wrong_step(teacher, task, t)  # the teacher never learnt "#"
         2
     """
     verdicts = task.check_steps(t.problem, step_texts(lm, t)) or []
@@ -143,11 +132,9 @@ def is_genuine(lm: LM, task: Task, t: Trajectory) -> bool:
     """Correct, and right in every step. For measuring only.
 
     Example:
-        >>> import heal_ref as heal
-        >>> from heal_ref.evaluate import is_genuine
         >>> teacher, task = heal.load_lm(heal.DATA / "teacher"), heal.ClockTask()
         >>> t, = heal.sample(teacher, task, [heal.Problem("p", "Start 5; + 3; * 4", "9")], 1)
-        >>> is_genuine(teacher, task, t)
+        >>> heal.is_genuine(teacher, task, t)
         True
     """
     return t.correct and bool(task.is_genuine(t.problem, step_texts(lm, t)))
@@ -155,7 +142,8 @@ def is_genuine(lm: LM, task: Task, t: Trajectory) -> bool:
 
 def rows_of(arm: str, lm: LM, task: Task, sampled: Sequence[Trajectory],
             greedy: Sequence[Trajectory]) -> list[Row]:
-    """Rows of one arm by kind: pass@1, pass@8 (of 8 samples or more), genuine, pass@1_greedy."""
+    """Rows of one arm by kind: pass@1, pass@8 (of 8 samples or more), genuine (where the task has a
+    step checker: the share of all samples that are right in every step), pass@1_greedy."""
     rows = []
     for kind in dict.fromkeys(t.problem.kind for t in (*sampled, *greedy)):
         groups = by_problem([t for t in sampled if t.problem.kind == kind])
@@ -177,18 +165,12 @@ def evaluate(lm: LM, task: Task, problems: Sequence[Problem], *, n: int = 8, see
     """Sample n solutions per problem and one more greedily; report shares by kind (`rows_of`).
 
     The n solutions use all of `sampling`; the greedy one has temperature 0, and is otherwise the
-    same. `genuine` is the share of all sampled solutions that are right in every step, where the
-    task has a step checker. Prompts are those of this model (`task.for_tokenizer`).
-
-    Raises:
-        FloatingPointError: the model's logits became NaN.
+    same. Prompts are those of this model (`task.for_tokenizer`).
 
     Example:
-        >>> import heal_ref as heal
         >>> teacher, task = heal.load_lm(heal.DATA / "teacher"), heal.ClockTask()
         >>> problems = heal.load_problems(heal.DATA / "clock" / "validation.jsonl", task)[:4]
-        >>> rows = heal.evaluate(teacher, task, problems, n=2)
-        >>> [(row.kind, row.metric, row.n) for row in rows]
+        >>> [(row.kind, row.metric, row.n) for row in heal.evaluate(teacher, task, problems, n=2)]
         [('mastered', 'pass@1', 4), ('mastered', 'genuine', 4), ('mastered', 'pass@1_greedy', 4)]
     """
     own, sampling = task.for_tokenizer(lm.tokenizer), sampling or SampleConfig()

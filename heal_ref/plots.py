@@ -1,8 +1,5 @@
-"""Figures. Titles state the finding and are made from the numbers that are drawn.
-
-Colours are Okabe and Ito's, which colour-blind readers can tell apart; hatches and markers repeat
-what they say.
-"""
+"""Figures. Titles state the finding and are made from the numbers that are drawn. Colours are Okabe
+and Ito's, for colour-blind readers; hatches and markers repeat what they say."""
 
 import io
 from collections.abc import Sequence

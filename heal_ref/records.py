@@ -1,13 +1,7 @@
 """Problems and trajectories: the two things that flow through HEAL, and their files.
 
-- A `Trajectory` holds everything that a plot or a filter needs (per-token entropy and log-prob,
-  step boundaries, answer, origin), so that nothing is computed twice.
-- Files are JSON Lines. A file is written under a temporary name, flushed to disk and renamed, so
-  that a reader sees either nothing or all of it.
-- Numbers per token are rounded to 6 decimals when a trajectory is made: memory and file agree.
+Numbers per token are rounded to 6 decimals when a trajectory is made: memory and file agree.
 """
-
-from __future__ import annotations
 
 import contextlib
 import json
@@ -15,7 +9,7 @@ import os
 import subprocess
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +17,13 @@ DATA = Path(__file__).resolve().parent.parent / "data"  # shipped: pair, problem
 
 
 class InputError(ValueError):
-    """Invalid user input. The message says what was found, why it matters and what to do.
+    """Invalid user input: what was found, why it matters, what to do.
 
-    The command line prints it without a traceback and exits with code 2.
+    The command line prints the message without a traceback and exits with code 2.
 
     Example:
-        >>> import heal_ref as heal
         >>> heal.GearConfig(window=2)
         Traceback (most recent call last):
-            ...
         heal_ref.records.InputError: GearConfig.window is 2; it must lie between 1e-06 and 1.0
     """
 
@@ -41,7 +33,6 @@ class Problem:
     """One problem with a known answer. Only reports read `kind` and `length`.
 
     Example:
-        >>> import heal_ref as heal
         >>> heal.Problem("p1", "Start 5; + 3; * 4", "9")  # (5 + 3) * 4 = 32, on a clock of 23 hours
         Problem(id='p1', question='Start 5; + 3; * 4', answer='9', kind='', length=0)
     """
@@ -57,45 +48,37 @@ class Problem:
 class Trajectory:
     """One sampled solution and all that was measured while it was sampled.
 
-    `token_ids`, `entropy` and `logprob` have one entry per token (T). Entropy is that of the
-    model's raw next-token distribution in nats (whole vocabulary, temperature 1, before any
-    warping); logprob is the log-probability of the sampled token under the same distribution.
-    `steps` holds K half-open token ranges. `source` is "base" (unaided), "guided" (with the answer
-    in view) or "repair" (GEAR's). `tokens_spent` counts every token that it cost, end of turn
-    included; its sum over all trajectories of a call is what the call cost.
+    `entropy` (nats) is that of the model's raw next-token distribution: whole vocabulary,
+    temperature 1, before any warping; `logprob` is that of the sampled token under it.
 
-    For a repair, `token_ids` is kept prefix + continuation *without the hint*; `parent` (index of
-    the broken sample), `breakpoint` (0-based step at which it was cut) and `hint` say where it
-    comes from. If no usable hint was written, the repair ends at the cut: `hint` is None and
-    `note` says why.
+    For a repair, `token_ids` is kept prefix + continuation *without the hint*. If no usable hint
+    was written, it ends at the cut: `hint` is None and `note` says why.
 
     Example:
-        >>> import heal_ref as heal
         >>> teacher, task = heal.load_lm(heal.DATA / "teacher"), heal.ClockTask()
         >>> problem = heal.Problem("p", "Start 5; + 3; # 4; * 2", "17")  # "#" was never learnt
-        >>> greedy = heal.SampleConfig(temperature=0.0)
-        >>> t, = heal.sample(teacher, task, [problem], n=1, sampling=greedy)
-        >>> t.answer, t.correct, t.steps
-        ('16', False, [(0, 4), (4, 13), (13, 22), (22, 31), (31, 36)])
+        >>> t, = heal.sample(teacher, task, [problem], 1, sampling=heal.SampleConfig(temperature=0))
+        >>> t.steps
+        [(0, 4), (4, 13), (13, 22), (22, 31), (31, 36)]
         >>> [round(h, 1) for h in t.step_entropy]  # nats: highest where the teacher does not know
         [0.4, 0.3, 0.6, 0.3, 0.0]
     """
 
     problem: Problem
-    source: str
+    source: str  # "base" (unaided), "guided" (with the answer in view) or "repair" (GEAR's)
     prompt: str  # the plain prompt, which the student will see: no answer, no hint
     text: str
-    token_ids: list[int]
-    entropy: list[float]
-    logprob: list[float]
-    steps: list[tuple[int, int]]
+    token_ids: list[int]  # T
+    entropy: list[float]  # T
+    logprob: list[float]  # T
+    steps: list[tuple[int, int]]  # K half-open ranges of tokens
     answer: str | None
     correct: bool
     finished: bool
-    tokens_spent: int
+    tokens_spent: int  # all that it cost, end of turn included; their sum is the cost of a call
     index: int = 0
-    parent: int | None = None
-    breakpoint: int | None = None
+    parent: int | None = None  # index of the broken sample of a repair
+    breakpoint: int | None = None  # its step (0-based) at which it was cut
     hint: str | None = None
     note: str = ""
 
@@ -114,25 +97,18 @@ class Trajectory:
 class PureScore:
     """A trajectory with its PURE score: one ratio r_k per step (K), and one number to compare.
 
-    `perplexity` (PPL, at least 1) and `uncertainty` (nats) have K entries too. What `ratio` holds
-    depends on the reading (`pure_scores`). `score` is its aggregate over the steps; a high one
-    suggests a shortcut.
-
     Example:
-        >>> import heal_ref as heal
         >>> s = heal.PureScore(None, [1.0, 4.0], [0.1, 0.2], ratio=[-0.1, 1.2], score=1.2)
         >>> s.score == max(s.ratio)  # by default the worst step counts
         True
     """
 
     trajectory: Trajectory
-    perplexity: list[float]
-    uncertainty: list[float]
-    ratio: list[float]
-    score: float
+    perplexity: list[float]  # K, at least 1
+    uncertainty: list[float]  # K, in nats
+    ratio: list[float]  # K; what it holds depends on the reading (`pure_scores`)
+    score: float  # their aggregate; a high one suggests a shortcut
 
-
-# --------------------------------------------------------------------------------------- files
 
 def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Write rows so that the file is either complete or absent, even if the machine stops."""
@@ -142,9 +118,7 @@ def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write `text` atomically: temporary name, flush, fsync, rename.
 
-    Raises:
-        InputError: the file cannot be written (disk full, no permission). What was there before
-            is left as it was.
+    InputError if it cannot be written (disk full, no permission); the old file then stays.
     """
     path = Path(path)
     tmp = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # one of its own for each process
@@ -163,26 +137,23 @@ def write_text(path: Path, text: str) -> None:
             "start the same command again: what was finished is kept") from e
 
 
-def to_row(record: Trajectory | PureScore) -> dict[str, Any]:
-    """A record as plain JSON types; `from_row` is the inverse."""
-    return asdict(record)
+def read_json(path: Path, what: str, **fields: type) -> dict[str, Any]:
+    """The object in a file; InputError, "PATH is not `what`", if it lacks fields of these types."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if all(isinstance(content[name], kind) for name, kind in fields.items()):
+            return content
+        raise ValueError("fields of other types")
+    except (ValueError, KeyError, TypeError, RecursionError) as e:
+        raise InputError(f"{path} is not {what}") from e
 
 
 def from_row(row: dict[str, Any]) -> Trajectory | PureScore:
-    """Rebuild the `Trajectory` or `PureScore` that `to_row` wrote."""
+    """Rebuild the `Trajectory` or `PureScore` that `dataclasses.asdict` took apart."""
     if "trajectory" in row:
         return PureScore(**{**row, "trajectory": from_row(row["trajectory"])})
     steps = [(a, b) for a, b in row["steps"]]
     return Trajectory(**{**row, "problem": Problem(**row["problem"]), "steps": steps})
-
-
-def read_records(path: Path) -> list[Any]:
-    """All records of one JSON Lines file that this package wrote."""
-    with open(path, encoding="utf-8") as f:
-        return [from_row(json.loads(line)) for line in f]
-
-
-# -------------------------------------------------------------------------------------- groups
 
 
 def by_problem(trajectories: Sequence[Trajectory]) -> dict[str, list[Trajectory]]:
@@ -195,8 +166,7 @@ def by_problem(trajectories: Sequence[Trajectory]) -> dict[str, list[Trajectory]
 
 def limit_by_kind(problems: Sequence[Problem], limit: int) -> list[Problem]:
     """The first `limit` problems of each kind; all of them if it is 0."""
-    seen: Counter = Counter()
-    out = []
+    seen, out = Counter[str](), []
     for p in problems:
         seen[p.kind] += 1
         if not limit or seen[p.kind] <= limit:

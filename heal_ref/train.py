@@ -33,7 +33,7 @@ from transformers.utils import is_torch_bf16_gpu_available
 
 from heal_ref.config import PaceConfig
 from heal_ref.model import LM, load_lm, processes
-from heal_ref.records import InputError, Problem, write_text
+from heal_ref.records import InputError, Problem, read_json, write_text
 from heal_ref.tasks.base import Task
 
 IGNORE = -100  # label of a position that is not learnt
@@ -320,8 +320,10 @@ def parts_of_a_batch(config: PaceConfig, lm: LM) -> int:
 def read_curve(folder: str | Path) -> list[dict[str, Any]]:
     """What `distill` kept of each finished stage, in order: `stage`, `updates`, `examples`, and
     its `log`: lines of `step` (within the stage) with `loss`, or with `accuracy` by kind."""
-    files = sorted(Path(folder).glob("*/curve.json"))
-    return [json.loads(f.read_text(encoding="utf-8")) for f in files]
+    what = ("the learning curve of a stage, so nothing says how it was trained; delete the stage's "
+            "folder and start the same command again, which trains it again")
+    return [read_json(file, what, stage=str, updates=int, examples=int, log=list)
+            for file in sorted(Path(folder).glob("*/curve.json"))]
 
 
 def claim(home: Path, student: LM, data: Mapping[str, Any], config: PaceConfig, seed: int) -> None:
@@ -338,7 +340,8 @@ def claim(home: Path, student: LM, data: Mapping[str, Any], config: PaceConfig, 
     with processes().main_process_first():
         if not path.exists() and not list(home.glob("*/curve.json")):
             write_text(path, json.dumps(settings, indent=1) + "\n")
-        old = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        old = read_json(path, "the settings of a student, so nothing says what it learnt; use "
+                        "another folder, or delete this one", seed=int) if path.exists() else {}
     if changed := [f"{key}: {old.get(key)!r} in the folder, {value!r} now"
                    for key, value in settings.items() if old.get(key) != value]:
         raise InputError(f"{home} holds students of other settings ({'; '.join(changed)}); use "

@@ -33,18 +33,20 @@ def _explorer(show: Callable[..., tuple[str, bytes]], **controls: Any) -> VBox:
         text.value, picture.value = show(**{name: c.value for name, c in controls.items()})
         picture.layout.display = None if picture.value else "none"
 
-    for control in controls.values():
+    for name, control in controls.items():
+        control.description = name
+        control.style.description_width = "initial"
         control.observe(update, names="value")
     update()
     return VBox([Box(list(controls.values()), layout={"flex_flow": "row wrap"}), text, picture])
 
 
-def _menu(name: str, trajectories: Sequence[Trajectory]) -> Dropdown:
+def _menu(trajectories: Sequence[Trajectory]) -> Dropdown:
     """Choose one of several trajectories, by index."""
     ends = [t.note or ("ends right" if t.correct else "ends wrong") for t in trajectories]
-    options = [(f"{i + 1}: {t.problem.kind} {t.problem.question} ({ends[i]})", i)
-               for i, t in enumerate(trajectories)]
-    return Dropdown(options=options, description=name, layout=WIDE)
+    return Dropdown(layout=WIDE, options=[
+        (f"{i + 1}: {t.problem.kind} {t.problem.question} ({ends[i]})", i)
+        for i, t in enumerate(trajectories)])
 
 
 def _solution(lm: LM, t: Trajectory, marks: Sequence[str]) -> str:
@@ -65,12 +67,10 @@ def _refuse_empty(**lists: Sequence[Any]) -> None:
 def explore_entropy(lm: LM, task: Task, trajectories: Sequence[Trajectory]) -> VBox:
     """Choose a trajectory and a reading of the breakpoint; text, curve and breakpoint follow.
 
-    Controls: trajectory, step, signal, window of `GearConfig`. The text says whether the reading
-    hits the first wrong step (if the task checks steps), here and in all trajectories. Paper:
-    "detects critical reasoning breakpoints via entropy dynamics". InputError if there are none.
+    Where the task checks steps, the text says whether the reading hits the first wrong one, here
+    and in all trajectories. InputError if there are none.
 
     Example:
-        >>> import heal_ref as heal
         >>> heal.explore_entropy(None, heal.ClockTask(), [])
         Traceback (most recent call last):
         heal_ref.records.InputError: nothing to explore: trajectories is empty; use sample
@@ -78,37 +78,29 @@ def explore_entropy(lm: LM, task: Task, trajectories: Sequence[Trajectory]) -> V
     _refuse_empty(trajectories=trajectories)
     wrong = [first_wrong_step(lm, task, t) for t in trajectories]
 
-    def show(pick: int, **reading: Any) -> tuple[str, bytes]:
-        config, t = GearConfig(**reading), trajectories[pick]
-        found = [breakpoint_of(t, config) for t in trajectories]
-        hits = [k == w for k, w in zip(found, wrong, strict=True) if w is not None]
-        here = "hit" if found[pick] == wrong[pick] else "miss"
-        here = "no wrong step here" if wrong[pick] is None else here
-        text = (f"<b>{here}</b>; this reading finds the first wrong step of {sum(hits)} in "
-                f"{len(hits)} trajectories")
-        return text, png(plot_reading(lm.pieces(t.token_ids), t, config, wrong[pick]))
+    def show(trajectory: int, **reading: Any) -> tuple[str, bytes]:
+        config, t, truth = GearConfig(**reading), trajectories[trajectory], wrong[trajectory]
+        hits = [breakpoint_of(t, config) == w for t, w in zip(trajectories, wrong, strict=True)
+                if w is not None]
+        here = "hit" if breakpoint_of(t, config) == truth else "miss"
+        text = (f"<b>{'no wrong step here' if truth is None else here}</b>; this reading finds the "
+                f"first wrong step of {sum(hits)} in {len(hits)} trajectories")
+        return text, png(plot_reading(lm.pieces(t.token_ids), t, config, truth))
 
     return _explorer(
-        show, pick=_menu("trajectory", trajectories),
-        step=Dropdown(options=choices(GearConfig, "step"), description="step"),
-        signal=Dropdown(options=choices(GearConfig, "signal"), description="signal"),
-        window=FloatSlider(1.0, min=0.1, max=1.0, step=0.05, description="window f"))
+        show, trajectory=_menu(trajectories), step=Dropdown(options=choices(GearConfig, "step")),
+        signal=Dropdown(options=choices(GearConfig, "signal")),
+        window=FloatSlider(1.0, min=0.1, max=1.0, step=0.05))
 
 
 def explore_pure(lm: LM, task: Task, scored: Sequence[PureScore], reference: Sequence[PureScore],
                  config: PureConfig | None = None) -> VBox:
-    """Move PURE's threshold, aggregate, λ and ε; scatter, counts and one example follow.
+    """Change `PureConfig`'s numbers and aggregate; scatter, counts and one example follow.
 
-    Controls: keep quantile, aggregate, λ, ε (not used by `typicality`), example. The task's
-    checker says which candidates are genuine; it filters nothing. Paper: "decouples genuine
-    cognitive breakthroughs from spurious shortcuts". InputError if a list is empty.
-
-    Args:
-        scored: candidates, scored under `config` (its reading of the uncertainty stays).
-        reference: scores of unaided correct trajectories, which give the threshold.
+    The checker says which of `scored` are genuine; `reference` (scores of unaided correct
+    trajectories) gives the threshold. All have the reading of `config`. InputError if one is empty.
 
     Example:
-        >>> import heal_ref as heal
         >>> heal.explore_pure(None, heal.ClockTask(), [], [])
         Traceback (most recent call last):
         heal_ref.records.InputError: nothing to explore: scored is empty; use pure_scores
@@ -130,34 +122,26 @@ def explore_pure(lm: LM, task: Task, scored: Sequence[PureScore], reference: Seq
         return text, png(plot_filter(again, genuine, limit, config))
 
     epsilons = sorted({0.01, 0.1, 0.3, 1.0, 3.0, start.epsilon})
-    words = choices(PureConfig, "aggregate")
-    quantile = FloatSlider(start.keep_quantile, min=0.5, max=1.0, step=0.01, description="quantile")
     return _explorer(
-        show, keep_quantile=quantile,
-        aggregate=Dropdown(options=words, value=start.aggregate, description="aggregate"),
-        lam=FloatSlider(start.lam, min=0.05, max=1.0, step=0.05, description="λ"),
-        epsilon=SelectionSlider(options=epsilons, value=start.epsilon, description="ε"),
-        example=IntSlider(0, min=0, max=len(scored) - 1, description="example"))
+        show, keep_quantile=FloatSlider(start.keep_quantile, min=0.5, max=1.0, step=0.01),
+        aggregate=Dropdown(options=choices(PureConfig, "aggregate"), value=start.aggregate),
+        lam=FloatSlider(start.lam, min=0.05, max=1.0, step=0.05),
+        epsilon=SelectionSlider(options=epsilons, value=start.epsilon),
+        example=IntSlider(0, min=0, max=len(scored) - 1))
 
 
 def explore_repair(lm: LM, task: Task, base: Sequence[Trajectory], repaired: Sequence[Trajectory],
                    reference: Sequence[PureScore], gear: GearConfig | None = None,
                    pure: PureConfig | None = None) -> VBox:
-    """Step through a repair: broken solution, entropy, cut, hint, continuation, PURE, checker.
+    """Step through the repairs of `base`: broken solution, entropy, cut, hint, result, verdicts.
 
-    Controls: repair, stage. Paper: "detects critical reasoning breakpoints via entropy dynamics
-    and injects targeted hindsight hints to repair broken trajectories".
-
-    Args:
-        base, repaired: the samples that were repaired, and all or some of their repairs.
-        reference: scores under `pure` of unaided correct trajectories, which give the threshold.
-        gear: the reading of the breakpoint that is shown.
+    `gear` is the reading of the breakpoint that is shown. `reference` (scores of unaided correct
+    trajectories under `pure`) gives the threshold.
 
     Raises:
         InputError: a list is empty, or the broken solution of a repair is not in `base`.
 
     Example:
-        >>> import heal_ref as heal
         >>> heal.explore_repair(None, heal.ClockTask(), [], [], [])
         Traceback (most recent call last):
         heal_ref.records.InputError: nothing to explore: base is empty; use sample
@@ -171,19 +155,20 @@ def explore_repair(lm: LM, task: Task, base: Sequence[Trajectory], repaired: Seq
     gear, limit = gear or GearConfig(), pure_threshold(reference, pure)
     scores = {id(s.trajectory): s for s in pure_scores(lm, task, repaired, pure)}
 
-    def show(pick: int, stage: str) -> tuple[str, bytes]:
-        number, r = STAGES.index(stage), repaired[pick]
+    def show(repair: int, stage: str) -> tuple[str, bytes]:
+        number, r = STAGES.index(stage), repaired[repair]
         broken = samples[r.problem.id, r.parent or 0]
         t, marks, note = _story(lm, task, broken, r, gear, scores.get(id(r)), limit)[number]
         text = f"Stage <b>{stage}</b> of {html.escape(r.problem.question)}"
         text += _solution(lm, t, marks) + html.escape(note)
+        if number == 0:  # first guess, then look
+            return text, b""
         drawn = r if number > 3 else broken
         wrong = first_wrong_step(lm, task, r) if number == 6 else None
-        picture = png(plot_reading(lm.pieces(drawn.token_ids), drawn, gear, wrong))
-        return text, picture if number > 0 else b""  # first guess, then look
+        return text, png(plot_reading(lm.pieces(drawn.token_ids), drawn, gear, wrong))
 
-    stages = SelectionSlider(options=STAGES, description="stage", readout=False, layout=WIDE)
-    return _explorer(show, pick=_menu("repair", repaired), stage=stages)
+    return _explorer(show, repair=_menu(repaired), stage=SelectionSlider(
+        options=STAGES, readout=False, layout=WIDE))
 
 
 def _story(lm: LM, task: Task, t: Trajectory, r: Trajectory, gear: GearConfig,
@@ -205,8 +190,8 @@ def _story(lm: LM, task: Task, t: Trajectory, r: Trajectory, gear: GearConfig,
                     f"the threshold {limit:.3f}: {verdict}.")
     checked = "No checker is known for this task: whether every step is right stays unknown."
     if task.knows_truth:
-        checked = "Every step is right." if wrong is None else (
-            f"Step {wrong + 1} is the first wrong step.")
+        checked = f"Step {wrong + 1} is the first wrong step." if wrong is not None else (
+            "Every step is right.")
     return [
         (t, [""] * len(t.steps), f"It ends in {t.answer}; the right answer is {r.problem.answer}. "
                                  "Where does it break?"),

@@ -546,6 +546,11 @@ FOLDERS = {  # a change of a finished run, more of the command line -> what the 
         [],
         "is not the config.json of",
     ),
+    "settings.json of a student is cut off": (
+        lambda h: (h / "run/5-students/heal/settings.json").write_text('{"seed": 0, "lear'),
+        [],
+        "settings.json is not the settings of a student, so nothing says what it learnt; use another folder",
+    ),
     "head -3 of a shard (K2)": (
         torn(lambda x: "".join(x[:3])),
         [],

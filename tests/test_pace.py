@@ -1,10 +1,12 @@
 """Stages, the loss, and training: what is learnt, what is masked, what stops it, what is resumed."""
 
+import argparse
 import copy
 import dataclasses
 import json
 import math
 import random
+import re
 import warnings
 
 import pytest
@@ -19,6 +21,7 @@ from heal_ref.generation import generate
 from heal_ref.model import LM, load_lm
 from heal_ref.pace import build_stages, distill, shuffled, updates_of
 from heal_ref.records import InputError, Problem
+from heal_ref.run.command import execute
 from heal_ref.train import (
     IGNORE,
     TrainingError,
@@ -355,6 +358,27 @@ def test_a_folder_of_students_without_settings_is_refused(random_lm, task, tmp_p
     (tmp_path / "settings.json").unlink()
     with pytest.raises(InputError, match="seed: None in the folder, 0 now"):
         distill(random_lm, task, stage_of(random_lm), PaceConfig(updates=2, batch=2), folder=tmp_path)
+
+
+@pytest.mark.parametrize("content", ["", '{"seed": 0, "lear', "[1]", "{}", '{"seed": null, "log": 1}', "\udcff", "[" * 9000])
+def test_a_damaged_file_of_a_students_folder_is_said_in_one_line(random_lm, task, tmp_path, capsys, content):
+    """settings.json and curve.json, empty, cut off or of something else: what, why, what to do, exit code 2."""
+    config = PaceConfig(updates=2, batch=2)
+    distill(random_lm, task, stage_of(random_lm), config, folder=tmp_path)
+    commands = {"curve": lambda *_: read_curve(tmp_path),
+                "settings": lambda *_: distill(random_lm, task, stage_of(random_lm), config, folder=tmp_path)}
+    parser = argparse.ArgumentParser()
+    parser.add_argument("command")
+    for name, path, message in (
+            ("curve", tmp_path / "1-foundation" / "curve.json", "is not the learning curve of a stage, .*; delete the stage's folder"),
+            ("settings", tmp_path / "settings.json", "is not the settings of a student, .*; use another folder, or delete")):
+        whole = path.read_bytes()
+        path.write_bytes(content.encode(errors="surrogateescape"))
+        capsys.readouterr()
+        assert execute(parser, commands, [name]) == 2
+        assert re.fullmatch(f"{re.escape(str(path))} {message}.*\n", capsys.readouterr().err)
+        path.write_bytes(whole)
+        assert execute(parser, commands, [name]) == 0
 
 
 # ------------------------------------------------------------------------------------------- precision

@@ -1,7 +1,5 @@
 """What both command lines share: how an error becomes one line and an exit code."""
 
-from __future__ import annotations
-
 import argparse
 import os
 import sys
@@ -13,24 +11,19 @@ from safetensors import SafetensorError
 from heal_ref.model import OutOfMemory, quiet
 from heal_ref.records import InputError
 
-Commands = Mapping[str, Callable[[argparse.Namespace, str], None]]
 
-
-def execute(parser: argparse.ArgumentParser, commands: Commands,
+def execute(parser: argparse.ArgumentParser,
+            commands: Mapping[str, Callable[[argparse.Namespace, str], None]],
             argv: Sequence[str] | None = None) -> int:
-    """Run one command: it is called with its arguments and the command as it was typed.
-
-    Returns:
-        The exit code: 0 done; 2 wrong input (one line says what and what to do); 130 Ctrl-C.
-    """
+    """Run one command, called with its arguments and the text that was typed; the exit code:
+    0 done; 2 wrong input (one line says what and what to do); 130 Ctrl-C."""
     args = parser.parse_args(argv)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     quiet()
     disable_progress_bars()
     again = "then start the same command again: what was finished is kept"
-    typed = f"{parser.prog} " + " ".join(sys.argv[1:] if argv is None else argv)
     try:
-        commands[args.command](args, typed)
+        commands[args.command](args, " ".join([parser.prog, *(argv or sys.argv[1:])]))
         return 0
     except (InputError, FloatingPointError) as e:
         error = str(e)

@@ -1,12 +1,8 @@
 """A folder of shards that survives being killed and belongs to one run, in one launch at a time.
 
-- A shard is the work of one batch. Its seed follows from the run's seed, its stage and its number,
-  so it is the same after an interruption. Its last line says how many records it has.
-- `config.json` is the run's identity, everything that decides its result. Another one is refused.
-- `.lock` is held while the run goes on; the system releases it when the process ends or is killed.
+A shard is the work of one batch; its last line says how many records it has. `config.json` is the
+run's identity. The system releases `.lock` when the process ends or is killed.
 """
-
-from __future__ import annotations
 
 import hashlib
 import inspect
@@ -15,6 +11,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
@@ -26,7 +23,7 @@ from tqdm.auto import tqdm
 
 from heal_ref.config import HealConfig
 from heal_ref.model import LM, processes
-from heal_ref.records import InputError, Problem, from_row, to_row, write_jsonl, write_text
+from heal_ref.records import InputError, Problem, from_row, read_json, write_jsonl, write_text
 from heal_ref.tasks.base import Task
 
 OURS = ("config.json", "report.json", "[1-6]-*/*.jsonl", "[1-6]-*/*/*.jsonl")
@@ -90,7 +87,7 @@ def identity(config: HealConfig, task: Task, models: Mapping[str, LM],
     for key, value in vars(task).items():
         plain = isinstance(value, str | int | float | None)
         flat[f"task.{key}"] = value if plain else type(value).__name__
-    for key, value in config.to_dict().items():
+    for key, value in asdict(config).items():
         inner = value.items() if isinstance(value, dict) else [("", value)]
         flat |= {f"{key}.{name}".rstrip("."): v for name, v in inner}
     return flat | rendered(task, next(iter(problems.values()))[0])
@@ -121,16 +118,10 @@ def read_shard(path: Path) -> list[Any]:
 
 class RunFolder:
     """A folder of shards with one identity. Of several processes (`torchrun`, `accelerate launch`)
-    each makes a part of the missing shards, and all read all.
-
-    Args:
-        identity: what must be the same when the run is continued.
-        noted: what may change, for people.
-        watch: gives the part of `identity` that may change by itself: the rendered prompts.
-    """
+    each makes a part of the missing shards, and all read all. `watch` gives the part of `identity`
+    that may change by itself: the rendered prompts."""
 
     def __init__(self, path: str | Path, identity: Mapping[str, Any], quiet: bool = False,
-                 noted: Mapping[str, Any] | None = None,
                  watch: Callable[[], Mapping[str, Any]] = dict) -> None:
         self.state = processes()
         self.path, self.quiet = Path(path), quiet or not self.state.is_main_process
@@ -138,30 +129,22 @@ class RunFolder:
         self.lock = FileLock(self.path / ".lock", is_singleton=True)
         with self.state.main_process_first():
             if self.state.is_main_process:
-                self._lock()
-                self._claim(noted or {})
+                self._claim()
 
-    def _lock(self) -> None:
+    def _claim(self) -> None:
+        """Lock the folder, and write or compare its config.json; InputError if it is of others."""
         self.path.mkdir(parents=True, exist_ok=True)
-        file = self.path / ".lock"
+        holder, recorded = self.path / ".lock", self.path / "config.json"
         try:
             self.lock.acquire(timeout=0)
         except Timeout:
-            raise InputError(f"{self.path} is in use by {file.read_text(encoding='utf-8')}; wait "
+            raise InputError(f"{self.path} is in use by {holder.read_text(encoding='utf-8')}; wait "
                              "until it ends, stop it, or use another --out") from None
-        file.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
-
-    def _claim(self, noted: Mapping[str, Any]) -> None:
-        recorded = self.path / "config.json"
+        holder.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
         if not recorded.exists():
-            about = {"identity": self.identity, "noted": noted}
-            return write_text(recorded, json.dumps(about, indent=1) + "\n")
-        try:
-            old = dict(json.loads(recorded.read_text(encoding="utf-8"))["identity"])
-        except (ValueError, KeyError, TypeError) as e:
-            raise InputError(f"{recorded} is not the config.json of a run, so nothing says what "
-                             "the folder belongs to; use another --out") from e
-        self._compare(old)
+            return write_text(recorded, json.dumps({"identity": self.identity}, indent=1) + "\n")
+        what = "the config.json of a run, so nothing says what the folder belongs to; use another"
+        self._compare(read_json(recorded, f"{what} --out", identity=dict)["identity"])
         for pattern in OURS:
             for torn in self.path.glob(f"{pattern}.[0-9]*.tmp"):  # what a kill left
                 torn.unlink(missing_ok=True)
@@ -169,7 +152,7 @@ class RunFolder:
     def _compare(self, old: Mapping[str, Any]) -> None:
         """InputError with every difference; of prompts only the place where they differ."""
         new, changed = {**self.identity, **self.watch()}, {}
-        for key in dict.fromkeys([*old, *new]):
+        for key in {**old, **new}:
             a, b = old.get(key), new.get(key)
             if a != b and key.endswith("prompt"):
                 at = max(len(os.path.commonprefix([str(a), str(b)])) - 30, 0)
@@ -182,12 +165,11 @@ class RunFolder:
             raise InputError(f"{self.path} belongs to another run ({'; '.join(changed.values())}"
                              f"{why if dated else ''}); use another --out, or delete it")
 
-    def log(self, text: str, **more: Any) -> None:
-        """Add a line to log.txt, for people: when, what, and numbers."""
+    def log(self, text: str) -> None:
+        """Add a line to log.txt, for people."""
         if self.state.is_main_process:
-            numbers = "".join(f"; {k} {v}" for k, v in more.items())
             with open(self.path / "log.txt", "a", encoding="utf-8") as f:
-                f.write(f"{datetime.now():%Y-%m-%d %H:%M:%S}  {text}{numbers}\n")
+                f.write(f"{datetime.now():%Y-%m-%d %H:%M:%S}  {text}\n")
 
     def bar(self, label: str, total: int, done: int = 0, unit: str = "shard") -> tqdm:
         """A progress bar on the terminal, unless the run is quiet."""
@@ -206,7 +188,7 @@ class RunFolder:
         mine = missing[self.state.process_index :: self.state.num_processes]
         with self.bar(stage, len(files), len(files) - len(missing)) as bar:
             for i in mine:
-                rows = [to_row(r) for r in make(work[i], shard_seed(seed, stage, i))]
+                rows = [asdict(r) for r in make(work[i], shard_seed(seed, stage, i))]
                 write_jsonl(files[i], [*rows, {"records": len(rows)}])
                 bar.update(min(self.state.num_processes, len(files) - bar.n))
         self.state.wait_for_everyone()

@@ -4,8 +4,6 @@ problems -> base samples -> repairs and answer-guided samples -> PURE scores -> 
 -> evaluation -> report. Everything that is sampled or scored is a set of shards (`folder.py`).
 """
 
-from __future__ import annotations
-
 import json
 import platform
 import time
@@ -23,9 +21,9 @@ from heal_ref.config import GearConfig, HealConfig, SampleConfig
 from heal_ref.evaluate import rows_of
 from heal_ref.generation import sample
 from heal_ref.model import LM, load_lm
-from heal_ref.records import InputError, Problem, PureScore, Trajectory, by_problem, limit_by_kind
+from heal_ref.records import Problem, PureScore, Trajectory, by_problem, limit_by_kind
 from heal_ref.run.folder import RunFolder, batches, identity, rendered
-from heal_ref.run.sources import Reading, read_problems
+from heal_ref.run.sources import read_problems, whole
 from heal_ref.tasks.base import Task
 
 PROBE = 40  # held-out problems per kind on the learning curve: shown, never used to choose
@@ -45,20 +43,15 @@ class RunSpec:
     heldout_split: str = "train"
     name: str | None = None
 
-    def read(self, task: Task) -> list[Reading]:
-        """Both sources as they are now; InputError with one line for each mistake."""
-        sources = ((self.train, self.split), (self.heldout, self.heldout_split))
-        both = [read_problems(s, task, self.columns, split, self.name) for s, split in sources]
-        if errors := both[0].errors + both[1].errors:
-            raise InputError("\n".join(errors))
-        return both
-
-
-def sampled(folder: RunFolder, stage: str, lm: LM, task: Task, problems: Sequence[Problem], n: int,
-            c: HealConfig, sampling: SampleConfig, guided: bool = False) -> list[Trajectory]:
-    """n samples per problem, as the shards of a stage."""
-    return folder.shards(stage, batches(problems, c.sample.batch), lambda part, seed: sample(
-        lm, task, part, n, seed=seed, sampling=sampling, guided=guided), c.seed)
+    def read(self, task: Task) -> tuple[list[Problem], list[Problem], str]:
+        """Training and held-out problems as the sources are now, and how answers were read;
+        InputError with one line for each mistake."""
+        train = read_problems(self.train, task, self.columns, self.split, self.name)
+        heldout = read_problems(self.heldout, task, self.columns, self.heldout_split, self.name)
+        whole(train, heldout)
+        return (limit_by_kind(train.problems, self.config.train_limit),
+                limit_by_kind(heldout.problems, self.config.eval_limit),
+                f"{train.rules}\n{heldout.rules}")
 
 
 @dataclass
@@ -70,28 +63,26 @@ class Method:
     task: Task
     config: HealConfig
 
-    def base(self, problems: Sequence[Problem], stage: str = "1-base", n: int = 0
-             ) -> list[Trajectory]:
-        """n samples per problem (0: the configured number) under the plain prompt."""
-        c = self.config
-        return sampled(self.folder, stage, self.teacher, self.task, problems, n or c.sample.n, c,
-                       c.sample)
+    def sampled(self, problems: Sequence[Problem], stage: str = "1-base", n: int | None = None,
+                sampling: SampleConfig | None = None, guided: bool = False) -> list[Trajectory]:
+        """n samples per problem; number and sampling are the configured ones if not given."""
+        c, sampling = self.config, sampling or self.config.sample
+        return self.folder.shards(stage, batches(problems, c.sample.batch), lambda part, seed: (
+            sample(self.teacher, self.task, part, n or c.sample.n, seed=seed, sampling=sampling,
+                   guided=guided)), c.seed)
 
     def guided(self, base: Sequence[Trajectory]) -> list[Trajectory]:
         """Answer-guided samples of the problems that the teacher mostly fails."""
-        c, solved = self.config, pace.solved_share(base)
-        hard = [g[0].problem for key, g in by_problem(base).items()
-                if solved[key] < c.pace.guided_below]
-        return sampled(self.folder, "2-guided", self.teacher, self.task, hard,
-                       c.pace.per_problem, c, c.sample, guided=True)
+        c, solved = self.config.pace, pace.solved_share(base)
+        hard = [g[0].problem for key, g in by_problem(base).items() if solved[key] < c.guided_below]
+        return self.sampled(hard, "2-guided", c.per_problem, guided=True)
 
     def repaired(self, base: Sequence[Trajectory], stage: str = "3-repaired",
                  config: GearConfig | None = None) -> list[Trajectory]:
         """GEAR's repairs by the configured reading or by another one, unusable hints included."""
         c = self.config
-        groups = batches([t for g in by_problem(base).values() for t in g],
-                         c.sample.batch * c.sample.n)
-        return self.folder.shards(stage, groups, lambda part, seed: gear.repair(
+        parts = batches(base, c.sample.batch * c.sample.n)  # whole problems
+        return self.folder.shards(stage, parts, lambda part, seed: gear.repair(
             self.teacher, self.task, part, config or c.gear, seed, sampling=c.sample), c.seed)
 
     def scored(self, stage: str, trajectories: Sequence[Trajectory]) -> list[PureScore]:
@@ -113,19 +104,16 @@ def run(spec: RunSpec, out: str | Path, task: Task, *, lms: Sequence[LM] = (), q
     """
     # 1) what the run is made of, and its folder
     began, c = time.monotonic(), spec.config
-    readings = spec.read(task)
-    train_set = limit_by_kind(readings[0].problems, c.train_limit)
-    heldout = limit_by_kind(readings[1].problems, c.eval_limit)
+    train_set, heldout, _ = spec.read(task)
     teacher, student = lms or (load_lm(spec.teacher), load_lm(spec.student))
     what = identity(c, task, {"teacher": teacher, "student": student},
                     {"training": train_set, "held-out": heldout})
-    folder = RunFolder(out, what, quiet, {**vars(spec), "config": None},
-                       lambda: rendered(task, train_set[0]))
-    folder.log("started", **provenance(teacher, command, c.seed, began))
+    folder = RunFolder(out, what, quiet, lambda: rendered(task, train_set[0]))
+    folder.log(f"started; {provenance(teacher, command, c.seed, began)}")
 
     # 2) what the teacher makes, and what PURE keeps of it
     method = Method(folder, teacher, task, c)
-    base = method.base(train_set)
+    base = method.sampled(train_set)
     guided, repaired = method.guided(base), method.repaired(base)
     reference = method.scored("4-scores/reference", pure.unaided(base))
     scored = {name: method.scored(f"4-scores/{name}", made)
@@ -155,11 +143,10 @@ def run(spec: RunSpec, out: str | Path, task: Task, *, lms: Sequence[LM] = (), q
         if arm != "student" and lm is student:  # untrained, so measured already
             rows += [row | {"arm": arm} for row in rows if row["arm"] == "student"]
             continue
-        its_task = task if arm == "teacher" else own_task
-        many = sampled(folder, f"6-eval/{arm}", lm, its_task, heldout, c.eval_n, c, once)
-        greedy = sampled(folder, f"6-eval/{arm}-greedy", lm, its_task, heldout, 1, c,
-                         replace(once, temperature=0.0))
-        rows += [row.to_dict() for row in rows_of(arm, lm, its_task, many, greedy)]
+        its = Method(folder, lm, task if arm == "teacher" else own_task, c)
+        many = its.sampled(heldout, f"6-eval/{arm}", c.eval_n, once)
+        greedy = its.sampled(heldout, f"6-eval/{arm}-greedy", 1, replace(once, temperature=0.0))
+        rows += [row.to_dict() for row in rows_of(arm, lm, its.task, many, greedy)]
     counts = {"train problems": len(train_set), "held-out problems": len(heldout),
               **counts_of(base, guided, repaired), "reference": len(reference),
               "threshold": round(pure.pure_threshold(reference, c.pure), 6) if reference else None,
@@ -199,7 +186,7 @@ def counts_of(base: Sequence[Trajectory], guided: Sequence[Trajectory],
     return {"base": len(base), "base correct": sum(t.correct for t in base), "guided": len(guided),
             "repaired": sum(t.hint is not None for t in repaired),
             "paths repaired": len({(t.problem.id, t.parent) for t in repaired}),
-            "hints unusable": sum(unusable.values()),
+            "hints unusable": unusable.total(),
             **{f"hints unusable: {why}": count for why, count in sorted(unusable.items())},
             "teacher tokens": sum(t.tokens_spent for t in [*base, *guided, *repaired])}
 

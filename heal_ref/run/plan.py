@@ -1,11 +1,8 @@
 """What a run will cost before it starts: sequences, tokens, memory, hours.
 
-- Counts are upper bounds: how many problems need help is known only when they have been tried.
-- Speed and lengths are measured on the run's own problems for a minute.
-- Memory is counted from a model's configuration; the model need not be loaded.
+Counts are upper bounds: how many problems need help is known only when they have been tried.
+Memory is counted from a model's configuration; the model need not be loaded.
 """
-
-from __future__ import annotations
 
 import math
 import time
@@ -81,32 +78,30 @@ def training_bytes(config: PreTrainedConfig, sequences: int, length: int, width:
 def measure(teacher: LM, student: LM, task: Task, problems: Sequence[Problem], config: HealConfig,
             seconds: float = 60.0) -> Speed:
     """Sample the first shard for at most `seconds`, but one token at least, and score it."""
-    each, most = config.sample.n, max(1, teacher.max_batch // config.sample.n)
+    n, most = min(config.sample.n, teacher.max_batch), max(1, teacher.max_batch // config.sample.n)
     prompts = [teacher.encode(task.prompt(p)) for p in problems[: config.sample.batch]][:most]
-    shared = [repeats(ids, min(each, teacher.max_batch)) for ids in prompts]
-    contexts, tails = zip(*shared, strict=True)
+    contexts, tails = zip(*[repeats(ids, n) for ids in prompts], strict=True)
     began = time.monotonic()
     rollouts = generate(teacher, contexts, tails, sampling=config.sample, seed=0, seconds=seconds)
     sampled = sum(r.tokens_spent for r in rollouts) / (time.monotonic() - began)
-    per_prompt = len(rollouts) // len(prompts)
-    pairs = [(prompts[i // per_prompt], r.ids) for i, r in enumerate(rollouts)]
-    scored = []
+    pairs, scored = [(prompts[i // n], r.ids) for i, r in enumerate(rollouts)], []
     for lm in (teacher, student):
         began = time.monotonic()
         text_stats(lm, pairs)
         scored.append(sum(len(c) + len(ids) for c, ids in pairs) / (time.monotonic() - began))
-    prompt, ended = sum(map(len, prompts)) / len(prompts), [r for r in rollouts if r.finished]
-    if 2 * len(ended) <= len(rollouts):
-        return Speed(sampled, scored[0], scored[1] / 3, prompt, float(config.sample.max_new_tokens))
-    separators = sum(teacher.decode(r.ids).count(task.separator) for r in ended)
-    return Speed(sampled, scored[0], scored[1] / 3, prompt, sum(r.tokens_spent for r in ended)
-                 / len(ended), 1 + separators / len(ended))
+    solution, steps = float(config.sample.max_new_tokens), Speed._field_defaults["steps"]
+    ended = [r for r in rollouts if r.finished]
+    if 2 * len(ended) > len(rollouts):
+        solution = sum(r.tokens_spent for r in ended) / len(ended)
+        separators = sum(teacher.decode(r.ids).count(task.separator) for r in ended)
+        steps = 1 + separators / len(ended)
+    prompt = sum(map(len, prompts)) / len(prompts)
+    return Speed(sampled, scored[0], scored[1] / 3, prompt, solution, steps)
 
 
 def plan(config: HealConfig, problems: int, heldout: int, speed: Speed, processes: int = 1,
          probe: int = 0) -> list[Stage]:
-    """The stages of `pipeline.run`, at most, on as many processes as this one; `probe` is the
-    number of problems on a learning curve."""
+    """The stages of `pipeline.run` on as many processes; `probe` problems on a learning curve."""
     g, pace, length = config.gear, config.pace, speed.solution
     hints, guided = problems * g.paths * g.hints, problems * pace.per_problem
     scored = guided + hints * g.continuations + problems
@@ -137,24 +132,23 @@ def free_bytes(device: torch.device) -> int:
 def plan_text(stages: Sequence[Stage], teacher: LM, student: LM, config: HealConfig, speed: Speed
               ) -> str:
     """The plan for people: stages, memory (of the largest batches), and what was measured."""
-    columns = [sum(column) for column in list(zip(*stages, strict=True))[1:]]
+    total = Stage("total", *(sum(column) for column in list(zip(*stages, strict=True))[1:]))
     lines = [f"{'at most':<22}{'sequences':>12}{'tokens':>16}{'hours':>9}"]
-    for name, count, tokens, hours in (*stages, Stage("total", *columns)):
+    for name, count, tokens, hours in (*stages, total):
         lines.append(f"{name:<22}{count:>12,}{tokens:>16,}{hours:>9.2f}")
     length = math.ceil(speed.prompt + speed.solution)
     sampled = min(teacher.max_batch, max(s.sequences for s in stages))
     learnt = min(student.max_batch, config.pace.batch // config.pace.accumulate)
-    mine, theirs = student.model, teacher.model
-    width = theirs.dtype.itemsize
-    needs = {"teacher, sampling": sampling_bytes(theirs.config, sampled, length, width),
-             "student, training": training_bytes(mine.config, learnt, length, mine.dtype.itemsize)}
-    for name, need in needs.items():
+    sampling, training = (count(lm.model.config, batch, length, lm.model.dtype.itemsize)
+                          for count, lm, batch in ((sampling_bytes, teacher, sampled),
+                                                   (training_bytes, student, learnt)))
+    for name, need in (("teacher, sampling", sampling), ("student, training", training)):
         parts = ", ".join(f"{k} {v / GIB:.2f} GiB" for k, v in need.items())
         lines.append(f"memory, {name}: {parts}")
-    free = free_bytes(teacher.device)
-    free *= len(set(getattr(theirs, "hf_device_map", {"": 0}).values()))
-    needs["teacher, sampling"].pop("weights")  # they are loaded already
-    if max(sum(need.values()) for need in needs.values()) > free:
+    cards = len(set(getattr(teacher.model, "hf_device_map", {"": 0}).values()))
+    free = cards * free_bytes(teacher.device)
+    loaded = sampling["weights"]
+    if max(sum(sampling.values()) - loaded, sum(training.values())) > free:
         lines.append(f"MORE THAN THERE IS: {free / GIB:.2f} GiB are free; lower --max-batch")
     lines.append(f"measured: {speed.sampled:,.0f} tokens sampled, {speed.scored:,.0f} scored, "
                  f"{speed.learnt:,.0f} learnt per second; prompts {speed.prompt:.0f}, solutions "

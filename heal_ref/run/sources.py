@@ -1,7 +1,5 @@
 """Problems from a file, a saved dataset or the hub: rows, their fields, final answers."""
 
-from __future__ import annotations
-
 import csv
 import json
 import re
@@ -19,7 +17,10 @@ from heal_ref.tasks.base import Task
 FIELDS = ("id", "question", "answer", "kind", "length")
 EXAMPLE = 'write {"id": ..., "question": ..., "answer": ...}'
 BLANK = b"\xef\xbb\xbf \t\r\n"  # byte order mark and white space
-Complaint = tuple[str, str]  # what is wrong with a row, and what to do
+
+
+class Complaint(Exception):
+    """What is wrong with a row, and what to do."""
 
 
 class Reading(NamedTuple):
@@ -28,6 +29,13 @@ class Reading(NamedTuple):
     problems: list[Problem]
     errors: list[str]
     rules: str
+
+
+def whole(*readings: Reading) -> tuple[Reading, ...]:
+    """The readings; InputError with one line for each mistake in them."""
+    if errors := [error for reading in readings for error in reading.errors]:
+        raise InputError("\n".join(errors))
+    return readings
 
 
 def _cut(value: Any) -> str:
@@ -40,17 +48,16 @@ def _parse(raw: bytes, torn: bool = False) -> Any:
     try:
         return json.loads(raw.decode("utf-8-sig"))
     except UnicodeDecodeError as e:
-        return f"not UTF-8 (byte {raw[e.start]:#04x})", "save the file as UTF-8"
+        return Complaint(f"not UTF-8 (byte {raw[e.start]:#04x})", "save the file as UTF-8")
     except json.JSONDecodeError as e:
         end = "; the line has no end, so the file may have been cut off" if torn else ""
-        return f"not valid JSON ({e.msg} at column {e.colno}{end})", EXAMPLE
+        return Complaint(f"not valid JSON ({e.msg} at column {e.colno}{end})", EXAMPLE)
     except (RecursionError, ValueError):
-        return "nested too deeply, or a number has too many digits", EXAMPLE
+        return Complaint("nested too deeply, or a number has too many digits", EXAMPLE)
 
 
 def _rows(source: str, split: str, name: str | None) -> list[tuple[int, Any]]:
-    """Numbered rows; a line of JSON Lines that cannot be read is a complaint. JSON and CSV are
-    parsed here: a complaint names its line, and 007 stays text."""
+    """Numbered rows. JSON and CSV are parsed here: a complaint names its line, and 007 stays."""
     path = Path(source)
     if path.suffix in (".jsonl", ".json"):
         data = path.read_bytes()
@@ -75,18 +82,19 @@ def _rows(source: str, split: str, name: str | None) -> list[tuple[int, Any]]:
     return list(enumerate(rows, start=1))
 
 
-def _fields(row: Any, number: int, columns: Mapping[str, str]) -> dict[str, Any] | Complaint:
-    """The fields of a problem as text (`length` as a number), or what is wrong with the row."""
-    if isinstance(row, tuple):
-        return row
+def _fields(row: Any, number: int, columns: Mapping[str, str]) -> dict[str, Any]:
+    """The fields of a problem as text, `length` as a number."""
+    if isinstance(row, Complaint):
+        raise row
     if not isinstance(row, Mapping):
-        return f"a problem must be an object, found {type(row).__name__}", EXAMPLE
+        raise Complaint(f"a problem must be an object, found {type(row).__name__}", EXAMPLE)
     found: dict[str, Any] = {name: row.get(columns.get(name, name)) for name in FIELDS}
     for name in {"question": "", "answer": "", **columns}:
         if found[name] is None:
             there = ", ".join(map(str, list(row)[:9]))
-            return (f'field "{columns.get(name, name)}" is missing or null (found: {there})',
-                    f"add it, or name another column with --columns {name}=COLUMN")
+            raise Complaint(
+                f'field "{columns.get(name, name)}" is missing or null (found: {there})',
+                f"add it, or name another column with --columns {name}=COLUMN")
     if isinstance(found["id"], int | None):
         found["id"] = str(number if found["id"] is None else found["id"])
     answer, length = found["answer"], str(found["length"]).removesuffix(".0")
@@ -97,12 +105,12 @@ def _fields(row: Any, number: int, columns: Mapping[str, str]) -> dict[str, Any]
     for name in ("id", "question", "answer", "kind"):
         text = found[name]
         if not isinstance(text, str) or (name != "kind" and not text.strip()):
-            number_too = " or a finite number" if name == "answer" else ""
-            return (f'field "{name}" must be a non-empty string{number_too}, found {_cut(text)}',
-                    EXAMPLE)
+            too = " or a finite number" if name == "answer" else ""
+            raise Complaint(
+                f'field "{name}" must be a non-empty string{too}, found {_cut(text)}', EXAMPLE)
         if re.search("[\ud800-\udfff]", text):
-            return (f'field "{name}" holds half a character (a surrogate), which no file can hold: '
-                    f"{_cut(text)}", "write the whole character")
+            raise Complaint(f'field "{name}" holds half a character (a surrogate), which no file '
+                            f"can hold: {_cut(text)}", "write the whole character")
     return found
 
 
@@ -118,45 +126,43 @@ def read_problems(source: str | Path, task: Task | None = None,
         raise InputError(f"{source}: cannot be read as problems ({why}); give a .jsonl, .json, "
                          ".csv, .tsv or .parquet file, a folder of save_to_disk, or a dataset on "
                          "the hub (--config-name and --split choose a part of it)") from e
-    problems: list[Problem] = []
-    bad, golds = list[tuple[int, Complaint]](), dict[str, list[str]]()
+    problems, bad, rules = list[Problem](), list[tuple[int, str]](), dict[str, list[str]]()
     ids, questions = dict[str, int](), dict[str, tuple[int, Problem]]()
     for number, row in rows:
-        fields = _fields(row, number, columns or {})
-        if isinstance(fields, tuple):
-            bad.append((number, fields))
+        try:
+            fields = _fields(row, number, columns or {})
+            text = fields["answer"]
+            answer, rule = (task.read_gold(text) if task else (text, "as it stands")) or ("", "")
+            problem = Problem(**{**fields, "answer": answer})
+            if not rule:
+                raise Complaint(f"the answer {_cut(text)} is not a final answer", "write the final "
+                                "answer only, or name its column with --columns answer=COLUMN")
+            if complaint := task and task.validate(problem):
+                raise Complaint(*complaint)
+            if ids.setdefault(problem.id, number) != number:
+                raise Complaint(f'id "{problem.id}" was used on line {ids[problem.id]}',
+                                "give each problem its own id")
+            line, other = questions.get(problem.question, (number, problem))
+            if other.answer != answer and not (task and task.is_correct(other, answer)):
+                raise Complaint(f"two answers for one question: {_cut(other.answer)} on line "
+                                f"{line}, {_cut(answer)} here", "keep the right one")
+        except Complaint as e:
+            bad.append((number, " ".join("; ".join(e.args).splitlines())))
             continue
-        text = fields["answer"]
-        answer, rule = (task.read_gold(text) if task else (text, "as it stands")) or ("", "")
-        problem = Problem(**{**fields, "answer": answer})
-        line, other = questions.get(problem.question, (number, problem))
-        if not rule:
-            bad.append((number, (f"the answer {_cut(text)} is not a final answer", "write the "
-                        "final answer only, or name its column with --columns answer=COLUMN")))
-        elif complaint := task and task.validate(problem):
-            bad.append((number, complaint))
-        elif ids.setdefault(problem.id, number) != number:
-            bad.append((number, (f'id "{problem.id}" was used on line {ids[problem.id]}',
-                                 "give each problem its own id")))
-        elif other.answer != answer and not (task and task.is_correct(other, answer)):
-            bad.append((number, (f"two answers for one question: {_cut(other.answer)} on line "
-                                 f"{line}, {_cut(answer)} here", "keep the right one")))
-        else:
-            problems.append(problem)
-            questions[problem.question] = number, problem
-            example = f"\n  {_cut(problem.question)}: {_cut(text[-60:])} -> {_cut(answer)}"
-            golds.setdefault(rule, []).append(example)
-    rules = [f"answers of {source}: {rule} ({len(found):,}){''.join(found[:2])}"
-             for rule, found in golds.items()]
-    return Reading(problems, _messages(str(source), bad, len(rows)), "\n".join(rules))
+        problems.append(problem)
+        questions[problem.question] = number, problem
+        example = f"\n  {_cut(problem.question)}: {_cut(text[-60:])} -> {_cut(answer)}"
+        rules.setdefault(rule, []).append(example)
+    said = [f"answers of {source}: {rule} ({len(found):,}){''.join(found[:2])}"
+            for rule, found in rules.items()]
+    return Reading(problems, _messages(str(source), bad, len(rows)), "\n".join(said))
 
 
-def _messages(source: str, bad: list[tuple[int, Complaint]], rows: int) -> list[str]:
+def _messages(source: str, bad: list[tuple[int, str]], rows: int) -> list[str]:
     """One line per mistake; of many that are alike the first three, or one line for all rows."""
     alike: dict[str, list[str]] = {}
     mark = ":" if source.endswith(".jsonl") else ", row "
-    for number, complaint in bad:  # numbers and quoted text do not make another mistake
-        text = " ".join("; ".join(complaint).splitlines())
+    for number, text in bad:  # numbers and quoted text do not make another mistake
         key = re.sub(r"\(.*\)|'.*'|\d+", "", text)
         alike.setdefault(key, []).append(f"{mark}{number}: {text}")
     out = [] if rows else [f"{source}: the file is empty; write one problem per line"]
@@ -181,11 +187,7 @@ def load_problems(source: str | Path, task: Task | None = None, **how: Any) -> l
         InputError: the source cannot be read, or one line for each mistake in it.
 
     Example:
-        >>> import heal_ref as heal
         >>> len(heal.load_problems(heal.DATA / "clock" / "validation.jsonl", heal.ClockTask()))
         1500
     """
-    reading = read_problems(source, task, **how)
-    if reading.errors:
-        raise InputError("\n".join(reading.errors))
-    return reading.problems
+    return whole(read_problems(source, task, **how))[0].problems
