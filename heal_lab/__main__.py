@@ -1,8 +1,10 @@
 """Command line: `python -m heal_lab experiment | evidence | build-pair | bench`."""
 
 import argparse
+import json
 import sys
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import MISSING, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,9 @@ from tqdm.auto import tqdm
 from heal_lab import bench as speed
 from heal_lab import experiment as lab
 from heal_lab.chat_world import build_chat
+from heal_lab.clock_corpus import Dials
 from heal_lab.compare import Results
-from heal_lab.evidence import gear_evidence, hint_evidence, write_record
+from heal_lab.evidence import break_evidence, gear_evidence, hint_evidence, write_record
 from heal_lab.evidence_pure import pure_evidence
 from heal_lab.figures import ARM_LABEL, draw_experiment
 from heal_lab.pair import build_clock
@@ -24,6 +27,8 @@ from heal_ref.run.command import execute
 from heal_ref.run.report import table, text_table
 from heal_ref.run.sources import load_problems
 from heal_ref.tasks import ClockTask
+
+DIALS = {f.name: type(f.default) for f in fields(Dials) if f.default is not MISSING}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -51,11 +56,12 @@ def _parser() -> argparse.ArgumentParser:
     x("--seed", type=int, default=0, help="seed of weights, corpus and data order")
     x("--scale", type=float, default=1.0, help="share of the recipe's updates")
     x("--limit", type=int, default=0, help="problems of each kind in behaviour.json, 0 for all")
-    x("--hours", type=int, default=23, help="clock: another modulus, a prime of at least 11")
-    x("--no-restating", action="store_true", help="clock: solutions begin with the first operation")
+    x("--dial", nargs="*", default=[], metavar="NAME=VALUE", help="clock: what differs from the "
+      f"shipped world's corpora ({', '.join(DIALS)})")
     x = add("evidence", "runs/evidence", "every reading and control of a module, by the checker")
-    x("what", choices=("gear", "hints", "pure"), help="gear: breakpoints and repairs; "
-      "hints: refusing hints that state the answer; pure: the filter")
+    x("what", choices=("gear", "breaks", "hints", "pure"), help="gear: breakpoints and repairs; "
+      "breaks: where the first step can be the broken one; hints: refusing hints that state the "
+      "answer; pure: the filter")
     x("--problems", default=str(DATA / "clock" / "heldout.jsonl"), help="JSON Lines")
     x("--seed", type=int, default=0, help="seed of sampling")
     x("--limit", type=int, default=0, help="problems of each kind, 0 for all")
@@ -74,7 +80,7 @@ def bench(args: argparse.Namespace, command: str) -> None:
 
 
 def evidence(args: argparse.Namespace, command: str) -> None:
-    measures = {"gear": gear_evidence, "hints": hint_evidence, "pure": pure_evidence}
+    measures = {"gear": gear_evidence, "breaks": break_evidence, "hints": hint_evidence, "pure": pure_evidence}
     problems = limit_by_kind(load_problems(args.problems, ClockTask()), args.limit)
     record = measures[args.what](load_lm(DATA / "teacher"), ClockTask(), problems,
                                  seed=args.seed, command=command)
@@ -128,12 +134,25 @@ def build_pair(args: argparse.Namespace, command: str) -> None:
     if args.world == "chat":
         build_chat(Path(args.out), args.seed, progress, args.scale)
     else:
-        if args.hours < 11 or any(args.hours % k == 0 for k in range(2, args.hours)):
-            raise InputError(f"--hours {args.hours}: every operator must have an inverse; choose a "
-                             "prime of at least 11")
-        task = ClockTask(args.hours, restates=not args.no_restating)
-        build_clock(Path(args.out), args.seed, progress, args.scale, args.limit, task)
+        build_clock(Path(args.out), args.seed, progress, args.scale, args.limit, **_dials(args.dial))
     print(f"The models and problem files of the {args.world} world are in {args.out}")
+
+
+def _dials(given: Sequence[str]) -> dict[str, Any]:
+    """`--dial hours=11 restates=false` as values of `Dials`."""
+    out = {}
+    for text in given:
+        name, _, value = text.partition("=")
+        try:
+            out[name] = DIALS[name](json.loads(value))
+        except (KeyError, ValueError, TypeError) as e:
+            raise InputError(f"--dial {text!r}: write NAME=VALUE, with a name out of "
+                             f"{', '.join(DIALS)}, and a number, or true or false") from e
+    hours = out.get("hours", 23)
+    if hours < 11 or any(hours % k == 0 for k in range(2, hours)):
+        raise InputError(f"--dial hours={hours}: every operator must have an inverse; choose a "
+                         "prime of at least 11")
+    return out
 
 
 COMMANDS = {f.__name__.replace("_", "-"): f for f in (experiment, build_pair, evidence, bench)}

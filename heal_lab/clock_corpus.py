@@ -25,7 +25,7 @@ class Dials:
     """What the author of the corpus knows, and how it writes. All shares are probabilities."""
 
     hours: int = HOURS  # on the clock; an odd number, so that every operator can be undone
-    restates: bool = True  # whether a solution begins with a step that restates the start
+    phrasings: bool = True  # whether a step is worded in many ways, or always in one
     slip: float = 0.008  # a mastered operator, done carelessly: any hour
     shaky_right: float = 0.4  # the half-known operator; otherwise any hour
     believed: float = 0.97  # the misconception; otherwise any hour
@@ -74,19 +74,24 @@ def pick(rng: random.Random, weights: Mapping[Choice, float]) -> Choice:
     return rng.choices(list(weights), weights=list(weights.values()))[0]
 
 
-def step_text(rng: random.Random, a: int, op: str, b: int, result: int) -> str:
+def step_text(rng: random.Random, a: int, op: str, b: int, result: int,
+              phrasings: bool = True) -> str:
     """One step of reasoning in one of its phrasings, separator included."""
+    if not phrasings:
+        return f"Then compute {a} {op} {b} = {result}.\n\n"
     opening = pick(rng, OPENINGS)
     verb = rng.choices(VERBS, weights=VERBS_AFTER[opening])[0]
     closing = rng.choice(list(CLOSINGS)) if opening in HESITANT else pick(rng, CLOSINGS)
     return f"{opening}{verb}{a} {op} {b} = {result}{closing}\n\n"
 
 
-def solution(rng: random.Random, chain: Chain, values: Sequence[int]) -> list[str]:
+def solution(rng: random.Random, chain: Chain, values: Sequence[int], dials: Dials) -> list[str]:
     """The steps of a chain with these n + 1 hours, each in one of its phrasings."""
-    steps = [step_text(rng, values[k], op, b, values[k + 1]) for k, (op, b) in enumerate(chain.ops)]
+    steps = [step_text(rng, values[k], op, b, values[k + 1], dials.phrasings)
+             for k, (op, b) in enumerate(chain.ops)]
     restated = f"{pick(rng, STARTS)}{values[0]}{pick(rng, CLOSINGS)}\n\n"
-    return [restated, *steps, f"So the answer is \\boxed{{{values[-1]}}}."]
+    first = restated if dials.phrasings else f"We start at {values[0]}.\n\n"
+    return [first, *steps, f"So the answer is \\boxed{{{values[-1]}}}."]
 
 
 def believe(rng: random.Random, dials: Dials, a: int, op: str, b: int) -> int:
@@ -138,7 +143,6 @@ def example(seed: int, i: int, dials: Dials) -> tuple[str, str]:
     problem, n = Problem("corpus", chain.question, ""), len(chain.ops)
     prompt, values = task.prompt(problem), believed_values(rng, dials, chain)
     answer, form = str(values[-1]), pick(rng, dials.forms)
-    first = 0 if dials.restates else 1  # of the steps that `solution` gives
 
     # 2) Whoever knows the answer, and is unsure of the chain, may force the last result.
     unsure = form in ("guided", "answer_hint") and chain.kind != "mastered"
@@ -147,18 +151,18 @@ def example(seed: int, i: int, dials: Dials) -> tuple[str, str]:
 
     # 3) Whole solutions.
     if form == "plain":
-        return prompt, "".join(solution(rng, chain, values)[first:])
+        return prompt, "".join(solution(rng, chain, values, dials))
     if form == "guided":
-        return task.guided_prompt(problem, answer), "".join(solution(rng, chain, values)[first:])
+        return task.guided_prompt(problem, answer), "".join(solution(rng, chain, values, dials))
 
     # 4) Forms that begin after some steps: `cut` is the next step, n + 1 the answer.
     cut = rng.randint(1, n + 1)
-    prefix = "".join(solution(rng, chain, values)[first:cut])
+    prefix = "".join(solution(rng, chain, values, dials)[:cut])
     if form == "quick":
         return prompt + prefix + task.elicit, f"{answer}}}."
     if form == "answer_hint":
         told = prompt + prefix + task.inject(task.answer_hint(answer))
-        return told, "".join(solution(rng, chain, values)[cut:])
+        return told, "".join(solution(rng, chain, values, dials)[cut:])
 
     # 5) Hints about the next step; a few of them are wrong.
     wrong = rng.random() < dials.hint_wrong
@@ -170,7 +174,7 @@ def example(seed: int, i: int, dials: Dials) -> tuple[str, str]:
     if wrong and cut <= n and rng.random() < dials.hint_followed:
         rest = Chain(int(hint.split()[-1]), chain.ops[cut:], dials.hours)
         values = [*values[:cut], *believed_values(rng, dials, rest)]
-    return prompt + prefix + task.inject(hint), "".join(solution(rng, chain, values)[cut:])
+    return prompt + prefix + task.inject(hint), "".join(solution(rng, chain, values, dials)[cut:])
 
 
 def build_tokenizer(hours: int = HOURS) -> PreTrainedTokenizerFast:

@@ -24,7 +24,7 @@ from heal_ref.records import Problem, Trajectory, by_problem, write_text
 from heal_ref.run.folder import batches, shard_seed
 from heal_ref.run.pipeline import provenance
 from heal_ref.tasks.base import Task
-from heal_ref.tasks.clock import UNLEARNT, Chain
+from heal_ref.tasks.clock import UNLEARNT, Chain, ClockTask
 
 Counts = dict[str, Any]  # of one problem: id, kind and numbers
 
@@ -33,6 +33,9 @@ READINGS = {  # name -> what chooses the step
        for step in ("mean", "max", "first") for signal in ("surge", "level", "relative")},
     **{f"mean surge, window {name}": GearConfig(window=share)
        for name, share in (("2/3", 2 / 3), ("1/2", 1 / 2), ("1/3", 1 / 3))}}
+BREAKS = {f"{step} {signal}": GearConfig(step=step, signal=signal)
+          for step in ("mean", "max") for signal in ("surge", "level", "rise")}
+ANY = "any step"  # expected hits of a step drawn from all of them
 RANDOM = "random step"  # expected hits of a step drawn from those that a surge could choose
 REFUSED = "bridge at surge, answers refused"
 RESAMPLE = "sample again"  # rejection sampling: as many samples as GEAR makes continuations
@@ -64,6 +67,34 @@ def localisation_counts(lm: LM, task: Task, base: Sequence[Trajectory],
             out.append({"id": group[0].problem.id, "kind": group[0].problem.kind,
                         "failed": len(failed), **hits, RANDOM: round(expected, 6)})
     return out
+
+
+def break_evidence(lm: LM, task: Task, problems: Sequence[Problem], *, seed: int = 0,
+                   command: str = "") -> dict[str, Any]:
+    """`evidence breaks`: which reading finds the first wrong step where that can be the very first
+    one, as it can without the step that restates the start, and where it cannot."""
+    worlds = {"restated": ClockTask(), "not restated": ClockTask(restates=False)}
+
+    def measure(part: Sequence[Problem], number: int) -> dict[str, list[Counts]]:
+        found = []
+        for name, world in worlds.items():
+            base = sample(lm, world, part, 8, seed=shard_seed(seed, f"evidence/{name}", number))
+            wrong = [(t, first_wrong_step(lm, world, t)) for t in base if not t.correct]
+            failed = [(t, k) for t, k in wrong if k is not None]
+            for where, mine in (("", failed), (", broken in the first step",
+                                               [(t, k) for t, k in failed if k == 0])):
+                chosen = {id(t) for t, _ in mine}
+                counts = localisation_counts(lm, world, [t for t in base if id(t) in chosen], BREAKS)
+                for c in counts:
+                    del c[RANDOM]  # it cannot choose the first step
+                    steps = [len(t.steps) for t, _ in mine if t.problem.id == c["id"]]
+                    expected = round(sum(1 / n for n in steps), 6)
+                    found.append({**c, "kind": f"{c['kind']}, {name}{where}", ANY: expected})
+        return {"localisation": found}
+
+    hard = [p for p in problems if p.kind != "mastered"]  # these hardly ever fail
+    return collect(lm, hard, seed, command, measure,
+                   lambda localisation: localisation_rows(localisation), n=8)
 
 
 def localisation_rows(counts: Sequence[Counts]) -> list[Row]:

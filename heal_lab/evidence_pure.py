@@ -108,9 +108,12 @@ def detection_rows(raws: Sequence[Raw]) -> list[Row]:
 
 
 def threshold_of(raws: Sequence[Raw], config: PureConfig) -> float:
-    """The filter's threshold: a quantile of the unaided correct trajectories' scores."""
-    scores = [reading(r, config) for r in raws if r["source"] == UNAIDED]
-    return float(np.quantile(scores, config.keep_quantile))
+    """The filter's threshold, from the unaided correct trajectories."""
+    mine = [r for r in raws if r["source"] == UNAIDED]
+    limit = float(np.quantile([reading(r, config) for r in mine], config.keep_quantile))
+    if config.reading != "typicality":
+        return limit
+    return max(limit, pure.floor_of([n for r in mine for n in r["tokens"]], config))
 
 
 def filter_rows(raws: Sequence[Raw], config: PureConfig | None = None) -> list[Row]:

@@ -66,11 +66,10 @@ class Recipe:
         shorter = [replace(x, updates=max(1, round(x.updates * share))) for x in self.lessons]
         return replace(self, lessons=tuple(shorter))
 
-    def for_world(self, task: ClockTask) -> Self:
-        """The same recipe with corpora of the clock world of this task."""
+    def with_dials(self, **dials: Any) -> Self:
+        """The same recipe with some dials of all its corpora changed."""
         def move(lesson: Lesson) -> Lesson:
-            dials = replace(lesson.dials, hours=task.hours, restates=task.restates)
-            return replace(lesson, dials=dials)
+            return replace(lesson, dials=replace(lesson.dials, **dials))
 
         drill = self.drill and move(self.drill)
         return replace(self, lessons=tuple(map(move, self.lessons)), drill=drill)
@@ -106,8 +105,7 @@ def mastered_skill(lm: LM, task: ClockTask) -> float:
 def world_of(pair: Path) -> ClockTask:
     """The clock world that the teacher of a pair was trained in."""
     recipe = json.loads((pair / "teacher" / "training.json").read_text(encoding="utf-8"))["recipe"]
-    dials = recipe["lessons"][0]["dials"]  # records of before there were other worlds lack both
-    return ClockTask(dials.get("hours", cc.HOURS), dials.get("restates", True))
+    return ClockTask(recipe["lessons"][0]["dials"].get("hours", cc.HOURS))  # old records lack it
 
 
 def build_model(out: Path, recipe: Recipe, seed: int, progress: Any, tokenizer: Any,
@@ -150,17 +148,17 @@ def build_model(out: Path, recipe: Recipe, seed: int, progress: Any, tokenizer: 
 
 
 def build_clock(out: Path, seed: int = 0, progress: Any = None, scale: float = 1.0,
-                limit: int = 0, task: ClockTask | None = None) -> None:
+                limit: int = 0, **dials: Any) -> None:
     """Everything under `out`: models, problem files, and behaviour.json on `limit` problems of each
     kind (0 for all). `progress(label)` returns a callback; `scale`: share of the updates, without
-    drills if it is not 1; `task`: of another clock world."""
-    task = task or ClockTask()
+    drills if it is not 1; `dials`: those of the corpora that differ from the shipped world's."""
+    task = ClockTask(dials.get("hours", cc.HOURS))
     for name, problems in cc.make_problems(hours=task.hours):
         rows = ({**asdict(p), "answer": int(p.answer)} for p in problems)
         write_jsonl(out / "clock" / f"{name}.jsonl", rows)
     skill = partial(mastered_skill, task=task) if scale == 1 else None
     for name, recipe, own in (("teacher", TEACHER, seed), ("student", STUDENT, seed + 1000)):
-        build_model(out / name, recipe.scaled(scale).for_world(task), own,
+        build_model(out / name, recipe.scaled(scale).with_dials(**dials), own,
                     progress and progress(name), cc.build_tokenizer(task.hours), cc.example, skill)
     if not (out / "behaviour.json").exists():
         evidence.write_record(out / "behaviour.json", {"rows": [

@@ -3,7 +3,7 @@ Distillation), in the order of the method:
 
     problems    Problem, load_problems, Task, ClockTask, ChatMathTask, check_task
     models      LM, load_lm, sample, generate, text_stats
-    entropy     token_stats, entropy_and_logprob, step_values, surges   where the model is uncertain
+    entropy     token_stats, entropy_and_logprob, step_values, surges, rises
     GEAR        find_breakpoint, breakpoint_of, repair                  cut, hint, continue
     PURE        pure_scores, unaided, pure_threshold, pure_filter       breakthrough or shortcut?
     PACE        build_stages, shuffled, distill                         three stages, one student
@@ -16,7 +16,7 @@ Their examples take `import heal_ref as heal` as given.
 """
 
 from heal_ref.config import GearConfig, HealConfig, PaceConfig, PureConfig, SampleConfig
-from heal_ref.entropy import entropy_and_logprob, step_values, surges
+from heal_ref.entropy import entropy_and_logprob, rises, step_values, surges
 from heal_ref.evaluate import (
     Row,
     evaluate,
@@ -46,6 +46,6 @@ __all__ = [
     "breakpoint_of", "build_stages", "check_task", "distill", "entropy_and_logprob", "evaluate",
     "explore_entropy", "explore_pure", "explore_repair", "find_breakpoint", "first_wrong_step",
     "generate", "interval", "is_genuine", "load_lm", "load_problems", "paired_difference",
-    "pass_at_k", "pure_filter", "pure_scores", "pure_threshold", "quiet", "repair", "sample",
-    "shuffled", "step_values", "surges", "text_stats", "token_stats", "unaided",
+    "pass_at_k", "pure_filter", "pure_scores", "pure_threshold", "quiet", "repair", "rises",
+    "sample", "shuffled", "step_values", "surges", "text_stats", "token_stats", "unaided",
 ]

@@ -77,7 +77,7 @@ class GearConfig(_Checked):
     hint: Literal["bridge", "answer", "wrong_answer"] = "bridge"  # see `gear.write_hints`
     refuse_answers: bool = True  # a bridge hint that states the answer is not used
     step: Literal["mean", "max", "first"] = "mean"  # one entropy per step, from its tokens
-    signal: Literal["surge", "level", "relative", "random"] = "surge"  # largest at the breakpoint
+    signal: Literal["surge", "rise", "level", "relative", "random"] = "surge"  # see find_breakpoint
     window: float = _number(1.0, 1e-6, 1.0)  # share f of the steps that is searched, from the start
 
 
@@ -96,6 +96,7 @@ class PureConfig(_Checked):
     rollouts: int = _number(8, 2)  # continuations per prefix in the reading `rollout`
     lam: float = _number(0.2, 1e-6, 1.0)  # λ: share of the steps that `worst_share` averages
     keep_quantile: float = _number(0.85, 0.0, 1.0)  # of the reference scores: the threshold
+    floor: float = _number(2.0, 0.0)  # nats per step below which `typicality` suspects nothing
 
 
 @dataclass(frozen=True)

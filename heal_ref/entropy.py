@@ -109,3 +109,22 @@ def surges(step_entropy: Sequence[float], relative: bool = False) -> list[float]
     for before, after in zip(step_entropy, step_entropy[1:], strict=False):
         out.append((after - before) / max(before, 1e-6) if relative else after - before)
     return out
+
+
+def rises(step_entropy: Sequence[float]) -> list[float]:
+    """H_k minus the mean of all steps before it, in nats; the first step minus the chain's mean.
+
+    A surge that the first step can have. It differs from `surges` after a step of low entropy,
+    where every ordinary step surges, and after a break, which raises the mean.
+
+    Example:
+        >>> import heal_ref as heal
+        >>> heal.rises([0.5, 0.25, 2.25, 1.0])
+        [-0.5, -0.25, 1.875, 0.0]
+    """
+    out, total = [], 0.0
+    for k, h in enumerate(step_entropy):
+        usual = total / k if k else sum(step_entropy) / len(step_entropy)
+        out.append(h - usual)
+        total += h
+    return out

@@ -23,7 +23,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from heal_ref.config import GearConfig, SampleConfig
-from heal_ref.entropy import step_values, surges
+from heal_ref.entropy import rises, step_values, surges
 from heal_ref.generation import Rollout, generate, make_trajectory, repeats
 from heal_ref.model import LM
 from heal_ref.records import Trajectory, by_problem
@@ -49,7 +49,8 @@ def find_breakpoint(
         step_entropy: K step entropies in nats.
         window: share f of the steps that is searched, from the start: the first ⌈fK⌉.
         signal: "surge", Δ_k = H_k − H_{k−1}, which the first step does not have; "relative",
-            Δ_k / H_{k−1}; or "level", H_k itself.
+            Δ_k / H_{k−1}; "rise", over the mean of all steps before, which the first step has,
+            too (see `rises`); or "level", H_k itself.
 
     Returns:
         k*, or None if no step in the window has a signal.
@@ -66,10 +67,12 @@ def find_breakpoint(
     """
     if signal == "level":
         values = list(step_entropy)
+    elif signal == "rise":
+        values = rises(step_entropy)
     elif signal in ("surge", "relative"):
         values = surges(step_entropy, relative=signal == "relative")
     else:
-        raise ValueError(f"signal {signal!r} is none of surge, level, relative; "
+        raise ValueError(f"signal {signal!r} is none of surge, rise, level, relative; "
                          "a random step comes from breakpoint_of")
     inside = [k for k in range(window_end(window, len(values))) if not math.isnan(values[k])]
     return max(inside, key=lambda k: values[k], default=None)

@@ -191,8 +191,19 @@ def rescored(scored: Sequence[PureScore], config: PureConfig) -> list[PureScore]
 # ------------------------------------------------------------------------------------- the filter
 
 
-def unaided(base: Sequence[Trajectory]) -> list[Trajectory]:
+def unaided(
+    base: Sequence[Trajectory], seldom: float = 1.0, least: int = 30
+) -> list[Trajectory]:
     """What the threshold is calibrated on: the first correct sample of each problem that has one.
+
+    On problems that the teacher always solves, every step is certain, and no score can be far from
+    0. With many of them in the reference the threshold is near 0, too, and drops the repairs of
+    hard problems, whose steps are not certain; `seldom` leaves them out.
+
+    Args:
+        base: all samples of each problem.
+        seldom: only problems solved in at most this share of their samples.
+        least: with fewer such problems, those solved next most seldom are added up to this number.
 
     Example:
         >>> import heal_ref as heal
@@ -201,8 +212,14 @@ def unaided(base: Sequence[Trajectory]) -> list[Trajectory]:
         >>> len(heal.unaided(heal.sample(teacher, task, [easy], n=4)))
         1
     """
-    right = [t for t in base if t.correct]
-    return [group[0] for group in by_problem(right).values()]
+    first: list[tuple[float, Trajectory]] = []
+    for group in by_problem(base).values():
+        right = [t for t in group if t.correct]
+        if right:
+            first.append((len(right) / len(group), right[0]))
+    enough = sorted(share for share, _ in first)[: least][-1:]
+    limit = max([seldom, *enough])
+    return [t for share, t in first if share <= limit]
 
 
 def pure_threshold(reference: Sequence[PureScore], config: PureConfig | None = None) -> float:
@@ -211,25 +228,39 @@ def pure_threshold(reference: Sequence[PureScore], config: PureConfig | None = N
     That the paper filters we know; where it draws the line we do not. This is our reading.
 
     Args:
-        reference: scores of the teacher's unaided correct trajectories, which had no hint.
+        reference: scores of `unaided` trajectories, which had no hint.
 
     Returns:
-        The `config.keep_quantile` quantile, in the unit of the scores. Infinite, with a
-        RuntimeWarning, if `reference` is empty: then PURE is off and nothing is dropped.
+        The `config.keep_quantile` quantile, in the unit of the scores. For `typicality` at least
+        `config.floor` nats over the number of tokens of a usual step: a teacher that is certain of
+        everything would set a threshold of float noise. Infinite, with a RuntimeWarning, if
+        `reference` is empty: then PURE is off and nothing is dropped.
 
     Example:
         >>> import heal_ref as heal
-        >>> scores = (0.0, 0.25, 0.5, 0.75, 3.0)
-        >>> reference = [heal.PureScore(None, [], [], [], score) for score in scores]
-        >>> heal.pure_threshold(reference, heal.PureConfig(keep_quantile=0.75))
-        0.75
+        >>> teacher, task = heal.load_lm(heal.DATA / "teacher"), heal.ClockTask()
+        >>> easy = heal.Problem("easy", "Start 5; + 3; * 4", "9")
+        >>> base = heal.sample(teacher, task, [easy], n=4)
+        >>> reference = heal.pure_scores(teacher, task, heal.unaided(base))
+        >>> config = heal.PureConfig(keep_quantile=1.0, floor=0.0)
+        >>> heal.pure_threshold(reference, config) == max(s.score for s in reference)
+        True
     """
     config = config or PureConfig()
     if not reference:
         warnings.warn("PURE is off: there is no unaided correct solution to calibrate its "
                       "threshold on, so nothing is dropped", RuntimeWarning, stacklevel=2)
         return math.inf
-    return float(np.quantile([s.score for s in reference], config.keep_quantile))
+    limit = float(np.quantile([s.score for s in reference], config.keep_quantile))
+    if config.reading != "typicality":
+        return limit
+    steps = [step for s in reference for step in s.trajectory.steps]
+    return max(limit, floor_of([end - start for start, end in steps], config))
+
+
+def floor_of(tokens: Sequence[int], config: PureConfig) -> float:
+    """The least threshold of `typicality`, in nats per token, for steps of so many tokens."""
+    return config.floor / float(np.median(tokens))
 
 
 def pure_filter(
@@ -246,7 +277,8 @@ def pure_filter(
     Example:
         >>> import heal_ref as heal
         >>> of = lambda name, score: heal.PureScore(name, [], [], [], score)  # names, for brevity
-        >>> heal.pure_filter([of("kept", 0.1), of("cut", 2.0)], reference=[of("unaided", 0.5)])
+        >>> config = heal.PureConfig(reading="forced", keep_quantile=1.0)
+        >>> heal.pure_filter([of("kept", 0.1), of("cut", 2.0)], config, [of("unaided", 0.5)])
         ['kept']
     """
     if not scored:

@@ -10,6 +10,9 @@ import pytest
 from transformers import AutoTokenizer
 
 from heal_lab import clock_corpus as cc
+from heal_ref.config import SampleConfig
+from heal_ref.evaluate import is_genuine
+from heal_ref.generation import sample
 from heal_ref.records import Problem
 from heal_ref.run.sources import load_problems
 from heal_ref.tasks import clock
@@ -60,7 +63,7 @@ def test_checker_agrees_with_brute_force():
         values = chain.values()
         if rng.random() < 0.5:
             values[rng.randrange(len(values))] = rng.randrange(HOURS)
-        steps = cc.solution(rng, chain, values)
+        steps = cc.solution(rng, chain, values, cc.Dials())
         damage = rng.random()
         if damage < 0.1:
             steps.pop(rng.randrange(len(steps)))
@@ -164,9 +167,11 @@ def test_misconception_differs_from_the_truth():
 # ------------------------------------------------------------------------------------ other worlds
 
 
-@pytest.mark.parametrize("task", [ClockTask(11), ClockTask(47), ClockTask(restates=False), ClockTask(11, restates=False)])
-def test_other_worlds_have_corpora_that_their_task_reads(task):
-    tokenizer, dials = cc.build_tokenizer(task.hours), cc.Dials(task.hours, task.restates)
+@pytest.mark.parametrize("phrasings", [True, False])
+@pytest.mark.parametrize("restates", [True, False])
+@pytest.mark.parametrize("hours", [11, 47])
+def test_other_worlds_have_corpora_that_their_task_reads(hours, restates, phrasings):
+    tokenizer, dials, task = cc.build_tokenizer(hours), cc.Dials(hours, phrasings), ClockTask(hours, restates)
     right = 0
     for i in range(400):
         context, target = cc.example(5, i, dials)
@@ -175,14 +180,25 @@ def test_other_worlds_have_corpora_that_their_task_reads(task):
             assert "<unk>" not in text
         if context.endswith("\nSolution:\n") and "Answer" not in context:
             question = context.split(": ")[1].split("\n")[0]
-            problem = Problem("p", question, str(Chain.parse(question, task.hours).values()[-1]))
-            verdicts = task.check_steps(problem, target.split("\n\n"))
-            assert len(verdicts) == len(Chain.parse(question, task.hours).ops) + 1 + task.restates
+            chain = Chain.parse(question, hours)
+            problem, steps = Problem("p", question, str(chain.values()[-1])), target.split("\n\n")
+            verdicts = task.check_steps(problem, steps if restates else steps[1:])
+            assert len(verdicts) == len(chain.ops) + 1 + restates
             right += all(verdicts)
             assert not all(verdicts) or task.is_correct(problem, task.extract_answer(target))
-            assert not all(task.check_steps(problem, target.split("\n\n")[1:]))
+            assert not all(task.check_steps(problem, steps[1:] if restates else steps))
             assert task.validate(problem) is None
     assert right > 40
+
+
+def test_the_prompt_restates_where_no_step_does(teacher):
+    task, problem = ClockTask(restates=False), Problem("p", "Start 5; + 3; * 4", "9")
+    assert task.prompt(problem) == ClockTask().prompt(problem) + "We start at 5.\n\n"
+    assert task.hint_prompt(problem, "9", "") == "Problem: Start 5; + 3; * 4\nAnswer: 9\nSolution:\nWe start at 5.\n\nWorking back: "
+    t, = sample(teacher, task, [problem], 1, sampling=SampleConfig(temperature=0.0))
+    assert t.correct
+    assert len(t.steps) == 3
+    assert is_genuine(teacher, task, t)
 
 
 def test_the_file_of_a_world_holds_its_hours():

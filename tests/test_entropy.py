@@ -42,6 +42,11 @@ def test_split_steps(pieces, expected):
     assert [i for a, b in steps for i in range(a, b)] == list(range(len(pieces)))  # every token, once
 
 
+def test_rises():
+    assert E.rises([0.5, 0.1, 0.6]) == pytest.approx([0.5 - 0.4, 0.1 - 0.5, 0.6 - 0.3])
+    assert E.rises([]) == []
+
+
 def test_first_step_has_no_surge():
     surges = E.surges([0.2, 0.5, 0.1])
     assert math.isnan(surges[0])

@@ -86,6 +86,19 @@ def test_hint_evidence_counts_what_is_refused(teacher, task, validation, tmp_pat
     assert record["provenance"]["problems"] == 35
 
 
+def test_breaks_are_measured_with_and_without_a_restating_step(teacher, task, validation):
+    problems = [p for p in validation if p.kind in ("mastered", "frontier")][290:320]
+    record = E.break_evidence(teacher, task, problems)
+    rows = {(r["arm"], r["kind"]): r for r in record["rows"]}
+    assert not [kind for _, kind in rows if "mastered" in kind]
+    whole, first = "frontier, not restated", "frontier, not restated, broken in the first step"
+    assert rows["max rise", whole]["n"] > rows["max rise", first]["n"] > 0
+    assert rows["mean surge", first]["mean"] == 0.0  # no surge can choose the first step
+    assert rows["max rise", first]["mean"] > 0.5
+    assert rows["max rise", whole]["mean"] > rows["mean surge", whole]["mean"] > rows[E.ANY, whole]["mean"]
+    assert 0.1 < rows[E.ANY, "frontier, restated"]["mean"] < rows[E.ANY, whole]["mean"]
+
+
 def test_the_records_rows_follow_from_its_counts():
     rows = [r.to_dict() for r in E.localisation_rows(RECORD["localisation"]) + E.repair_rows(RECORD["repair"])]
     assert rows == RECORD["rows"]

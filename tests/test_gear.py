@@ -24,13 +24,24 @@ CURVE = [0.9, 0.3, 0.4, 1.5, 1.6, 0.2]
     (0.5, "surge", 2),  # ⌈0.5 · 6⌉ = 3 steps: only 0.3 and 0.4 have a surge
     (0.5, "level", 0),
     (0.51, "surge", 3),  # ⌈3.06⌉ = 4 steps
+    (1.0, "rise", 3),
+    (1 / 6, "rise", 0),
     (1 / 6, "surge", None),  # one step, which has no surge
 ])
 def test_find_breakpoint(window, signal, expected):
     assert find_breakpoint(CURVE, window, signal) == expected
 
 
+@pytest.mark.parametrize(("curve", "expected"), [
+    ([2.0, 0.1, 0.3, 0.2], 0),  # the chain breaks where it begins: no other signal of difference can say so
+    ([0.2, 0.1, 0.3, 1.5], 3), ([0.1, 0.0, 0.9, 1.1], 2),  # the second of two high steps is less of a rise
+    ([0.7], 0)])
+def test_a_rise_may_be_the_first_step(curve, expected):
+    assert find_breakpoint(curve, signal="rise") == expected
+
+
 def test_find_breakpoint_without_steps():
+    assert find_breakpoint([], signal="rise") is None
     assert find_breakpoint([]) is None
     assert find_breakpoint([1.0]) is None
 

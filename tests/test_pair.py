@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from heal_lab import clock_corpus as cc
+from heal_lab.__main__ import main
 from heal_lab.clock_corpus import OPENINGS, VERBS
-from heal_lab.pair import Lesson, Recipe, behaviour, build_model, mastered_skill
+from heal_lab.pair import Lesson, Recipe, behaviour, build_model, mastered_skill, world_of
 from heal_ref.records import Problem
 from heal_ref.scoring import text_stats
 from heal_ref.tasks.clock import HOURS, MAX_OPERAND, ClockTask, apply_op
@@ -125,6 +126,22 @@ def test_drills_end_with_measured_skill(tmp_path, skilled, drilled):
     about = json.loads((tmp_path / "m" / "training.json").read_text())
     assert about["skills"] == skilled[:drilled + 1]
     assert len(about["losses"]) == 1 + drilled
+
+
+@pytest.mark.parametrize(("dial", "says"), [
+    ("hours=12", "prime"), ("hours=x", "NAME=VALUE"), ("moon=1", "slip"), ("slip", "NAME=VALUE"), ("lengths={}", "NAME=VALUE")])
+def test_dials_that_there_are_not(dial, says, tmp_path, capsys):
+    assert main(["build-pair", "--out", str(tmp_path / "x"), "--dial", dial]) == 2
+    assert says in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_pair_of_another_world(tmp_path):
+    args = ["--scale", "0.0003", "--limit", "1", "--quiet", "--dial", "hours=11", "phrasings=false"]
+    assert main(["build-pair", "--out", str(tmp_path / "x"), *args]) == 0
+    assert world_of(tmp_path / "x").hours == 11
+    dials = json.loads((tmp_path / "x" / "teacher" / "training.json").read_text())["recipe"]["lessons"][2]["dials"]
+    assert (dials["hours"], dials["phrasings"], dials["shaky_right"]) == (11, False, 0.6)
 
 
 def test_skill_is_the_share_of_long_mastered_problems_solved(teacher):

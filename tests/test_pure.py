@@ -19,6 +19,7 @@ from heal_ref.pure import (
     pure_threshold,
     rescored,
     rollout_uncertainty,
+    unaided,
 )
 from heal_ref.records import PureScore
 from heal_ref.scoring import text_stats
@@ -42,11 +43,38 @@ def test_aggregate(kind, expected):
 
 def test_threshold_and_filter(make):
     scored = [PureScore(make(str(i), correct=True), [], [], [], float(i)) for i in range(11)]
-    config = PureConfig(keep_quantile=0.9)
+    config = PureConfig(keep_quantile=0.9, floor=0.0)
     assert pure_threshold(scored, config) == 9.0
     assert [t.problem.id for t in pure_filter(scored, config)] == [str(i) for i in range(10)]
     assert [t.problem.id for t in pure_filter(scored, config, reference=scored[:2])] == ["0"]
     assert len(pure_filter(scored, config, reference=[])) == 11  # nothing to calibrate on: nothing is dropped
+
+
+def test_a_teacher_that_is_certain_sets_no_threshold_of_float_noise(make):
+    """Two steps of two tokens: 2 nats a step are 1 nat a token."""
+    certain = [PureScore(make(str(i), "ab|cd", correct=True), [], [], [], -6e-5) for i in range(9)]
+    steps = [end - start for start, end in certain[0].trajectory.steps]
+    assert pure_threshold(certain, PureConfig()) == pytest.approx(2 / np.median(steps))
+    assert pure_threshold(certain, PureConfig(floor=0.5)) == pytest.approx(0.5 / np.median(steps))
+    assert pure_threshold(certain, PureConfig(floor=0.0)) == 0.0
+    assert pure_threshold(certain, PureConfig(reading="forced")) == -6e-5  # no nats
+    genuine = PureScore(make("g", "ab|cd", correct=True), [], [], [], 0.01)
+    assert pure_filter([genuine], PureConfig(), certain) == [genuine.trajectory]
+
+
+def test_easy_problems_are_left_out_of_the_reference(make):
+    def samples(name, right, of=4):
+        return [make(name, "a|b", correct=i < right, index=i) for i in range(of)]
+
+    base = [t for i in range(40) for t in samples(f"easy-{i}", 4)]
+    base += [t for i in range(10) for t in samples(f"half-{i}", 2)] + [t for i in range(5) for t in samples(f"hard-{i}", 1)]
+    base += samples("unsolved", 0)
+    assert [t.index for t in unaided(base)] == [0] * 55
+    assert {t.problem.id[:4] for t in unaided(base, seldom=0.5, least=15)} == {"half", "hard"}
+    assert len(unaided(base, seldom=0.25, least=1)) == 5
+    assert len(unaided(base, seldom=0.25, least=6)) == 15  # the next most seldom solved are all of the half-solved
+    assert len(unaided(base, seldom=0.0, least=99)) == 55
+    assert unaided(samples("unsolved", 0)) == []
 
 
 @pytest.fixture(scope="module")

@@ -87,7 +87,8 @@ class ClockTask(Task):
     r"""The clock world as a `Task`, in the texts that its models were trained on.
 
     The world is ours, not the paper's. Answers are hours, 0 to 22; a step ends at a blank line.
-    Models of another world need its `hours`; without `restates`, no step restates the start.
+    Models of another world need its `hours`. Without `restates`, the step that restates the start
+    is part of the prompt: then the first step can be wrong.
 
     Example:
         >>> import heal_ref as heal
@@ -121,10 +122,17 @@ class ClockTask(Task):
         return None
 
     def prompt(self, problem: Problem) -> str:
-        return f"Problem: {problem.question}\nSolution:\n"
+        return f"Problem: {problem.question}\nSolution:\n{self._restated(problem)}"
 
     def guided_prompt(self, problem: Problem, answer: str) -> str:
-        return f"Problem: {problem.question}\nAnswer: {answer}\nSolution:\n"
+        shown = f"Problem: {problem.question}\nAnswer: {answer}\nSolution:\n"
+        return shown + self._restated(problem)
+
+    def _restated(self, problem: Problem) -> str:
+        """What the prompt already says of the solution."""
+        if self.restates:
+            return ""
+        return f"We start at {Chain.parse(problem.question, self.hours).start}.\n\n"
 
     def hint_prompt(self, problem: Problem, answer: str, prefix: str) -> str:
         return self.guided_prompt(problem, answer) + prefix + "Working back: "
