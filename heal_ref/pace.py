@@ -1,9 +1,10 @@
 """PACE, Progressive Answer-guided Curriculum Evolution: what a student learns, in which order.
 
-- Stage 1, foundation: what the teacher solves alone. Stage 2, guided: problems it mostly fails,
-  solved with the answer in view, filtered by PURE. Stage 3, repaired: GEAR's repairs, filtered.
-- Each stage starts from the student that the one before left. Data are cumulative by default.
-- The student always sees the *plain* prompt: no answer, no hint.
+1. Foundation: what the teacher solves alone.
+2. Guided: problems that it mostly fails, solved with the answer in view, filtered by PURE.
+3. Repaired: GEAR's repairs, filtered by PURE.
+
+The student always sees the *plain* prompt: no answer, no hint.
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ def build_stages(base: Sequence[Trajectory], guided: Sequence[Trajectory],
 def updates_of(stages: Mapping[str, Dataset], config: PaceConfig) -> dict[str, int]:
     """Updates of each stage by its share: all of `config.updates`, none for an empty stage.
 
-    Equal shares if no stage with data has one. A stage of another name counts as a whole share.
+    Equal shares if no stage with data has one. A stage of another name has a whole share.
     """
     shares = dict(zip(STAGES, config.shares, strict=True))
     filled = {name: shares.get(name, 1.0) for name, stage in stages.items() if len(stage)}
@@ -103,11 +104,10 @@ def shuffled(stages: Mapping[str, Dataset]) -> dict[str, Dataset]:
     """The control for the order: all examples of the stages, each once, in one stage "all".
 
     Example:
-        >>> from heal_ref.pace import Dataset, shuffled
-        >>> one = Dataset.from_list([{"id": "p", "source": "base", "completion": "5 + 3 = 8"}])
-        >>> both = shuffled({"foundation": one, "guided": one})
-        >>> {name: len(stage) for name, stage in both.items()}
-        {'all': 1}
+        >>> import heal_ref as heal
+        >>> one = heal.pace.Dataset.from_list([{"id": "p", "source": "base", "completion": "8"}])
+        >>> len(heal.shuffled({"foundation": one, "guided": one})["all"])
+        1
     """
     rows = {(r["id"], r["source"], r["completion"]): r for s in stages.values() for r in s}
     return {"all": Dataset.from_list(list(rows.values()))}
@@ -140,11 +140,8 @@ def distill(student: LM, task: Task, stages: Mapping[str, Dataset],
         >>> row = {"id": "p", "prompt": "Hint: ", "completion": "We start at 5."}
         >>> config = heal.PaceConfig(updates=2, batch=4, warmup=0)
         >>> stages = {"all": heal.pace.Dataset.from_list([row])}
-        >>> trained = heal.distill(student, task, stages, config)
-        >>> pair = student.encode("Hint: "), student.encode("We start at 5.")
-        >>> before, after = (sum(heal.text_stats(lm, [pair])[0][1]) for lm in (student, trained))
-        >>> after > before  # log-probability of the completion
-        True
+        >>> heal.distill(student, task, stages, config).model.dtype
+        torch.float32
     """
     config = config or PaceConfig()
     plan = updates_of(stages, config)
