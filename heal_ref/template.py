@@ -17,9 +17,8 @@ _MARKER = re.compile(r"<[^\s<>]{1,40}>|\[/?[A-Z_]+\]")  # <|user|> or [INST], to
 _NAMES_THOUGHTS = re.compile(r"think|thought|reason|channel", re.IGNORECASE)
 
 
-def render(tokenizer: Any, content: str, thinking: bool | None = None, reply: str | None = None,
-           begin: bool = True) -> str:
-    """A question as text, with its reply, or with an open turn for one (`begin`).
+def render(tokenizer: Any, content: str, thinking: bool | None = None, reply: str = "") -> str:
+    """A question as text, with its reply, or with an open turn for one.
 
     `thinking` is passed to the template as `enable_thinking`; None leaves it to the template.
     """
@@ -27,7 +26,7 @@ def render(tokenizer: Any, content: str, thinking: bool | None = None, reply: st
     turns += [{"role": "assistant", "content": reply}] if reply else []
     options = {} if thinking is None else {"enable_thinking": thinking}
     return tokenizer.apply_chat_template(
-        turns, tokenize=False, add_generation_prompt=begin and not reply, **options)
+        turns, tokenize=False, add_generation_prompt=not reply, **options)
 
 
 def turn_end(tokenizer: Any) -> int | None:
@@ -84,8 +83,6 @@ def check_template(tokenizer: Any, thinking: bool | None = None) -> bool:
                          "this model; take a chat model, or set tokenizer.chat_template")
     try:
         prompt, whole = (render(tokenizer, "QUESTION", thinking, reply) for reply in ("", "ANSWER"))
-        closed = render(tokenizer, "QUESTION", thinking, begin=False)
-        variants = {render(tokenizer, "QUESTION", choice) for choice in (False, True)}
     except Exception as e:  # somebody else's program
         why = f"{type(e).__name__}: {' '.join(str(e).split())[:100]}"
         raise InputError(f"{its} fails on a plain question ({why}), so no prompt can be made; "
@@ -93,7 +90,7 @@ def check_template(tokenizer: Any, thinking: bool | None = None) -> bool:
     if "QUESTION" not in prompt or "ANSWER" not in whole:
         raise InputError(f"{its} leaves the question or the reply out (it may expect text in "
                          "parts); set a tokenizer.chat_template for plain text")
-    if thinking is not None and len(variants) == 1:
+    if thinking is not None and "enable_thinking" not in str(tokenizer.chat_template):
         raise InputError(f"{its} does not know enable_thinking, so thinking={thinking} would "
                          "change nothing; leave thinking out")
     # 2. Special tokens are dropped by decoding, so they cannot mark thoughts.
@@ -108,8 +105,8 @@ def check_template(tokenizer: Any, thinking: bool | None = None) -> bool:
     begun = _BLOCK.sub("", prompt).rstrip()
     between = _BLOCK.sub("", before[len(begun) :]).strip()
     if between or not before.startswith(begun):
-        why = "ignores add_generation_prompt" if prompt == closed else "opens no turn for a reply"
-        raise InputError(f"{its} {why}: a prompt would end {begun[-40:]!r}, but a reply follows "
+        raise InputError(f"{its} ignores add_generation_prompt or opens no turn for a reply: a "
+                         f"prompt would end {begun[-40:]!r}, but a reply follows "
                          f"{before[-40:]!r}; set one whose prompt ends where the reply begins")
     # 4. A token must end the turn.
     end = turn_end(tokenizer)

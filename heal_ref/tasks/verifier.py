@@ -55,10 +55,9 @@ class Verifier:
     def _ready(self) -> bool:
         if self._usable and (not self._process or self._process.poll() is not None):
             self.close()
-            with contextlib.suppress(OSError):
-                self._process = Popen([sys.executable, "-P", __file__, str(self.memory)],
-                                      stdin=PIPE, stdout=PIPE, stderr=DEVNULL, text=True)
-            self._usable = bool(self._process) and self._ask("1", "1", START_SECONDS)
+            self._process = Popen([sys.executable, "-P", __file__, str(self.memory)],
+                                  stdin=PIPE, stdout=PIPE, stderr=DEVNULL, text=True)
+            self._usable = self._ask("1", "1", START_SECONDS)
             if not self._usable:
                 warnings.warn("math-verify does not start: answers that are not numbers must be "
                               "spelled like the right one to count", RuntimeWarning, stacklevel=3)
