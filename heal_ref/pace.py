@@ -23,8 +23,7 @@ from heal_ref.evaluate import accuracy
 from heal_ref.model import LM
 from heal_ref.records import InputError, Problem, Trajectory, by_problem
 from heal_ref.tasks.base import Task
-from heal_ref.train import claim, examples_of, train_stage
-from heal_ref.train import read_curve as read_curve  # pace.read_curve(folder), after distill
+from heal_ref.train import claim, examples_of, read_curve, train_stage  # noqa: F401
 
 STAGES = ("foundation", "guided", "repaired")
 
@@ -51,10 +50,9 @@ def build_stages(base: Sequence[Trajectory], guided: Sequence[Trajectory],
     """The stages "foundation", "guided" and "repaired": data sets with one row per example.
 
     Paper: "a three-stage distillation strategy that organizes training from foundational alignment
-    to frontier breakthrough". What enters which stage is our reading. Columns: `prompt` (plain) and
-    `completion`, in TRL's format; `id`, `question`, `answer`; the trajectory's `source` and
-    `token_ids`. Give TRL ids (`train.encode_example` of each row): it begins the text that it
-    encodes with a BOS token, and the prompts of Llama 3 and Gemma 3 hold one already.
+    to frontier breakthrough". What enters which stage is our reading. Columns: `prompt` (plain),
+    `completion`, `id`, `question`, `answer`, `source`, `token_ids`. TRL's trainer takes them; give
+    it ids (`train.encode_example`) if prompts hold a BOS token, since it adds one to texts.
 
     Args:
         base: all of the teacher's own samples; the correct ones are the foundation.
@@ -66,8 +64,8 @@ def build_stages(base: Sequence[Trajectory], guided: Sequence[Trajectory],
         >>> import heal_ref as heal
         >>> teacher, task = heal.load_lm(heal.DATA / "teacher"), heal.ClockTask()
         >>> base = heal.sample(teacher, task, [heal.Problem("p", "Start 5; + 3; * 4", "9")], n=1)
-        >>> {name: len(stage) for name, stage in heal.build_stages(base, [], []).items()}
-        {'foundation': 1, 'guided': 1, 'repaired': 1}
+        >>> list(heal.build_stages(base, [], []))
+        ['foundation', 'guided', 'repaired']
     """
     config = config or PaceConfig()
     solved = solved_share(base)
@@ -84,9 +82,9 @@ def build_stages(base: Sequence[Trajectory], guided: Sequence[Trajectory],
 
 
 def updates_of(stages: Mapping[str, Dataset], config: PaceConfig) -> dict[str, int]:
-    """Updates of each stage by its share: all of `config.updates`, none for an empty stage.
+    """Updates of each stage with data, by its share: `config.updates` in all.
 
-    Equal shares if no stage with data has one. A stage of another name has a whole share.
+    Equal shares if no such stage has one. A stage of another name has a whole share.
     """
     shares = dict(zip(STAGES, config.shares, strict=True))
     filled = {name: shares.get(name, 1.0) for name, stage in stages.items() if len(stage)}
@@ -120,7 +118,7 @@ def distill(student: LM, task: Task, stages: Mapping[str, Dataset],
     """Train a copy of `student` through the stages, each starting from what the last one left.
 
     Paper: "organizes training from foundational alignment to frontier breakthrough"; "RL-free", so
-    by supervised fine-tuning alone. `{"all": stages["foundation"]}` is rejection-sampling
+    by supervised fine-tuning alone; of {"all": stages["foundation"]} it is rejection-sampling
     fine-tuning. The student may have another tokenizer and template (`train.examples_of`).
 
     Args:
@@ -130,9 +128,8 @@ def distill(student: LM, task: Task, stages: Mapping[str, Dataset],
             every `config.curve_every` updates and after each stage, at `sampling`'s length.
         progress: called as `progress(done, total)` after each update, over all stages.
 
-    Raises:
-        InputError: nothing to train on, not for this student, or a folder of other settings.
-        TrainingError: the loss became NaN or infinite.
+    InputError if there is nothing to train on, the stages are not for this student, or the folder
+    holds others; its subclass `train.TrainingError` if the loss becomes NaN or infinite.
 
     Example:
         >>> import heal_ref as heal

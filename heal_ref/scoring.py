@@ -67,7 +67,7 @@ def head_stats(hidden: Float[Tensor, "n d"], head: Head, targets: Int[Tensor, " 
 
     With x = logit − top, top the largest logit so far, a position keeps Z = Σ e^x and M = Σ x e^x;
     when a tile raises top by δ they become e^−δ Z and e^−δ (M − δ Z). At the end H = log Z − M / Z.
-    Two float32 tiles (positions × vocabulary entries) are the whole working memory.
+    A `tile` is positions × vocabulary entries; two of them are the whole working memory.
     """
     rows, columns = tile or (ROWS, COLUMNS.get(hidden.device.type, MANY_COLUMNS))
     vocab = len(head.weight)
@@ -153,16 +153,14 @@ def token_stats(model: Any, input_ids: Ids, attention_mask: Ids | None = None
     Padding (0 in the mask) may be on either side. Entry t is about the raw distribution
     (temperature 1) that predicted token t; NaN for a text's first token and for padding. Float32.
 
-    Raises:
-        InputError: a text is longer than the model's positions.
-        FloatingPointError: the model's logits are NaN.
+    InputError if a text is longer than the model's positions, FloatingPointError for NaN logits.
 
     Example:
         >>> import heal_ref as heal, torch
         >>> lm = heal.load_lm(heal.DATA / "teacher")
-        >>> ids = torch.tensor([lm.encode("compute 5 + 3")], device=lm.device)
+        >>> ids = torch.tensor([lm.encode("compute 5")], device=lm.device)
         >>> heal.token_stats(lm.model, ids)[0].isnan()  # nothing predicts the first token
-        tensor([[ True, False, False, False]])
+        tensor([[ True, False]])
     """
     mask = (torch.ones_like(input_ids) if attention_mask is None else attention_mask).bool()
     stats = torch.full((2, *mask.shape), math.nan, device=mask.device)

@@ -35,17 +35,15 @@ def turn_end(tokenizer: Any) -> int | None:
     If the template writes none there, then the first one of the next turn (GLM: `<|user|>`).
     None without a chat template, or if it fails or ends no turn.
     """
-    if not getattr(tokenizer, "chat_template", None):
-        return None
     turns = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "ANSWER"}]
-    added = {*tokenizer.get_added_vocab().values(), *tokenizer.all_special_ids}
-    added.discard(tokenizer.unk_token_id)
     for conversation in (turns, [*turns, turns[0]]):
         try:
             whole = tokenizer.apply_chat_template(conversation, tokenize=False)
-        except Exception:  # somebody else's program; check_template says what is wrong
+        except Exception:  # no template, or somebody else's program: see check_template
             return None
         after = whole.rpartition("ANSWER")[2]
+        added = {*tokenizer.get_added_vocab().values(), *tokenizer.all_special_ids}
+        added.discard(tokenizer.unk_token_id)
         for token in tokenizer(after, add_special_tokens=False)["input_ids"]:
             if token in added and tokenizer.decode([token]).strip():
                 return token

@@ -39,9 +39,6 @@ class TrainingError(InputError):
     """Training cannot continue: the message names the update, the batch, and what to do."""
 
 
-# ------------------------------------------------------------------------------------- examples
-
-
 def encode_example(tokenizer: Any, prompt: str, completion: str | Sequence[int],
                    end: int | None = None) -> dict[str, list[int]]:
     """`input_ids` and `labels` (T each): prompt masked; completion (text or ids) and `end` learnt.
@@ -61,10 +58,8 @@ def examples_of(student: LM, task: Task, stage: Any, thoughts: str = "keep") -> 
     The prompt is the row's, or the problem in the student's own template if that renders it
     otherwise than `task`. The completion is what was sampled, id by id, if these ids spell it in
     the student's tokenizer, else its text encoded. Rows that the student cannot write, or longer
-    than its positions, are left out with a warning.
-
-    Raises:
-        InputError: over 1 in 100 cannot be written, all are too long, or thoughts mean nothing.
+    than its positions, are left out with a warning; InputError if that is more than 1 in 100, or
+    all of them, or if thoughts mean nothing to the student.
     """
     own, tokenizer = task.for_tokenizer(student.tokenizer), student.tokenizer
     limit = getattr(student.model.config.get_text_config(), "max_position_embeddings", math.inf)
@@ -80,7 +75,7 @@ def examples_of(student: LM, task: Task, stage: Any, thoughts: str = "keep") -> 
         prompt = own.prompt(problem) if other else row["prompt"]
         # 2) The completion; one that is no longer what followed the row's prompt is made a reply.
         text = own.without_thoughts(row["completion"]) if thoughts == "drop" else row["completion"]
-        if own.has_thoughts(text) and not own.knows_thoughts:
+        if own.without_thoughts(text) != text and not own.knows_thoughts:
             raise InputError("the completions hold thoughts, which mean nothing to the student's "
                              'template; leave them out with PaceConfig(thoughts="drop")')
         text = own.as_reply(text) if other or text != row["completion"] else text
@@ -105,7 +100,8 @@ def examples_of(student: LM, task: Task, stage: Any, thoughts: str = "keep") -> 
         raise InputError(f"no example is left: {long}; sample shorter solutions")
     for count, why in ((unwritten, "the student's tokenizer cannot write them"), (too_long, long)):
         if count:
-            warnings.warn(f"{count} of {len(stage)} examples are left out: {why}", RuntimeWarning, 3)
+            warnings.warn(f"{count} of {len(stage)} examples are left out: {why}",
+                          RuntimeWarning, stacklevel=3)
     return examples
 
 
@@ -113,9 +109,6 @@ def _plain(text: str) -> str:
     """A text without what tokenizers normalise: composed characters, blanks within a line."""
     lines = unicodedata.normalize("NFKC", text).strip().split("\n")
     return "\n".join("".join(line.split()) for line in lines)
-
-
-# -------------------------------------------------------------------------------------- Trainer
 
 
 def collate(pad_token_id: int) -> Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]]:
@@ -134,8 +127,8 @@ def collate(pad_token_id: int) -> Callable[[Sequence[Mapping[str, Any]]], dict[s
 
 
 class _ByLength(Sampler):
-    """Examples of similar length together. The order follows from seed and epoch alone; that of
-    transformers comes from the global random state, which a resumed run does not have."""
+    """Examples of similar length together, in an order that follows from seed and epoch alone:
+    that of transformers comes from the global random state, which a resumed run does not have."""
 
     def __init__(self, trainer: Trainer, data: Any):
         self.trainer, self.lengths = trainer, [len(row["input_ids"]) for row in data]
@@ -259,16 +252,13 @@ def train(model: Any, tokenizer: Any, data: Any, *, folder: Path, updates: int, 
             for row in rows if "accuracy" in row or "loss" in row]
 
 
-# ------------------------------------------------------------------------------------ one stage
-
-
 def train_stage(lm: LM, examples: Sequence[Any], folder: Path, config: PaceConfig, updates: int, *,
                 seed: int, first: bool, save_as: torch.dtype | None, progress: Any,
                 measure: Callable[[LM], dict[str, float]] | None) -> LM:
     """Train `lm` on one stage, or find it finished; returns the student as `folder` holds it.
 
-    The folder appears complete or not at all: weights (of the last stage in dtype `save_as`, if
-    the configuration says so), tokenizer, learning curve (of the `first` stage from step 0).
+    The folder appears complete or not at all: weights (in dtype `save_as`, if the configuration
+    says so), tokenizer, learning curve (of the `first` stage from step 0).
     """
     work = folder.with_name(f"{folder.name}.training")
     processes().wait_for_everyone()  # all processes look before one of them writes

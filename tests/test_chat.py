@@ -300,8 +300,6 @@ def test_a_block_is_opened_once_by_the_prompt_or_the_reply(tokenizer, opened, te
 
 def test_thoughts_and_what_they_mean_to_a_tokenizer(tokenizer, chat):
     assert chat.knows_thoughts
-    assert chat.has_thoughts("a</think>b")
-    assert not chat.has_thoughts("b")
     assert chat.without_thoughts("<think>a</think>\n\nb") == "b"
     assert chat.without_thoughts("a</think>\n\nb") == "b"
     assert chat.without_thoughts(" b") == " b"

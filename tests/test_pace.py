@@ -493,9 +493,6 @@ class Chat(heal.Task):
     def prompt(self, problem):
         return self.begin + problem.question
 
-    def has_thoughts(self, text):
-        return "5" in text
-
     def without_thoughts(self, text):
         return text.replace("5", "7")
 

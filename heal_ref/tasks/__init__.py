@@ -17,15 +17,11 @@ __all__ = ["ChatMathTask", "ClockTask", "Task", "task_for"]
 
 
 def task_for(name: str, tokenizer: Any) -> Task:
-    """The task by its name, for a model with this tokenizer.
+    """The task "chat", "clock", or "package.module:ClassName" (a task of one's own, imported from
+    the current directory too), for a model with this tokenizer.
 
-    Args:
-        name: "chat", "clock", "package.module:ClassName" for a task of one's own (the current
-            directory can be imported from), or "auto": chat if the tokenizer has a chat template,
-            the clock world if it is the clock world's tokenizer.
-
-    Raises:
-        InputError: there is no such task, or "auto" cannot decide.
+    "auto" is chat if there is a chat template, the clock world for that world's tokenizer, and an
+    InputError for any other.
     """
     auto = name == "auto"
     if name == "chat" or (auto and getattr(tokenizer, "chat_template", None)):
@@ -47,7 +43,7 @@ def _is_clock(tokenizer: Any) -> bool:
 
 
 def _own_task(name: str, tokenizer: Any) -> Task:
-    """A task of somebody's own, by module and class."""
+    """A task of one's own, by module and class; InputError for whatever is wrong with it."""
     module, _, kind_name = name.partition(":")
     if not (module and kind_name):
         raise InputError(f"there is no task {name!r}; choose auto, chat, clock, or "

@@ -69,10 +69,8 @@ def _plain(text: str) -> str:
 
 
 def spelling(answer: str) -> str:
-    r"""One spelling for what has several, such as \dfrac12 and 1/2; too long a text stays as it is.
-
-    The case of letters stays, except in words: Tuesday is tuesday, but AB is not ab.
-    """
+    r"""One spelling for what has several, such as \dfrac12 and 1/2; Tuesday is tuesday, AB not ab.
+    A text that is too long for an answer stays as it is."""
     if len(answer) > MAX_ANSWER:
         return answer
     text = _plain(answer)
@@ -155,10 +153,8 @@ _CONCLUDES = r"(?:=|\b(?:is|be|becomes?|equals?|gets?|gives?|yields?|obtain))\s*
 
 
 def states_answer(hint: str, answer: str) -> bool:
-    r"""Whether a hint gives the answer away, in whatever form (3/8, 0.375, twelve).
-
-    A digit or a letter may be a step on the way ("divide by 2"): it must be the hint's conclusion.
-    """
+    """Whether a hint gives the answer away, in whatever form (3/8, 0.375, twelve). A digit or a
+    letter may be a step on the way ("divide by 2"): it must be the hint's conclusion."""
     if len(answer) > MAX_ANSWER:
         return False
     hint = _plain(hint.replace("**", ""))

@@ -28,9 +28,9 @@ _SAYS_ANSWER = re.compile(
 class Task:
     r"""One kind of problem. Override three methods; the others have plain-English defaults.
 
-    - A prompt ends where the solution begins, white space included: the model continues it.
-    - `separator` ends a step: steps are pieces of the solution, the separator included.
-    - `elicit` begins a sentence that the final answer completes.
+    A prompt ends where the solution begins, white space included: the model continues it. Steps
+    are pieces of the solution, the separator included. `elicit` begins a sentence that the final
+    answer completes.
 
     Example:
         >>> import heal_ref as heal
@@ -81,7 +81,7 @@ class Task:
             problem, f"{problem.question}\n\n{SHOWS_ANSWER}{answer}\n\n{self.unaided}")
 
     def hint_prompt(self, problem: Problem, answer: str, prefix: str) -> str:
-        """Asks for a hint that leads from the end of `prefix`, the steps kept, to `answer`."""
+        """Asks for a hint that leads from the end of `prefix`, the kept steps, to `answer`."""
         written = f"A student has written this so far:\n\n{prefix.strip()}"
         return self.ask(problem, (
             f"Problem:\n\n{problem.question}\n\n"
@@ -90,11 +90,8 @@ class Task:
             f"{ASKS_FOR_HINT}"))
 
     def read_hint(self, text: str, answer: str = "") -> str | None:
-        """The hint in what the model wrote after `hint_prompt`: on one line, without a label.
-
-        None if that is empty, longer than `MAX_HINT` or holds a box. A format that needs the
-        right answer in order to be read gets it as `answer`.
-        """
+        """The hint in what the model wrote after `hint_prompt`, on one line; None if it is empty,
+        longer than `MAX_HINT` or holds a box. `answer` is there for formats that need it."""
         hint = _LABEL.sub("", " ".join(text.split()))
         unusable = len(hint) > MAX_HINT or re.search(r"\\(?:boxed|fbox)", hint)
         return None if unusable or not re.search(r"\w", hint) else hint
@@ -119,10 +116,6 @@ class Task:
         """This task for another model, if it is built on a tokenizer."""
         return self
 
-    def has_thoughts(self, text: str) -> bool:
-        """Whether a solution holds a thinking block."""
-        return False
-
     def without_thoughts(self, text: str) -> str:
         """The solution without its thinking block."""
         return text
@@ -143,5 +136,5 @@ class Task:
     @property
     def knows_truth(self) -> bool:
         """Whether this task can tell which solutions are genuine."""
-        mine = type(self)
-        return mine.check_steps is not Task.check_steps or mine.is_genuine is not Task.is_genuine
+        return any(getattr(type(self), name) is not getattr(Task, name)
+                   for name in ("check_steps", "is_genuine"))
