@@ -225,7 +225,8 @@ def test_random_arithmetic_is_read_as_it_is_meant(verifier):
 
 @pytest.mark.parametrize(("hint", "answer", "leaks"), [
     ("There are 1,042 of them, 142 and 4.2 and 42.5.", "42", False), ("It has 42 left over.", "42", True),
-    ("It has 1,000 left.", "1000", True), ("So $n = -42$ fits.", "-42", True), ("Take $n=42$, say.", "42", True),
+    ("It has 1,000 left.", "1000", True), ("It has 12\\,000 left.", "12000", True),
+    ("So $n = -42$ fits.", "-42", True), ("Take $n=42$, say.", "42", True),
     ("Divide both sides by 2.", "2", False), ("Write it as 2x + 3 = 7.", "2", False), ("So $x = 2$.", "2", True),
     ("This gives 2!", "2", True), ("It is -2.", "-2", True), ("Try $2 \\sqrt{3}$ here.", "2\\sqrt{3}", True),
     ("Try $12\\sqrt{3}$ here.", "2\\sqrt{3}", False), ("It is 3/8 of it.", "\\frac{3}{8}", True), ("So it is $n$.", "n", True),

@@ -50,6 +50,7 @@ _MARKS: list[tuple[str, Any]] = [  # these replacements, in this order, change n
     (r"\^\s*(-?\d+|[a-zA-Z](?![a-zA-Z]))", r"^{\1}"), (r"_\s*(\w)(?!\w)", r"_{\1}"),
     ("\\{,\\}|[\u00a0\u202f\u2009]", r"\\,"),  # between thousands; 1,000 only if there is no more
     (r"^\s*[+-]?\d{1,3}(?:(?:,|\\,)\d{3})+(?:\.\d*)?\s*$", lambda n: re.sub(r"[\\,]", "", n[0])),
+    (r"(?<=\d)\\,(?=\d{3}(?![\d/]))", ""),
     (r"(?:\\[,;: ]|~|\\q?quad(?![a-zA-Z])|\s)+", " "), (r"(?<!\.)\. ?$", "")]
 _ENDINGS = [
     (r"^([+-]?\d+(?:\.\d*)?)[eE]([+-]?\d{1,3})$", r"\1\\cdot10^{\2}"),  # 1e-9
