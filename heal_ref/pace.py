@@ -135,9 +135,8 @@ def distill(student: LM, task: Task, stages: Mapping[str, Dataset],
         >>> import heal_ref as heal
         >>> student, task = heal.load_lm(heal.DATA / "student"), heal.ClockTask()
         >>> row = {"id": "p", "prompt": "Hint: ", "completion": "We start at 5."}
-        >>> config = heal.PaceConfig(updates=2, batch=4, warmup=0)
         >>> stages = {"all": heal.pace.Dataset.from_list([row])}
-        >>> heal.distill(student, task, stages, config).model.dtype
+        >>> heal.distill(student, task, stages, heal.PaceConfig(updates=2, batch=4)).model.dtype
         torch.float32
     """
     config = config or PaceConfig()

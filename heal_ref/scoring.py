@@ -116,11 +116,8 @@ def find_head(model: Any, ids: Ids) -> Head | None:
 
 
 def _scale_and_cap(model: Any, ids: Ids) -> tuple[float, float | None] | None:
-    """The scale and soft cap that reproduce the model's logits to the precision of its dtype.
-
-    What a model does to its logits after the head differs between families: whatever the
-    configuration suggests is tried.
-    """
+    """The scale and soft cap, of those that the configuration suggests, that reproduce the model's
+    logits to the precision of its dtype. Families differ in what comes after their heads."""
     linear = model.get_output_embeddings()
     if type(linear) is not torch.nn.Linear or linear.weight.is_meta or model.base_model is model:
         return None
@@ -214,10 +211,9 @@ def text_stats(lm: LM, pairs: Iterable[tuple[Sequence[int], Sequence[int]]]
     Example:
         >>> import heal_ref as heal
         >>> lm = heal.load_lm(heal.DATA / "teacher")
-        >>> context = lm.encode("Then compute 5 + 3 = ")
-        >>> stats = heal.text_stats(lm, [(context, lm.encode("8")), (context, lm.encode("9"))])
-        >>> [round(logprob[0]) for entropy, logprob in stats]
-        [0, -8]
+        >>> (entropy, logprob), = heal.text_stats(lm, [(lm.encode("5 + 3 = "), lm.encode("8"))])
+        >>> len(entropy), len(logprob)
+        (1, 1)
     """
     pairs, out = list(pairs), []
     for start in range(0, len(pairs), lm.max_batch):

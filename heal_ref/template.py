@@ -30,11 +30,8 @@ def render(tokenizer: Any, content: str, thinking: bool | None = None, reply: st
 
 
 def turn_end(tokenizer: Any) -> int | None:
-    """The id of the token that ends the assistant's turn: the first special one after the reply.
-
-    If the template writes none there, then the first one of the next turn (GLM: `<|user|>`).
-    None without a chat template, or if it fails or ends no turn.
-    """
+    """The id of the token that ends the assistant's turn: the first special one after the reply,
+    or of the next turn (GLM: `<|user|>`). None without a template, or if it fails or has none."""
     turns = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "ANSWER"}]
     for conversation in (turns, [*turns, turns[0]]):
         try:
@@ -59,20 +56,15 @@ def control_tokens(tokenizer: Any) -> list[str]:
 
 
 def after_thoughts(text: str, opened: bool = False) -> str | None:
-    """The text after the last thinking block, all of it if there is none; None within a block.
-
-    `opened` says that the prompt has opened a block, so that `text` begins within it.
-    """
+    """The text after the last thinking block, all of it if there is none; None within a block. If
+    the prompt has `opened` a block, then `text` begins within it."""
     _, closed, after = text.rpartition(THOUGHT)
     return None if THINK in after or (opened and not closed) else after
 
 
 def check_template(tokenizer: Any, thinking: bool | None = None) -> bool:
-    """Whether a prompt ends within an open thinking block.
-
-    Raises:
-        InputError: the method cannot use this template. The message says why, and what to do.
-    """
+    """Whether a prompt ends within an open thinking block; InputError (why, and what to do) if the
+    method cannot use this template."""
     name = tokenizer.name_or_path or "the tokenizer"
     its = f"the chat template of {name}"
     # 1. Render a question, alone and with a reply.

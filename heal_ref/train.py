@@ -214,8 +214,7 @@ def train(model: Any, tokenizer: Any, data: Any, *, folder: Path, updates: int, 
         measure: accuracies by kind; every `measure_every` updates (0: never) and after the last.
         save_to: folder for the trained model, whole: with FSDP, `model` is a part in each process.
 
-    Raises:
-        TrainingError: the loss became NaN or infinite; InputError if the batch has no equal parts.
+    TrainingError if the loss becomes NaN or infinite; InputError if the batch has no equal parts.
     """
     parts = accumulate * processes().num_processes
     if batch % parts:
