@@ -1,12 +1,7 @@
-"""Continue texts: transformers' `generate`, entropy recorded, shared prefixes computed once.
-
-Entropy and log-prob are those of the raw distribution, before temperature and nucleus: a logits
-processor keeps two numbers per token, never the logits.
-"""
+"""Continue texts: transformers' `generate`, entropy recorded, shared prefixes computed once."""
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +10,12 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    SuppressTokensLogitsProcessor,
+)
 from transformers.cache_utils import DummyLayer, DynamicLayer
 from transformers.cache_utils import LinearAttentionCacheLayerMixin as Recurrent
 
@@ -25,8 +25,7 @@ from heal_ref.model import LM, left_pad
 from heal_ref.records import Problem, Trajectory
 from heal_ref.tasks.base import Task
 
-# One text to continue: a context, what follows it, and how much of the context can be seen
-Job = tuple[tuple[int, ...], list[int], int]
+Job = tuple[tuple[int, ...], list[int], int]  # context, tail, how much of the context is visible
 
 
 @dataclass(frozen=True)
@@ -44,10 +43,10 @@ class Rollout:
 
 
 class _Recorder(LogitsProcessor):
-    """Records each step's raw scores as (batch) entropies and log-probs, then bans `banned` ids."""
+    """Keeps two numbers (batch) per step, never the logits: entropy and log-prob of the raw
+    distribution, before temperature and nucleus."""
 
-    def __init__(self, banned: list[int], device: torch.device) -> None:
-        self.banned = torch.tensor(banned, dtype=torch.long, device=device)
+    def __init__(self) -> None:
         self.entropy: list[Tensor] = []
         self.logprob: list[Tensor] = []
         self.last: tuple[Tensor, Tensor] | None = None  # scores and log Z of the step before
@@ -58,10 +57,7 @@ class _Recorder(LogitsProcessor):
         entropy, log_total = entropy_and_log_total(scores)
         self.entropy.append(entropy)
         self.last = scores, log_total  # generate() hands out a copy, which nothing writes into
-        if not len(self.banned):
-            return scores
-        vocabulary = torch.arange(scores.shape[-1], device=scores.device)
-        return scores.masked_fill(torch.isin(vocabulary, self.banned), -math.inf)
+        return scores
 
     def settle(self, tokens: Int[Tensor, " batch"]) -> None:
         """Log-probs of the tokens drawn from the last scores: known only one call later."""
@@ -84,22 +80,19 @@ def generate(lm: LM, contexts: Sequence[Sequence[int]],
     through the cache. One rollout for each, in order; the same for the same seed and machine.
 
     Args:
-        sampling: temperature (0 is greedy), nucleus and length limit.
         visible: for each tail, how many tokens of its context precede it; by default all.
         ends: whether the model may end a text (`lm.ends`) before the length limit.
         seconds: stop a batch after that long; for measuring speed.
 
-    Raises:
-        FloatingPointError: the model's logits became NaN.
+    FloatingPointError if the model's logits become NaN.
 
     Example:
         >>> import heal_ref as heal
         >>> lm = heal.load_lm(heal.DATA / "teacher")
         >>> one = heal.SampleConfig(temperature=0.0, max_new_tokens=1)
-        >>> context = lm.encode("Problem: Start 5; + 3\nSolution:\n")
-        >>> tails = lm.encode("We start at "), lm.encode("We start at 5")
-        >>> [lm.decode(r.ids) for r in heal.generate(lm, [context], [tails], sampling=one, seed=0)]
-        ['5', '.']
+        >>> context = lm.encode("Problem: Start 5; + 3\nSolution:\nWe start at ")
+        >>> lm.decode(heal.generate(lm, [context], sampling=one, seed=0)[0].ids)
+        '5'
     """
     jobs: list[Job] = []
     for i, context in enumerate(contexts):
@@ -126,18 +119,21 @@ def _batch(lm: LM, jobs: Sequence[Job], sampling: SampleConfig, ends: bool,
             do_sample=True, temperature=sampling.temperature, top_k=0, top_p=sampling.top_p)
     # 2) whole texts, or tails after the cache of their contexts; our recorder sees raw scores
     ids, mask, cache = _inputs(lm, jobs)
-    recorder = _Recorder([] if ends else stops, lm.device)
+    recorder = _Recorder()
+    processors = LogitsProcessorList([recorder])
+    if not ends:
+        processors.append(SuppressTokensLogitsProcessor(stops, str(lm.device)))
     whole = lm.model.generate(input_ids=ids, attention_mask=mask, generation_config=settings,
-                              logits_processor=LogitsProcessorList([recorder]), **cache)
+                              logits_processor=processors, **cache)
     new = whole[:, ids.shape[1] :]
     recorder.settle(new[:, -1])
     # 3) each row up to its end; what follows is padding
-    entropy, logprob = (torch.stack(x, 1).tolist() for x in (recorder.entropy, recorder.logprob))
+    numbers = torch.stack([torch.stack(recorder.entropy, 1), torch.stack(recorder.logprob, 1)], 1)
     out = []
-    for row, h, p in zip(new.tolist(), entropy, logprob, strict=True):
+    for row, pair in zip(new.tolist(), numbers.tolist(), strict=True):
         length = next((t for t, token in enumerate(row) if token in stops), len(row))
-        out.append(Rollout(row[:length], [round(x, 6) for x in h[:length]],
-                           [round(x, 6) for x in p[:length]], finished=length < len(row)))
+        entropy, logprob = ([round(x, 6) for x in values[:length]] for values in pair)
+        out.append(Rollout(row[:length], entropy, logprob, finished=length < len(row)))
     return out
 
 
@@ -181,10 +177,8 @@ def _repeatable(cache: Any, gapless: bool) -> bool:
 
 def make_trajectory(lm: LM, task: Task, problem: Problem, source: str, rollout: Rollout,
                     **origin: Any) -> Trajectory:
-    """A `Trajectory` from generated tokens: its text, steps, answer and whether that is right.
-
-    An answer counts only if generation finished, and not if a helped solution mentions its help.
-    """
+    """A `Trajectory` from generated tokens. Its answer counts only if generation finished, and not
+    if a helped solution mentions its help."""
     text = lm.decode(rollout.ids)
     tells = source != "base" and task.reveals_help(problem, text)
     answer = task.extract_answer(text) if rollout.finished and not tells else None
@@ -201,8 +195,7 @@ def sample(lm: LM, task: Task, problems: Sequence[Problem], n: int | None = None
     """Sample n solutions of each problem (default: `sampling.n`), entropy recorded on the way.
 
     With `guided`, the answer is in the prompt: for the "answer-guided" (paper) stage of PACE.
-    Trajectories are grouped by problem, with source "base" or "guided" and the plain `prompt`;
-    `index` counts within a problem. Errors as in `generate`.
+    Trajectories are grouped by problem, with source "base" or "guided" and the plain `prompt`.
 
     Example:
         >>> import heal_ref as heal

@@ -50,14 +50,14 @@ def processes() -> PartialState:
 class LM:
     """A model and its tokenizer. `max_batch`: sequences that go through the model at once.
 
-    Of the model's generation config only the ids that end a text are kept: `generate` takes from
-    there what it is not told, and a penalty or a ban would falsify the recorded entropies.
+    Of the model's generation config only the ids that end a text are kept: a penalty or a ban,
+    which `generate` takes from there, would falsify the recorded entropies.
 
     Example:
         >>> import heal_ref as heal
         >>> lm = heal.load_lm(heal.DATA / "teacher")
-        >>> lm.pieces(lm.encode("Then compute 5 + 3 = 8."))  # a token per word, number and sign
-        ['Then ', 'compute ', '5', ' + ', '3', ' = ', '8', '.']
+        >>> lm.pieces(lm.encode("compute 5 + 3"))
+        ['compute ', '5', ' + ', '3']
     """
 
     model: Any
@@ -76,8 +76,7 @@ class LM:
 
     @property
     def end(self) -> int | None:
-        """What a student learns to end a completion with: what ends a turn in the chat template,
-        or the tokenizer's end of text."""
+        """What ends a turn in the chat template, or the tokenizer's end of text: it is learnt."""
         turn = turn_end(self.tokenizer)
         return self.tokenizer.eos_token_id if turn is None else turn
 
@@ -105,10 +104,7 @@ class LM:
 
 
 def left_pad(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[Ids, Ids]:
-    """Rows of ids as one tensor, padded on the left, and its attention mask:
-
-    [[5, 6, 7], [8]]  ->  [[5, 6, 7], [0, 0, 8]]  and  [[1, 1, 1], [0, 0, 1]]
-    """
+    """Rows as one tensor and its mask: [[5, 6], [8]] -> [[5, 6], [0, 8]] and [[1, 1], [0, 1]]."""
     longest = max(map(len, rows))
     ids = [[pad] * (longest - len(row)) + list(row) for row in rows]
     mask = [[0] * (longest - len(row)) + [1] * len(row) for row in rows]
@@ -132,15 +128,13 @@ def load_lm(source: str | Path, *, dtype: str = "auto", max_batch: int = MAX_BAT
     """Load a causal LM and its tokenizer onto the device that accelerate picks.
 
     One process spreads the model over all accelerators that it sees; several processes hold a copy
-    each. A student is trained in float32 master weights whatever `dtype` says (`train`).
+    each. InputError if it cannot be loaded whole.
 
     Args:
         source: a folder, a name on the hub, or a GGUF file, whose weights are dequantised.
-        dtype: "float32", "bfloat16", "float16", or "auto", that of the saved weights.
+        dtype: "float32", "bfloat16", "float16", or "auto", that of the saved weights. A student is
+            trained in float32 whatever this is.
         max_batch: sequences that go through the model at once; fewer need less memory.
-
-    Raises:
-        InputError: there is no such model, or it cannot be loaded whole; what to do.
 
     Example:
         >>> import heal_ref as heal
@@ -160,11 +154,11 @@ def load_lm(source: str | Path, *, dtype: str = "auto", max_batch: int = MAX_BAT
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             **where, **options, generation_config=_listed_ends(where), output_loading_info=True)
     model, found = loaded
-    whole = f"{source}: the model cannot be loaded"
+    failed = f"{source}: the model cannot be loaded"
     if "quantization_config" in model.config.to_dict() and not getattr(model, "hf_quantizer", None):
-        raise InputError(f"{whole}, its quantisation is unknown; take one that is not quantised")
+        raise InputError(f"{failed}, its quantisation is unknown; take one that is not quantised")
     if missing := found["missing_keys"]:
-        raise InputError(f"{whole}, {len(missing)} of its weights (such as {min(missing)}) are "
+        raise InputError(f"{failed}, {len(missing)} of its weights (such as {min(missing)}) are "
                          "missing and would be random; save the whole model")
     if (rows := model.get_input_embeddings().num_embeddings) < len(tokenizer):
         raise InputError(f"{source}: the tokenizer has {len(tokenizer)} tokens, the model only "

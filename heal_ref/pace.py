@@ -1,9 +1,10 @@
 """PACE, Progressive Answer-guided Curriculum Evolution: what a student learns, in which order.
 
-- Stage 1, foundation: what the teacher solves alone. Stage 2, guided: problems it mostly fails,
-  solved with the answer in view, filtered by PURE. Stage 3, repaired: GEAR's repairs, filtered.
-- Each stage starts from the student that the one before left. Data are cumulative by default.
-- The student always sees the *plain* prompt: no answer, no hint.
+1. Foundation: what the teacher solves alone.
+2. Guided: problems that it mostly fails, solved with the answer in view, filtered by PURE.
+3. Repaired: GEAR's repairs, filtered by PURE.
+
+The student always sees the *plain* prompt: no answer, no hint.
 """
 
 from __future__ import annotations
@@ -22,8 +23,7 @@ from heal_ref.evaluate import accuracy
 from heal_ref.model import LM
 from heal_ref.records import InputError, Problem, Trajectory, by_problem
 from heal_ref.tasks.base import Task
-from heal_ref.train import claim, examples_of, train_stage
-from heal_ref.train import read_curve as read_curve  # pace.read_curve(folder), after distill
+from heal_ref.train import claim, examples_of, read_curve, train_stage  # noqa: F401
 
 STAGES = ("foundation", "guided", "repaired")
 
@@ -50,10 +50,9 @@ def build_stages(base: Sequence[Trajectory], guided: Sequence[Trajectory],
     """The stages "foundation", "guided" and "repaired": data sets with one row per example.
 
     Paper: "a three-stage distillation strategy that organizes training from foundational alignment
-    to frontier breakthrough". What enters which stage is our reading. Columns: `prompt` (plain) and
-    `completion`, in TRL's format; `id`, `question`, `answer`; the trajectory's `source` and
-    `token_ids`. Give TRL ids (`train.encode_example` of each row): it begins the text that it
-    encodes with a BOS token, and the prompts of Llama 3 and Gemma 3 hold one already.
+    to frontier breakthrough". What enters which stage is our reading. Columns: `prompt` (plain),
+    `completion`, `id`, `question`, `answer`, `source`, `token_ids`. TRL's trainer takes them; give
+    it ids (`train.encode_example`) if prompts hold a BOS token, since it adds one to texts.
 
     Args:
         base: all of the teacher's own samples; the correct ones are the foundation.
@@ -65,8 +64,8 @@ def build_stages(base: Sequence[Trajectory], guided: Sequence[Trajectory],
         >>> import heal_ref as heal
         >>> teacher, task = heal.load_lm(heal.DATA / "teacher"), heal.ClockTask()
         >>> base = heal.sample(teacher, task, [heal.Problem("p", "Start 5; + 3; * 4", "9")], n=1)
-        >>> {name: len(stage) for name, stage in heal.build_stages(base, [], []).items()}
-        {'foundation': 1, 'guided': 1, 'repaired': 1}
+        >>> list(heal.build_stages(base, [], []))
+        ['foundation', 'guided', 'repaired']
     """
     config = config or PaceConfig()
     solved = solved_share(base)
@@ -83,9 +82,9 @@ def build_stages(base: Sequence[Trajectory], guided: Sequence[Trajectory],
 
 
 def updates_of(stages: Mapping[str, Dataset], config: PaceConfig) -> dict[str, int]:
-    """Updates of each stage by its share: all of `config.updates`, none for an empty stage.
+    """Updates of each stage with data, by its share: `config.updates` in all.
 
-    Equal shares if no stage with data has one. A stage of another name counts as a whole share.
+    Equal shares if no such stage has one. A stage of another name has a whole share.
     """
     shares = dict(zip(STAGES, config.shares, strict=True))
     filled = {name: shares.get(name, 1.0) for name, stage in stages.items() if len(stage)}
@@ -103,11 +102,10 @@ def shuffled(stages: Mapping[str, Dataset]) -> dict[str, Dataset]:
     """The control for the order: all examples of the stages, each once, in one stage "all".
 
     Example:
-        >>> from heal_ref.pace import Dataset, shuffled
-        >>> one = Dataset.from_list([{"id": "p", "source": "base", "completion": "5 + 3 = 8"}])
-        >>> both = shuffled({"foundation": one, "guided": one})
-        >>> {name: len(stage) for name, stage in both.items()}
-        {'all': 1}
+        >>> import heal_ref as heal
+        >>> one = heal.pace.Dataset.from_list([{"id": "p", "source": "base", "completion": "8"}])
+        >>> len(heal.shuffled({"foundation": one, "guided": one})["all"])
+        1
     """
     rows = {(r["id"], r["source"], r["completion"]): r for s in stages.values() for r in s}
     return {"all": Dataset.from_list(list(rows.values()))}
@@ -120,7 +118,7 @@ def distill(student: LM, task: Task, stages: Mapping[str, Dataset],
     """Train a copy of `student` through the stages, each starting from what the last one left.
 
     Paper: "organizes training from foundational alignment to frontier breakthrough"; "RL-free", so
-    by supervised fine-tuning alone. `{"all": stages["foundation"]}` is rejection-sampling
+    by supervised fine-tuning alone; of {"all": stages["foundation"]} it is rejection-sampling
     fine-tuning. The student may have another tokenizer and template (`train.examples_of`).
 
     Args:
@@ -130,21 +128,16 @@ def distill(student: LM, task: Task, stages: Mapping[str, Dataset],
             every `config.curve_every` updates and after each stage, at `sampling`'s length.
         progress: called as `progress(done, total)` after each update, over all stages.
 
-    Raises:
-        InputError: nothing to train on, not for this student, or a folder of other settings.
-        TrainingError: the loss became NaN or infinite.
+    InputError if there is nothing to train on, the stages are not for this student, or the folder
+    holds others; its subclass `train.TrainingError` if the loss becomes NaN or infinite.
 
     Example:
         >>> import heal_ref as heal
         >>> student, task = heal.load_lm(heal.DATA / "student"), heal.ClockTask()
         >>> row = {"id": "p", "prompt": "Hint: ", "completion": "We start at 5."}
-        >>> config = heal.PaceConfig(updates=2, batch=4, warmup=0)
         >>> stages = {"all": heal.pace.Dataset.from_list([row])}
-        >>> trained = heal.distill(student, task, stages, config)
-        >>> pair = student.encode("Hint: "), student.encode("We start at 5.")
-        >>> before, after = (sum(heal.text_stats(lm, [pair])[0][1]) for lm in (student, trained))
-        >>> after > before  # log-probability of the completion
-        True
+        >>> heal.distill(student, task, stages, heal.PaceConfig(updates=2, batch=4)).model.dtype
+        torch.float32
     """
     config = config or PaceConfig()
     plan = updates_of(stages, config)

@@ -2,8 +2,7 @@
 
 `token_stats_simple` is the plain computation. Its logits fill 2.5 GB for 4,096 tokens of 150,000
 kinds, so `token_stats` applies the output head to hidden states one tile at a time (some positions,
-some vocabulary entries) and keeps four numbers per position. What a model does to its logits after
-the head differs between families: `find_head` tries what the configuration suggests.
+some vocabulary entries) and keeps four numbers per position.
 """
 
 from __future__ import annotations
@@ -12,12 +11,14 @@ import math
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from heal_ref.entropy import NAN, Ids, PerToken, entropy_and_logprob
 from heal_ref.model import LM, left_pad
@@ -66,7 +67,7 @@ def head_stats(hidden: Float[Tensor, "n d"], head: Head, targets: Int[Tensor, " 
 
     With x = logit − top, top the largest logit so far, a position keeps Z = Σ e^x and M = Σ x e^x;
     when a tile raises top by δ they become e^−δ Z and e^−δ (M − δ Z). At the end H = log Z − M / Z.
-    Two float32 tiles (positions × vocabulary entries) are the whole working memory.
+    A `tile` is positions × vocabulary entries; two of them are the whole working memory.
     """
     rows, columns = tile or (ROWS, COLUMNS.get(hidden.device.type, MANY_COLUMNS))
     vocab = len(head.weight)
@@ -104,41 +105,40 @@ _found: WeakKeyDictionary[Any, tuple[float, float | None] | None] = WeakKeyDicti
 def find_head(model: Any, ids: Ids) -> Head | None:
     """The head of a causal LM if it reproduces the model's own logits on the first few ids; else
     None, with a RuntimeWarning. Tried once per model."""
-    linear, body = model.get_output_embeddings(), model.base_model
-    fusable = type(linear) is torch.nn.Linear and not linear.weight.is_meta and body is not model
     if model not in _found:
-        _found[model] = _scale_and_cap(model, linear, ids[:1, :PROBE]) if fusable else None
+        _found[model] = _scale_and_cap(model, ids[:1, :PROBE])
         if _found[model] is None:
             warnings.warn(
                 f"the logits of {type(model).__name__} are not just a linear layer, a scale and a "
                 "soft cap: the same numbers will need more memory", RuntimeWarning, stacklevel=4)
-    way = _found[model]
-    return Head(linear.weight, linear.bias, *way) if fusable and way else None
+    linear, way = model.get_output_embeddings(), _found[model]
+    return Head(linear.weight, linear.bias, *way) if way else None
 
 
-def _scale_and_cap(model: Any, linear: torch.nn.Linear, ids: Ids
-                   ) -> tuple[float, float | None] | None:
-    """The scale and soft cap that reproduce the model's logits to the precision of its dtype."""
+def _scale_and_cap(model: Any, ids: Ids) -> tuple[float, float | None] | None:
+    """The scale and soft cap, of those that the configuration suggests, that reproduce the model's
+    logits to the precision of its dtype. Families differ in what comes after their heads."""
+    linear = model.get_output_embeddings()
+    if type(linear) is not torch.nn.Linear or linear.weight.is_meta or model.base_model is model:
+        return None
     own = model(input_ids=ids, use_cache=False).logits[0].float()
     if torch.isnan(own).any():
         raise FloatingPointError(NAN)
     hidden = model.base_model(input_ids=ids, use_cache=False)[0]
-    if hidden.dtype != linear.weight.dtype or (own.shape[-1], hidden.shape[-1]) != tuple(
-            linear.weight.shape):
+    shape = own.shape[-1], hidden.shape[-1]
+    if hidden.dtype != linear.weight.dtype or shape != linear.weight.shape:
         return None
     settings = vars(model.config.get_text_config()).items()
     known = {name: value for name, value in settings if value and isinstance(value, int | float)}
     scaling = known.get("logits_scaling", 1.0)  # Granite divides by it, HyperCLOVA X multiplies
     scales = [known[n] for n in SCALES if n in known] + [1 / scaling, scaling, 1.0]
-    caps = [known[n] for n in CAPS if n in known]
+    caps = [known[n] for n in CAPS if n in known] + [None]
     device, close = linear.weight.device, max(1e-4, 4 * torch.finfo(linear.weight.dtype).eps)
     hidden, own = hidden[0].to(device), own.to(device).clamp_(min=LOWEST)
-    for cap in [*caps, None]:
-        for scale in scales:
-            head = Head(linear.weight, linear.bias, scale, cap)
-            ours = head.logits(hidden, torch.empty_like(own))
-            if torch.allclose(ours, own, rtol=close, atol=close * own.abs().median().item()):
-                return scale, cap
+    for cap, scale in product(caps, scales):
+        ours = Head(linear.weight, linear.bias, scale, cap).logits(hidden, torch.empty_like(own))
+        if torch.allclose(ours, own, rtol=close, atol=close * own.abs().median().item()):
+            return scale, cap
     return None
 
 
@@ -150,45 +150,41 @@ def token_stats(model: Any, input_ids: Ids, attention_mask: Ids | None = None
     Padding (0 in the mask) may be on either side. Entry t is about the raw distribution
     (temperature 1) that predicted token t; NaN for a text's first token and for padding. Float32.
 
-    Raises:
-        InputError: a text is longer than the model's positions.
-        FloatingPointError: the model's logits are NaN.
+    InputError if a text is longer than the model's positions, FloatingPointError for NaN logits.
 
     Example:
         >>> import heal_ref as heal, torch
         >>> lm = heal.load_lm(heal.DATA / "teacher")
-        >>> ids = torch.tensor([lm.encode("compute 5 + 3")], device=lm.device)
+        >>> ids = torch.tensor([lm.encode("compute 5")], device=lm.device)
         >>> heal.token_stats(lm.model, ids)[0].isnan()  # nothing predicts the first token
-        tensor([[ True, False, False, False]])
+        tensor([[ True, False]])
     """
-    mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.long()
-    stats = torch.full((2, *input_ids.shape), math.nan, device=input_ids.device)
-    if not (mask[:, :-1] & mask[:, 1:]).any():
+    mask = (torch.ones_like(input_ids) if attention_mask is None else attention_mask).bool()
+    stats = torch.full((2, *mask.shape), math.nan, device=mask.device)
+    if not (mask.sum(1) > 1).any():
         return stats[0], stats[1]
-    # 1) turn each row so that its text comes first: [[0, 0, x, y]] -> [[x, y]]. A causal model
-    #    never sees what follows a text, so padding changes no number
-    columns = torch.arange(mask.shape[1], device=mask.device)
-    order = (columns + mask.argmax(1, keepdim=True)) % mask.shape[1]
-    order = order[:, : ((columns + 1) * mask.gather(1, order)).max()]
-    mask, ids = mask.gather(1, order), input_ids.gather(1, order)
+    # 1) each row begins with its text: [[0, 0, x, y]] -> [[x, y]]. A causal model never sees what
+    #    follows a text, so padding changes no number
+    texts = [row[inside] for row, inside in zip(input_ids, mask, strict=True)]
+    ids = pad_sequence(texts, batch_first=True)
+    text = torch.arange(ids.shape[1], device=mask.device) < mask.sum(1, keepdim=True)
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if limit and 0 < limit < ids.shape[1]:
         raise InputError(
             f"a text has {ids.shape[1]:,} tokens, but {type(model).__name__} has {limit:,} "
-            "positions, and its numbers mean nothing beyond them; shorten the text, or load a "
-            "model with a longer context")
+            "positions; shorten the text, or load a model with a longer context")
     # 2) the tokens that a token of the same text precedes
     if head := find_head(model, ids):
         device = head.weight.device  # a model may be spread over several
-        hidden = model.base_model(input_ids=ids, attention_mask=mask, use_cache=False)[0].to(device)
-        after = (mask[:, :-1] & mask[:, 1:]).bool().to(device)
-        found = head_stats(hidden[:, :-1][after], head, ids[:, 1:].to(device)[after])
-        turned = torch.full((2, *ids.shape), math.nan, device=device)
-        turned[:, :, 1:][:, after] = torch.stack(found)
+        hidden = model.base_model(input_ids=ids, attention_mask=text.long(), use_cache=False)[0]
+        after = text[:, 1:].to(device)
+        found = head_stats(hidden.to(device)[:, :-1][after], head, ids[:, 1:].to(device)[after])
+        moved = torch.full((2, *ids.shape), math.nan, device=device)
+        moved[:, :, 1:][:, after] = torch.stack(found)
     else:
-        turned = torch.stack(token_stats_simple(model, ids, mask))
+        moved = torch.stack(token_stats_simple(model, ids, text))
     # 3) back to where they were
-    stats.scatter_(2, order.expand(2, -1, -1), turned.to(ids.device))
+    stats[:, mask] = moved.to(mask.device)[:, text]
     return stats[0], stats[1]
 
 
@@ -215,17 +211,16 @@ def text_stats(lm: LM, pairs: Iterable[tuple[Sequence[int], Sequence[int]]]
     Example:
         >>> import heal_ref as heal
         >>> lm = heal.load_lm(heal.DATA / "teacher")
-        >>> context = lm.encode("Then compute 5 + 3 = ")
-        >>> stats = heal.text_stats(lm, [(context, lm.encode("8")), (context, lm.encode("9"))])
-        >>> [round(logprob[0]) for entropy, logprob in stats]
-        [0, -8]
+        >>> (entropy, logprob), = heal.text_stats(lm, [(lm.encode("5 + 3 = "), lm.encode("8"))])
+        >>> len(entropy), len(logprob)
+        (1, 1)
     """
     pairs, out = list(pairs), []
     for start in range(0, len(pairs), lm.max_batch):
         batch = pairs[start : start + lm.max_batch]
         texts = [[*context, *completion] for context, completion in batch]
         stats = token_stats(lm.model, *left_pad(texts, lm.tokenizer.pad_token_id, lm.device))
-        width = stats[0].shape[1]  # texts end where rows end
-        for (_, completion), h, p in zip(batch, *(s.tolist() for s in stats), strict=True):
-            out.append((h[width - len(completion) :], p[width - len(completion) :]))
+        for (_, completion), *rows in zip(batch, *(s.tolist() for s in stats), strict=True):
+            h, p = (row[len(row) - len(completion) :] for row in rows)  # texts end where rows end
+            out.append((h, p))
     return out

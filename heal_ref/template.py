@@ -17,9 +17,8 @@ _MARKER = re.compile(r"<[^\s<>]{1,40}>|\[/?[A-Z_]+\]")  # <|user|> or [INST], to
 _NAMES_THOUGHTS = re.compile(r"think|thought|reason|channel", re.IGNORECASE)
 
 
-def render(tokenizer: Any, content: str, thinking: bool | None = None, reply: str | None = None,
-           begin: bool = True) -> str:
-    """A question as text, with its reply, or with an open turn for one (`begin`).
+def render(tokenizer: Any, content: str, thinking: bool | None = None, reply: str = "") -> str:
+    """A question as text, with its reply, or with an open turn for one.
 
     `thinking` is passed to the template as `enable_thinking`; None leaves it to the template.
     """
@@ -27,26 +26,21 @@ def render(tokenizer: Any, content: str, thinking: bool | None = None, reply: st
     turns += [{"role": "assistant", "content": reply}] if reply else []
     options = {} if thinking is None else {"enable_thinking": thinking}
     return tokenizer.apply_chat_template(
-        turns, tokenize=False, add_generation_prompt=begin and not reply, **options)
+        turns, tokenize=False, add_generation_prompt=not reply, **options)
 
 
 def turn_end(tokenizer: Any) -> int | None:
-    """The id of the token that ends the assistant's turn: the first special one after the reply.
-
-    If the template writes none there, then the first one of the next turn (GLM: `<|user|>`).
-    None without a chat template, or if it fails or ends no turn.
-    """
-    if not getattr(tokenizer, "chat_template", None):
-        return None
+    """The id of the token that ends the assistant's turn: the first special one after the reply,
+    or of the next turn (GLM: `<|user|>`). None without a template, or if it fails or has none."""
     turns = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "ANSWER"}]
-    added = {*tokenizer.get_added_vocab().values(), *tokenizer.all_special_ids}
-    added.discard(tokenizer.unk_token_id)
     for conversation in (turns, [*turns, turns[0]]):
         try:
             whole = tokenizer.apply_chat_template(conversation, tokenize=False)
-        except Exception:  # somebody else's program; check_template says what is wrong
+        except Exception:  # no template, or somebody else's program: see check_template
             return None
         after = whole.rpartition("ANSWER")[2]
+        added = {*tokenizer.get_added_vocab().values(), *tokenizer.all_special_ids}
+        added.discard(tokenizer.unk_token_id)
         for token in tokenizer(after, add_special_tokens=False)["input_ids"]:
             if token in added and tokenizer.decode([token]).strip():
                 return token
@@ -62,20 +56,15 @@ def control_tokens(tokenizer: Any) -> list[str]:
 
 
 def after_thoughts(text: str, opened: bool = False) -> str | None:
-    """The text after the last thinking block, all of it if there is none; None within a block.
-
-    `opened` says that the prompt has opened a block, so that `text` begins within it.
-    """
+    """The text after the last thinking block, all of it if there is none; None within a block. If
+    the prompt has `opened` a block, then `text` begins within it."""
     _, closed, after = text.rpartition(THOUGHT)
     return None if THINK in after or (opened and not closed) else after
 
 
 def check_template(tokenizer: Any, thinking: bool | None = None) -> bool:
-    """Whether a prompt ends within an open thinking block.
-
-    Raises:
-        InputError: the method cannot use this template. The message says why, and what to do.
-    """
+    """Whether a prompt ends within an open thinking block; InputError (why, and what to do) if the
+    method cannot use this template."""
     name = tokenizer.name_or_path or "the tokenizer"
     its = f"the chat template of {name}"
     # 1. Render a question, alone and with a reply.
@@ -84,8 +73,6 @@ def check_template(tokenizer: Any, thinking: bool | None = None) -> bool:
                          "this model; take a chat model, or set tokenizer.chat_template")
     try:
         prompt, whole = (render(tokenizer, "QUESTION", thinking, reply) for reply in ("", "ANSWER"))
-        closed = render(tokenizer, "QUESTION", thinking, begin=False)
-        variants = {render(tokenizer, "QUESTION", choice) for choice in (False, True)}
     except Exception as e:  # somebody else's program
         why = f"{type(e).__name__}: {' '.join(str(e).split())[:100]}"
         raise InputError(f"{its} fails on a plain question ({why}), so no prompt can be made; "
@@ -93,7 +80,7 @@ def check_template(tokenizer: Any, thinking: bool | None = None) -> bool:
     if "QUESTION" not in prompt or "ANSWER" not in whole:
         raise InputError(f"{its} leaves the question or the reply out (it may expect text in "
                          "parts); set a tokenizer.chat_template for plain text")
-    if thinking is not None and len(variants) == 1:
+    if thinking is not None and "enable_thinking" not in str(tokenizer.chat_template):
         raise InputError(f"{its} does not know enable_thinking, so thinking={thinking} would "
                          "change nothing; leave thinking out")
     # 2. Special tokens are dropped by decoding, so they cannot mark thoughts.
@@ -108,8 +95,8 @@ def check_template(tokenizer: Any, thinking: bool | None = None) -> bool:
     begun = _BLOCK.sub("", prompt).rstrip()
     between = _BLOCK.sub("", before[len(begun) :]).strip()
     if between or not before.startswith(begun):
-        why = "ignores add_generation_prompt" if prompt == closed else "opens no turn for a reply"
-        raise InputError(f"{its} {why}: a prompt would end {begun[-40:]!r}, but a reply follows "
+        raise InputError(f"{its} ignores add_generation_prompt or opens no turn for a reply: a "
+                         f"prompt would end {begun[-40:]!r}, but a reply follows "
                          f"{before[-40:]!r}; set one whose prompt ends where the reply begins")
     # 4. A token must end the turn.
     end = turn_end(tokenizer)

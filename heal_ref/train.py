@@ -1,9 +1,6 @@
 """Supervised fine-tuning: what a student learns from a row, transformers' Trainer, one stage.
 
-- The prompt is masked. The end of the turn stays in the loss, also when it doubles as padding.
-- A loss that is not a number stops training and names the batch; the Trainer would hide it.
-- Training resumes from the last complete checkpoint, in the middle of a stage.
-- Accumulation changes nothing but memory: the loss is a mean over an update's target tokens.
+The prompt is masked; the end of the turn stays in the loss, also when it doubles as padding.
 """
 
 from __future__ import annotations
@@ -15,7 +12,6 @@ import os
 import shutil
 import unicodedata
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -23,8 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Int
-from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Sampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_pt_utils import get_length_grouped_indices
@@ -42,9 +37,6 @@ FOREIGN = 0.01  # a larger share of rows that a student cannot write is no accid
 
 class TrainingError(InputError):
     """Training cannot continue: the message names the update, the batch, and what to do."""
-
-
-# ------------------------------------------------------------------------------------- examples
 
 
 def encode_example(tokenizer: Any, prompt: str, completion: str | Sequence[int],
@@ -66,14 +58,12 @@ def examples_of(student: LM, task: Task, stage: Any, thoughts: str = "keep") -> 
     The prompt is the row's, or the problem in the student's own template if that renders it
     otherwise than `task`. The completion is what was sampled, id by id, if these ids spell it in
     the student's tokenizer, else its text encoded. Rows that the student cannot write, or longer
-    than its positions, are left out with a warning.
-
-    Raises:
-        InputError: over 1 in 100 cannot be written, all are too long, or thoughts mean nothing.
+    than its positions, are left out with a warning; InputError if that is more than 1 in 100, or
+    all of them, or if thoughts mean nothing to the student.
     """
-    own, tokenizer, end = task.for_tokenizer(student.tokenizer), student.tokenizer, student.end
+    own, tokenizer = task.for_tokenizer(student.tokenizer), student.tokenizer
     limit = getattr(student.model.config.get_text_config(), "max_position_embeddings", math.inf)
-    examples, lost = [], Counter[str]()
+    examples, unwritten, too_long = [], 0, 0
     for row in stage:
         # 1) The prompt.
         problem = Problem(row["id"], row.get("question") or "", row.get("answer") or "")
@@ -83,33 +73,35 @@ def examples_of(student: LM, task: Task, stage: Any, thoughts: str = "keep") -> 
                              "template; add question and answer, as build_stages does, or make the "
                              "prompts with the student's own task")
         prompt = own.prompt(problem) if other else row["prompt"]
-        # 2) The completion.
+        # 2) The completion; one that is no longer what followed the row's prompt is made a reply.
         text = own.without_thoughts(row["completion"]) if thoughts == "drop" else row["completion"]
-        if own.has_thoughts(text) and not own.knows_thoughts:
+        if own.without_thoughts(text) != text and not own.knows_thoughts:
             raise InputError("the completions hold thoughts, which mean nothing to the student's "
                              'template; leave them out with PaceConfig(thoughts="drop")')
-        text = own.as_reply(text) if other else text
+        text = own.as_reply(text) if other or text != row["completion"] else text
         ids, sampled = student.encode(text), row.get("token_ids") or []
         written = tokenizer.unk_token_id not in ids and _plain(student.decode(ids)) == _plain(text)
         ids = sampled if student.decode(sampled) == text else ids
         # 3) Both, and the end.
-        example = encode_example(tokenizer, prompt, ids, end)
-        if not written:
-            lost["the student's tokenizer cannot write them"] += 1
-        elif len(example["input_ids"]) > limit:
-            lost[f"they are longer than the student's {limit} positions"] += 1
-        else:
+        example = encode_example(tokenizer, prompt, ids, student.end)
+        fits = len(example["input_ids"]) <= limit
+        if written and fits:
             examples.append({**example, "name": row["id"]})
+        unwritten += not written
+        too_long += written and not fits
     # 4) What was left out.
-    for why, count in lost.items():
-        if "write" in why and count > FOREIGN * len(stage):
-            raise InputError(f"the student's tokenizer ({len(tokenizer)} tokens) cannot write "
-                             f"{count} of {len(stage)} examples: some of their text becomes the "
-                             "unknown token or comes back changed; use a student whose tokenizer "
-                             "covers it")
-        if not examples:
-            raise InputError(f"no example is left: {why}; sample shorter solutions")
-        warnings.warn(f"{count} of {len(stage)} examples are left out: {why}", RuntimeWarning, 3)
+    if unwritten > FOREIGN * len(stage):
+        raise InputError(f"the student's tokenizer ({len(tokenizer)} tokens) cannot write "
+                         f"{unwritten} of {len(stage)} examples: some of their text becomes the "
+                         "unknown token or comes back changed; use a student whose tokenizer "
+                         "covers it")
+    long = f"they are longer than the student's {limit} positions"
+    if too_long and not examples:
+        raise InputError(f"no example is left: {long}; sample shorter solutions")
+    for count, why in ((unwritten, "the student's tokenizer cannot write them"), (too_long, long)):
+        if count:
+            warnings.warn(f"{count} of {len(stage)} examples are left out: {why}",
+                          RuntimeWarning, stacklevel=3)
     return examples
 
 
@@ -119,28 +111,24 @@ def _plain(text: str) -> str:
     return "\n".join("".join(line.split()) for line in lines)
 
 
-# -------------------------------------------------------------------------------------- Trainer
-
-
 def collate(pad_token_id: int) -> Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]]:
     """A collator that pads on the right, by length: a target that looks like padding stays."""
 
-    def stack(rows: Sequence[Sequence[int]], fill: int) -> Int[Tensor, "batch pos"]:
-        longest = max(map(len, rows))
-        return torch.tensor([[*row, *[fill] * (longest - len(row))] for row in rows])
-
     def pad(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        return {"input_ids": stack([r["input_ids"] for r in rows], pad_token_id),
-                "labels": stack([r["labels"] for r in rows], IGNORE),
-                "attention_mask": stack([[1] * len(r["input_ids"]) for r in rows], 0),
-                "names": [r.get("name", "an unnamed example") for r in rows]}
+        ids = [torch.tensor(row["input_ids"]) for row in rows]
+        labels = [torch.tensor(row["labels"]) for row in rows]
+        mask = [torch.ones_like(row) for row in ids]
+        return {"input_ids": pad_sequence(ids, batch_first=True, padding_value=pad_token_id),
+                "labels": pad_sequence(labels, batch_first=True, padding_value=IGNORE),
+                "attention_mask": pad_sequence(mask, batch_first=True),
+                "names": [row.get("name", "an unnamed example") for row in rows]}
 
     return pad
 
 
 class _ByLength(Sampler):
-    """Examples of similar length together. The order follows from seed and epoch alone; that of
-    transformers comes from the global random state, which a resumed run does not have."""
+    """Examples of similar length together, in an order that follows from seed and epoch alone:
+    that of transformers comes from the global random state, which a resumed run does not have."""
 
     def __init__(self, trainer: Trainer, data: Any):
         self.trainer, self.lengths = trainer, [len(row["input_ids"]) for row in data]
@@ -166,8 +154,8 @@ class _Trainer(Trainer):
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **more: Any) -> Any:
         names = inputs.pop("names")
-        loss = super().compute_loss(model, inputs, *args, **more)
-        if not torch.isfinite(loss[0] if isinstance(loss, tuple) else loss):
+        loss: Any = super().compute_loss(model, inputs, *args, **more)
+        if not torch.isfinite(loss):
             raise TrainingError(
                 f"the loss is not a finite number at update {self.state.global_step + 1}, on the "
                 f"batch of {', '.join(map(str, names))}: training stopped. Lower the learning "
@@ -201,14 +189,11 @@ class _Watch(TrainerCallback):
 
 def last_complete_checkpoint(folder: Path) -> Path | None:
     """The newest checkpoint that was written to its end; incomplete ones are removed."""
-    best = None
     with processes().main_process_first():
-        for path in sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1])):
-            if (path / "COMPLETE").exists():
-                best = path
-            else:
+        for path in folder.glob("checkpoint-*"):
+            if not (path / "COMPLETE").exists():
                 shutil.rmtree(path)
-    return best
+    return max(folder.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]), default=None)
 
 
 def train(model: Any, tokenizer: Any, data: Any, *, folder: Path, updates: int, batch: int,
@@ -218,20 +203,18 @@ def train(model: Any, tokenizer: Any, data: Any, *, folder: Path, updates: int, 
     """Fine-tune `model` in place; returns the log, lines of `step` with `loss` or `accuracy`.
 
     Weights and optimizer keep the dtype of `model`; accelerators with bfloat16 compute in it.
+    The loss is a mean over an update's target tokens, in however many parts it is computed.
 
     Args:
         data: a map-style dataset of `{"input_ids", "labels"}`; `name` tells a bad batch.
-        folder: for checkpoints; an interrupted call with the same folder resumes from the last.
-        batch: examples per update, over all processes, computed in `accumulate` parts.
-        save_every: updates between checkpoints (0: none); in tens, or the first loss logged after
-            a resume is a mean over fewer updates.
+        folder: for checkpoints, one every `save_every` updates (0: none; in tens, or the first
+            loss after a resume is a mean over fewer); the same folder resumes from the last.
+        batch: examples per update, over all processes, computed in `accumulate` equal parts.
         progress: called as `progress(done, total)` after each update.
         measure: accuracies by kind; every `measure_every` updates (0: never) and after the last.
         save_to: folder for the trained model, whole: with FSDP, `model` is a part in each process.
 
-    Raises:
-        TrainingError: the loss became NaN or infinite.
-        InputError: the batch has no `accumulate` equal parts per process.
+    TrainingError if the loss becomes NaN or infinite; InputError if the batch has no equal parts.
     """
     parts = accumulate * processes().num_processes
     if batch % parts:
@@ -262,16 +245,10 @@ def train(model: Any, tokenizer: Any, data: Any, *, folder: Path, updates: int, 
         weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
         if processes().is_main_process:
             model.save_pretrained(save_to, state_dict=weights)
-    log: list[dict[str, Any]] = []
-    for row in trainer.state.log_history:
-        if "accuracy" in row:
-            log.append({"step": row["step"], "accuracy": dict(row["accuracy"])})  # type: ignore
-        elif "loss" in row:
-            log.append({"step": row["step"], "loss": row["loss"]})
-    return log
-
-
-# ------------------------------------------------------------------------------------ one stage
+    rows: list[dict[str, Any]] = trainer.state.log_history
+    return [{"step": row["step"], "accuracy": dict(row["accuracy"])} if "accuracy" in row
+            else {"step": row["step"], "loss": row["loss"]}
+            for row in rows if "accuracy" in row or "loss" in row]
 
 
 def train_stage(lm: LM, examples: Sequence[Any], folder: Path, config: PaceConfig, updates: int, *,
@@ -279,8 +256,8 @@ def train_stage(lm: LM, examples: Sequence[Any], folder: Path, config: PaceConfi
                 measure: Callable[[LM], dict[str, float]] | None) -> LM:
     """Train `lm` on one stage, or find it finished; returns the student as `folder` holds it.
 
-    The folder appears complete or not at all: weights (of the last stage in dtype `save_as`, if
-    the configuration says so), tokenizer, learning curve (of the `first` stage from step 0).
+    The folder appears complete or not at all: weights (in dtype `save_as`, if the configuration
+    says so), tokenizer, learning curve (of the `first` stage from step 0).
     """
     work = folder.with_name(f"{folder.name}.training")
     processes().wait_for_everyone()  # all processes look before one of them writes

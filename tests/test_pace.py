@@ -35,6 +35,7 @@ from heal_ref.train import (
 )
 from tests.conftest import DATA
 from tests.real_tokenizers import real_tokenizer
+from tests.test_chat import ALWAYS_THINKS, TEMPLATE, chat_tokenizer
 
 
 def test_prompt_is_masked_and_end_is_learnt(random_lm):
@@ -516,9 +517,6 @@ class Chat(heal.Task):
     def prompt(self, problem):
         return self.begin + problem.question
 
-    def has_thoughts(self, text):
-        return "5" in text
-
     def without_thoughts(self, text):
         return text.replace("5", "7")
 
@@ -548,6 +546,28 @@ def test_thoughts_that_mean_nothing_to_the_student_are_refused_or_left_out(rando
     random_lm.tokenizer.name_or_path = "other"
     (row,) = examples_of(random_lm, Chat(), stage["foundation"])
     assert random_lm.decode(learnt(random_lm, row)[:-1]) == "We start at 5."
+
+
+@pytest.mark.parametrize(("teacher", "student", "kept", "left"), [
+    (TEMPLATE, TEMPLATE, "<think>\n2, 4.\n</think>\n\nIt is \\boxed{4}.", "It is \\boxed{4}."),
+    (ALWAYS_THINKS, ALWAYS_THINKS, "2, 4.\n</think>\n\nIt is \\boxed{4}.", "</think>\n\nIt is \\boxed{4}."),
+    (TEMPLATE, ALWAYS_THINKS, "2, 4.\n</think>\n\nIt is \\boxed{4}.", "</think>\n\nIt is \\boxed{4}."),
+    (ALWAYS_THINKS, TEMPLATE, "<think>\n2, 4.\n</think>\n\nIt is \\boxed{4}.", "It is \\boxed{4}.")],
+    ids=["none opens", "both open", "the student's opens", "the teacher's opens"])
+def test_a_reply_without_its_thoughts_still_follows_the_students_prompt(random_lm, make, teacher, student, kept, left):
+    """Where the prompt has opened a block, the reply closes it: a final answer within a block would count for nothing."""
+    task = heal.ChatMathTask(chat_tokenizer(teacher, vocabulary=400), verify=False)
+    lm, problem = LM(random_lm.model, chat_tokenizer(student, vocabulary=400)), Problem("p", "2 + 2?", "4")
+    lm.model.config.max_position_embeddings = 4096
+    sampled = ("" if task.opened else "<think>\n") + "2, 4.\n</think>\n\nIt is \\boxed{4}."
+    t = dataclasses.replace(make("p", sampled, correct=True, prompt=task.prompt(problem)), problem=problem)
+    own = task.for_tokenizer(lm.tokenizer)
+    for thoughts, reply in (("keep", kept), ("drop", left)):
+        (row,) = examples_of(lm, task, build_stages([t], [], [])["foundation"], thoughts)
+        masked = row["labels"].count(IGNORE)
+        assert lm.tokenizer.decode(row["input_ids"][:masked]) == own.prompt(problem)
+        assert lm.tokenizer.decode(learnt(lm, row)[:-1]) == reply
+        assert own.extract_answer(reply) == "4"
 
 
 @pytest.mark.slow

@@ -92,7 +92,6 @@ def test_defaults_say_what_they_need():
     assert task.read_gold(" 4 ") == ("4", "as it stands")
     assert task.read_gold(" ") is None
     assert task.for_tokenizer(None) is task
-    assert not task.has_thoughts("<think>")
     assert task.without_thoughts("a") == task.as_reply("a") == "a"
     assert task.knows_thoughts
     assert task.check_steps(problem, ["a"]) is task.is_genuine(problem, ["a"]) is None

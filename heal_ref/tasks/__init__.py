@@ -17,36 +17,33 @@ __all__ = ["ChatMathTask", "ClockTask", "Task", "task_for"]
 
 
 def task_for(name: str, tokenizer: Any) -> Task:
-    """The task by its name, for a model with this tokenizer.
+    """The task "chat", "clock", or "package.module:ClassName" (a task of one's own, imported from
+    the current directory too), for a model with this tokenizer.
 
-    Args:
-        name: "chat", "clock", "package.module:ClassName" for a task of one's own (the current
-            directory can be imported from), or "auto": chat if the tokenizer has a chat template,
-            the clock world if it is the clock world's tokenizer.
-
-    Raises:
-        InputError: there is no such task, or "auto" cannot decide.
+    "auto" is chat if there is a chat template, the clock world for that world's tokenizer, and an
+    InputError for any other.
     """
-    if name == "auto":
-        name = "chat" if getattr(tokenizer, "chat_template", None) else _clock_or_none(tokenizer)
-    if name == "chat":
+    auto = name == "auto"
+    if name == "chat" or (auto and getattr(tokenizer, "chat_template", None)):
         return ChatMathTask(tokenizer)
-    return ClockTask() if name == "clock" else _own_task(name, tokenizer)
+    if name == "clock" or (auto and _is_clock(tokenizer)):
+        return ClockTask()
+    if auto:
+        raise InputError("no task was chosen, and the tokenizer does not decide it: it has no chat "
+                         "template and is not the clock world's; choose --task chat (needs a chat "
+                         "template) or --task package.module:ClassName (a task of your own)")
+    return _own_task(name, tokenizer)
 
 
-def _clock_or_none(tokenizer: Any) -> str:
-    """ "clock" for a tokenizer that can write a clock problem, and not much else."""
+def _is_clock(tokenizer: Any) -> bool:
+    """Whether a tokenizer can write a clock problem, and not much else."""
     clock, prose = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (
         "Problem: Start 22; # 4; ^ 9\nSolution:\n", "Marie buys three apples."))
-    if tokenizer.unk_token_id in prose and tokenizer.unk_token_id not in clock:
-        return "clock"
-    raise InputError("no task was chosen, and the tokenizer does not decide it: it has no chat "
-                     "template and is not the clock world's; choose --task chat (needs a chat "
-                     "template) or --task package.module:ClassName (a task of your own)")
+    return tokenizer.unk_token_id in prose and tokenizer.unk_token_id not in clock
 
 
 def _own_task(name: str, tokenizer: Any) -> Task:
-    """A task of somebody's own, by module and class."""
+    """A task of one's own, by module and class; InputError for whatever is wrong with it."""
     module, _, kind_name = name.partition(":")
     if not (module and kind_name):
         raise InputError(f"there is no task {name!r}; choose auto, chat, clock, or "

@@ -3,7 +3,7 @@ r"""Answers in mathematics: find them in a text, and compare them with the right
 Two answers are equal only if nothing on either side was left unread: numbers are compared exactly;
 tuples, intervals, sets, lists and equations part by part; plain mathematics by math-verify, if it
 is installed (`Verifier`); anything else (units, words, dates) by its spelling. What cannot be
-decided counts as wrong. Nothing that a model writes can raise an error, or hang.
+decided counts as wrong.
 """
 
 from __future__ import annotations
@@ -51,18 +51,13 @@ _MARKS: list[tuple[str, Any]] = [  # these replacements, in this order, change n
     ("\\{,\\}|[\u00a0\u202f\u2009]", r"\\,"),  # between thousands; 1,000 only if there is no more
     (r"^\s*[+-]?\d{1,3}(?:(?:,|\\,)\d{3})+(?:\.\d*)?\s*$", lambda n: re.sub(r"[\\,]", "", n[0])),
     (r"(?<=\d)\\,(?=\d{3}(?![\d/]))", ""),
-    (r"\\[,;: ]|~|\\q?quad(?![a-zA-Z])", " "), (r"(?<!\.)\.\s*$", ""), (r"\s+", " ")]
+    (r"(?:\\[,;: ]|~|\\q?quad(?![a-zA-Z])|\s)+", " "), (r"(?<!\.)\. ?$", "")]
 _ENDINGS = [
     (r"^([+-]?\d+(?:\.\d*)?)[eE]([+-]?\d{1,3})$", r"\1\\cdot10^{\2}"),  # 1e-9
     (r"^([+-]?\d+) (\d+)/(\d+)$", r"\1\\frac{\2}{\3}"),  # 1 1/2
     (r"^([+-]?\d+) ?/ ?(\d+)$", r"\\frac{\1}{\2}"),
     (r"(?<![A-Za-z]) (?![\d.])|(?<![\d.]) (?![A-Za-z])", "")]  # but "1 2" and "no w" keep theirs
 _WORD = re.compile(r"(?=.{4})[A-Za-z][a-z]*[aeiouy][a-z]*|[Yy]es|[Nn]o|[Oo]dd")
-_NUMBERS = [
-    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven",
-    "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen",
-    "twenty"]
-_NUMBER_WORD = re.compile(rf"(?<![\w-])(?:{'|'.join(_NUMBERS)})(?![\w-])", re.IGNORECASE)
 
 
 def _plain(text: str) -> str:
@@ -75,10 +70,8 @@ def _plain(text: str) -> str:
 
 
 def spelling(answer: str) -> str:
-    r"""One spelling for what has several, such as \dfrac12 and 1/2; too long a text stays as it is.
-
-    The case of letters stays, except in words: Tuesday is tuesday, but AB is not ab.
-    """
+    r"""One spelling for what has several, such as \dfrac12 and 1/2; Tuesday is tuesday, AB not ab.
+    A text that is too long for an answer stays as it is."""
     if len(answer) > MAX_ANSWER:
         return answer
     text = _plain(answer)
@@ -87,12 +80,6 @@ def spelling(answer: str) -> str:
     for pattern, plain in _ENDINGS:
         text = re.sub(pattern, plain, text)
     return text.casefold() if _WORD.fullmatch(text) else text
-
-
-def as_integer(answer: str) -> int | None:
-    """The integer written as 7, +7, 007, 1,000, 1{,}000, $7$ or 7.; None for anything else."""
-    text = spelling(answer)
-    return int(text) if re.fullmatch(r"[+-]?\d{1,500}", text, re.ASCII) else None
 
 
 _VALUE = re.compile(r"^[A-Za-z]=((?:\\(?:frac|sqrt|pi|cdot|infty)|[^=A-Za-z\\])+)$")
@@ -157,31 +144,34 @@ def _split(text: str) -> list[str]:
     return lines.split("\n") if depth == 0 else []
 
 
+_NUMBERS = [
+    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven",
+    "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen",
+    "twenty"]
+_NUMBER_WORD = re.compile(rf"(?<![\w-])(?:{'|'.join(_NUMBERS)})(?![\w-])", re.IGNORECASE)
 _IN_TEXT = re.compile(r"(?<![\w.])(?:\\frac\{\d+\}\{\d+\}|\d+(?:,\d{3})*(?:\.\d+)?)(?!\w|\.\d)")
 _CONCLUDES = r"(?:=|\b(?:is|be|becomes?|equals?|gets?|gives?|yields?|obtain))\s*"
 
 
 def states_answer(hint: str, answer: str) -> bool:
-    r"""Whether a hint gives the answer away, in whatever form (3/8, 0.375, twelve).
-
-    A digit or a letter may be a step on the way ("divide by 2"): it must be the hint's conclusion.
-    """
+    """Whether a hint gives the answer away, in whatever form (3/8, 0.375, twelve). A digit or a
+    letter may be a step on the way ("divide by 2"): it must be the hint's conclusion."""
     if len(answer) > MAX_ANSWER:
         return False
     hint = _plain(hint.replace("**", ""))
     hint = _NUMBER_WORD.sub(lambda word: str(_NUMBERS.index(word[0].lower())), hint)
     hint = re.sub(r"(?<!\d)(\d+) ?/ ?(\d+)", r"\\frac{\1}{\2}", hint)
     spelt = spelling(answer)
-    # 1. A number of two digits, or a fraction.
-    number, _ = exact_number(spelt) or (None, "")
-    if number is not None and (abs(number) >= 10 or number.denominator > 1):
-        found = (exact_number(spelling(text)) for text in _IN_TEXT.findall(hint))
-        return any(abs(other[0]) == abs(number) for other in found if other)
-    # 2. A digit or a letter.
     pattern = r"\s*".join(map(re.escape, spelt.replace(" ", "")))
-    if number is not None:
-        pattern = rf"[-+]?\s*{abs(number)}(?:\.0+)?"
-    if number is not None or len(spelt) < 2:
+    # 1. A number of two digits, or a fraction.
+    if number := exact_number(spelt):
+        size = abs(number[0])
+        if size >= 10 or size.denominator > 1:
+            found = (exact_number(spelling(text)) for text in _IN_TEXT.findall(hint))
+            return any(abs(other[0]) == size for other in found if other)
+        pattern = rf"[-+]?\s*{size}(?:\.0+)?"
+    # 2. A digit or a letter.
+    if number or len(spelt) < 2:
         return re.search(rf"{_CONCLUDES}{pattern}\W*$", hint) is not None
     # 3. An expression or a word.
     case = re.IGNORECASE if _WORD.fullmatch(spelt) else 0

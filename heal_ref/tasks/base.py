@@ -20,7 +20,7 @@ ASKS_FOR_HINT = (
     "gets from here to the correct answer; if something written so far is wrong, what to correct. "
     "Do not state the final answer, do not work the problem out to its end, and do not mention "
     "that the answer is known. Write the hint and nothing else.")
-_LABEL = re.compile(r"\W*hint\W*:[\s*_]*", re.IGNORECASE)
+_LABEL = re.compile(r"^\W*hint\W*:[\s*_]*", re.IGNORECASE)
 _SAYS_ANSWER = re.compile(
     r"\banswer\b\W*(?:(?:is|equals|(?:must|should|will|has to) be)\b|[:=])", re.IGNORECASE)
 
@@ -28,9 +28,9 @@ _SAYS_ANSWER = re.compile(
 class Task:
     r"""One kind of problem. Override three methods; the others have plain-English defaults.
 
-    - A prompt ends where the solution begins, white space included: the model continues it.
-    - `separator` ends a step: steps are pieces of the solution, the separator included.
-    - `elicit` begins a sentence that the final answer completes.
+    A prompt ends where the solution begins, white space included: the model continues it. Steps
+    are pieces of the solution, the separator included. `elicit` begins a sentence that the final
+    answer completes.
 
     Example:
         >>> import heal_ref as heal
@@ -42,10 +42,7 @@ class Task:
         ...         return text.rpartition("=")[2].strip() or None
         ...     def is_correct(self, problem, answer):
         ...         return answer == problem.answer
-        >>> task, problem = Sums(), heal.Problem("p", "2 + 2", "4")
-        >>> task.is_correct(problem, task.extract_answer("2 + 2 = 4"))
-        True
-        >>> task.inject("count on from 2")
+        >>> Sums().inject("count on from 2")
         'Hint: count on from 2\n'
     """
 
@@ -80,29 +77,24 @@ class Task:
 
     def guided_prompt(self, problem: Problem, answer: str) -> str:
         """The prompt with the answer in view from the start (answer-guided sampling)."""
-        shown = f"{problem.question}\n\n{SHOWS_ANSWER}{answer}\n\n{self.unaided}"
-        return self.ask(problem, shown)
+        return self.ask(
+            problem, f"{problem.question}\n\n{SHOWS_ANSWER}{answer}\n\n{self.unaided}")
 
     def hint_prompt(self, problem: Problem, answer: str, prefix: str) -> str:
-        """Asks for a hint that leads from the end of `prefix`, the steps kept, to `answer`."""
+        """Asks for a hint that leads from the end of `prefix`, the kept steps, to `answer`."""
         written = f"A student has written this so far:\n\n{prefix.strip()}"
-        return self.ask(problem, "\n\n".join((
-            f"Problem:\n\n{problem.question}",
-            f"Correct final answer, for your eyes only: {answer}",
-            written if prefix.strip() else "A student is about to start.",
-            ASKS_FOR_HINT)))
+        return self.ask(problem, (
+            f"Problem:\n\n{problem.question}\n\n"
+            f"Correct final answer, for your eyes only: {answer}\n\n"
+            f"{written if prefix.strip() else 'A student is about to start.'}\n\n"
+            f"{ASKS_FOR_HINT}"))
 
     def read_hint(self, text: str, answer: str = "") -> str | None:
-        """The hint in what the model wrote after `hint_prompt`: on one line, without a label.
-
-        None if that is empty, longer than `MAX_HINT` or holds a box. A format that needs the
-        right answer in order to be read gets it as `answer`.
-        """
-        hint = " ".join(text.split())
-        label = _LABEL.match(hint)
-        hint = hint[label.end() :] if label else hint
-        boxed = "\\boxed" in hint or "\\fbox" in hint
-        return None if boxed or len(hint) > MAX_HINT or not re.search(r"\w", hint) else hint
+        """The hint in what the model wrote after `hint_prompt`, on one line; None if it is empty,
+        longer than `MAX_HINT` or holds a box. `answer` is there for formats that need it."""
+        hint = _LABEL.sub("", " ".join(text.split()))
+        unusable = len(hint) > MAX_HINT or re.search(r"\\(?:boxed|fbox)", hint)
+        return None if unusable or not re.search(r"\w", hint) else hint
 
     def states_answer(self, hint: str, answer: str) -> bool:
         """Whether a hint gives the answer away; such a hint is refused."""
@@ -121,12 +113,8 @@ class Task:
         return reveals_help(problem.question, text)
 
     def for_tokenizer(self, tokenizer: Any) -> Task:
-        """This task for another model. To be overridden by a task built on a tokenizer."""
+        """This task for another model, if it is built on a tokenizer."""
         return self
-
-    def has_thoughts(self, text: str) -> bool:
-        """Whether a solution holds a thinking block."""
-        return False
 
     def without_thoughts(self, text: str) -> str:
         """The solution without its thinking block."""
@@ -148,5 +136,5 @@ class Task:
     @property
     def knows_truth(self) -> bool:
         """Whether this task can tell which solutions are genuine."""
-        mine = type(self)
-        return mine.check_steps is not Task.check_steps or mine.is_genuine is not Task.is_genuine
+        return any(getattr(type(self), name) is not getattr(Task, name)
+                   for name in ("check_steps", "is_genuine"))

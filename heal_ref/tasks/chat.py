@@ -1,7 +1,7 @@
 r"""Mathematics for chat models: prompts by the tokenizer's chat template, answers in a box.
 
 A thinking block, marked by <think> and </think>, is part of a solution and of what the student
-learns; the final answer comes after it. Nothing checks the steps of real mathematics.
+learns; the final answer comes after it.
 """
 
 from __future__ import annotations
@@ -24,22 +24,17 @@ class ChatMathTask(Task):
 
     The paper speaks of "hindsight hints", of an "answer-guided curriculum" and of reasoning
     "breakpoints", and gives no prompts: all texts are our reading. A step ends at a blank line
-    (secondary sources). `elicit` may interrupt a thinking block: no fixed text could close one.
+    (secondary sources). Nothing checks the steps. `elicit` may interrupt a thinking block.
 
     Args:
-        tokenizer: of the model that is prompted; it must have a chat template.
+        tokenizer: of the model that is prompted; InputError if its chat template cannot be used.
         thinking: passed to the template as `enable_thinking`; None leaves it to the template.
         verify: whether math-verify, if installed, compares expressions; else spelling decides.
         time_limit: seconds for one comparison; what takes longer is wrong.
 
-    Raises:
-        InputError: the template cannot be used. The message says why and what to do.
-
     Example:
         >>> import heal_ref as heal
         >>> task = heal.ChatMathTask(heal.load_lm(heal.DATA / "chat" / "teacher").tokenizer)
-        >>> task.prompt(heal.Problem("p", "What is 2 + 2?", "4"))[-45:]
-        'in \\boxed{}.<|im_end|>\n<|im_start|>assistant\n'
         >>> task.extract_answer("<think>Is it \\boxed{3}?</think>\n\nNo, it is \\boxed{4}.")
         '4'
     """
@@ -101,20 +96,13 @@ class ChatMathTask(Task):
     def is_correct(self, problem: Problem, answer: str | None) -> bool:
         return answer is not None and answers.same_answer(problem.answer, answer, self.verifier)
 
-    def has_thoughts(self, text: str) -> bool:
-        return THINK in text or THOUGHT in text
-
     def without_thoughts(self, text: str) -> str:
         after = after_thoughts(text)
         return text if after is None or after == text else after.lstrip()
 
     def as_reply(self, text: str) -> str:
         """Opens and closes a thinking block where this template's prompts leave that to a reply."""
-        begun = THOUGHT in text and THINK not in text  # another prompt had opened the block
-        if begun and not self.opened:
-            return f"{THINK}\n{text}"
-        if begun or not self.opened:
-            return text
-        if text.lstrip().startswith(THINK):
-            return text.lstrip().removeprefix(THINK).lstrip("\n")
-        return f"{THOUGHT}\n\n{text}"
+        if THOUGHT not in text:
+            return f"{THOUGHT}\n\n{text}" if self.opened else text
+        begun = text.lstrip().removeprefix(THINK).lstrip("\n")  # as after a prompt that opens it
+        return begun if self.opened else f"{THINK}\n{begun}"

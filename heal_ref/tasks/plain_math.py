@@ -46,28 +46,24 @@ class _Reader:
     """Reads an expression; each method writes what its name says in full, or raises ValueError."""
 
     def __init__(self, text: str) -> None:
-        self.tokens = [match[0] for match in _TOKEN.finditer(text)]
-        if _UNCLEAR.search(text) or "".join(self.tokens) != text.replace(" ", ""):
+        tokens = _TOKEN.findall(text)
+        if _UNCLEAR.search(text) or "".join(tokens) != text.replace(" ", ""):
             raise ValueError
-        self.tokens = ["", *reversed(self.tokens)]  # "" is the end; the next token is the last
-        self.latex = self.sum()
-        self.take("")
+        self.tokens = ["", *reversed(tokens)]  # "" is the end; the next token is the last
 
-    def take(self, expected: str) -> None:
-        if self.tokens.pop() != expected:
-            raise ValueError
-
-    def group(self, opening: str = "{", closing: str = "}") -> str:
-        self.take(opening)
-        inside = self.sum()
-        self.take(closing)
-        return inside
-
-    def sum(self) -> str:
+    def sum(self, closing: str = "") -> str:
+        """A sum, and the token that ends it."""
         written = "" if self.tokens[-1] in ("+", "-") else self.product()
-        while self.tokens[-1] in ("+", "-"):
-            written += self.tokens.pop() + self.product()
+        while (token := self.tokens.pop()) != closing:
+            if token not in ("+", "-"):
+                raise ValueError
+            written += token + self.product()
         return written
+
+    def group(self, brackets: str = "{}") -> str:
+        if self.tokens.pop() != brackets[0]:
+            raise ValueError
+        return self.sum(brackets[1])
 
     def product(self) -> str:
         written = self.power()
@@ -78,7 +74,7 @@ class _Reader:
                 raise ValueError
             written += rf" \cdot {self.power()}"
         if self.tokens[-1] == "/":  # then the product is over: no one reads the x of 1/2x
-            self.take("/")
+            self.tokens.pop()
             written = rf"\frac{{{written}}}{{{self.power()}}}"
         return written
 
@@ -86,12 +82,12 @@ class _Reader:
         base = self.atom()
         if self.tokens[-1] != "^":
             return base
-        self.take("^")
+        self.tokens.pop()
         return rf"\left({base}\right)^{{{self.group()}}}"
 
     def atom(self) -> str:
         if self.tokens[-1] == "(":
-            return rf"\left({self.group('(', ')')}\right)"
+            return rf"\left({self.group('()')}\right)"
         token = self.tokens.pop()
         # 1. A number; 0.25 becomes a fraction, because math-verify rounds decimals.
         if token[:1].isdigit():
@@ -102,7 +98,7 @@ class _Reader:
             code = "".join(f"{ord(c):03}" for c in token)
             return token if token in ("e", r"\pi") else f"x_{{{code}}}"
         if token == r"\sqrt":
-            index = f"[{self.group('[', ']')}]" if self.tokens[-1] == "[" else ""
+            index = f"[{self.group('[]')}]" if self.tokens[-1] == "[" else ""
             return rf"\sqrt{index}{{{self.group()}}}"
         if token == r"\frac":
             return rf"\frac{{{self.group()}}}{{{self.group()}}}"
@@ -112,6 +108,6 @@ class _Reader:
 def written_in_full(text: str) -> str | None:
     """The expression in one spelling (`spelling`) as unmistakable LaTeX; None if it is refused."""
     try:
-        return _Reader(text).latex
+        return _Reader(text).sum()
     except (ValueError, RecursionError):
         return None

@@ -55,7 +55,7 @@ class Verifier:
     def _ready(self) -> bool:
         if self._usable and (not self._process or self._process.poll() is not None):
             self.close()
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError):  # no room for another process
                 self._process = Popen([sys.executable, "-P", __file__, str(self.memory)],
                                       stdin=PIPE, stdout=PIPE, stderr=DEVNULL, text=True)
             self._usable = bool(self._process) and self._ask("1", "1", START_SECONDS)
