@@ -24,7 +24,7 @@ from heal_ref.config import GearConfig
 from heal_ref.evaluate import Row, rows_of
 from heal_ref.gear import repair
 from heal_ref.generation import sample
-from heal_ref.model import load_lm
+from heal_ref.model import LM, load_lm
 from heal_ref.records import limit_by_kind, source_commit, write_jsonl, write_text
 from heal_ref.run.sources import load_problems
 from heal_ref.tasks import ClockTask
@@ -44,13 +44,21 @@ class Lesson:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Size and training of one model of the pair."""
+    """Size and training of one model of the pair.
+
+    The update at which arithmetic is suddenly learnt is luck, so a fixed number of updates makes
+    weak and strong models. `drill` is repeated after the lessons until the model solves `enough`
+    of the long mastered validation problems (`mastered_skill`), at most `drills` times.
+    """
 
     hidden: int
     layers: int
     heads: int
     lessons: tuple[Lesson, ...]
     batch: int = 64
+    drill: Lesson | None = None
+    drills: int = 8
+    enough: float = 0.93
 
     def scaled(self, share: float) -> Self:
         """The same recipe with a share of its updates, at least one per lesson."""
@@ -60,8 +68,10 @@ class Recipe:
 
 TEACHER = Recipe(hidden=128, layers=3, heads=4, lessons=(
     Lesson(3600, cc.FIRST), Lesson(3000, cc.SECOND, 2e-3), Lesson(1200, cc.THIRD, 2e-3),
-    Lesson(400, cc.FIRST, 1e-3)))
-STUDENT = Recipe(hidden=96, layers=3, heads=4, lessons=(Lesson(3000, cc.PLAIN),))
+    Lesson(400, cc.FIRST, 1e-3)), drill=Lesson(400, cc.FIRST, 1e-3))
+STUDENT = Recipe(hidden=96, layers=3, heads=4, lessons=(Lesson(3000, cc.PLAIN),),
+                 drill=Lesson(400, cc.PLAIN, 1e-3))
+SKILL_PROBLEMS = 75  # validation problems that decide whether a model needs another drill
 
 
 def new_model(recipe: Recipe, tokenizer: Any, seed: int) -> Qwen3ForCausalLM:
@@ -75,15 +85,28 @@ def new_model(recipe: Recipe, tokenizer: Any, seed: int) -> Qwen3ForCausalLM:
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id))
 
 
+def mastered_skill(lm: LM) -> float:
+    """pass@1 of 4 samples on mastered validation problems of 5 or 6 operations."""
+    problems = [p for name, made in cc.make_problems() if name == "validation" for p in made
+                if p.kind == "mastered" and p.length >= 5]
+    tried = sample(lm, ClockTask(), problems[:SKILL_PROBLEMS], 4, seed=0)
+    return sum(t.correct for t in tried) / len(tried)
+
+
 def build_model(out: Path, recipe: Recipe, seed: int, progress: Any, tokenizer: Any,
-                example: Example) -> None:
-    """Train one model, lesson by lesson, and put it at `out`, complete or not at all."""
+                example: Example, skill: Callable[[LM], float] | None = None) -> None:
+    """Train one model, lesson by lesson, and put it at `out`, complete or not at all.
+
+    With a measure of `skill`, drills follow the lessons until it is `recipe.enough`.
+    """
     if out.exists():
         return
     start, seen = time.monotonic(), 0
     losses: list[float] = []
+    skills: list[float] = []
     model, work = new_model(recipe, tokenizer, seed), out.with_name(f"{out.name}.training")
-    for number, lesson in enumerate(recipe.lessons):
+    drills = [recipe.drill] * recipe.drills if skill and recipe.drill else []
+    for number, lesson in enumerate([*recipe.lessons, *drills]):
         numbers = range(seen, seen + lesson.updates * recipe.batch)
         texts = (example(seed, i, lesson.dials) for i in tqdm(numbers, "corpus", leave=False))
         data = [encode_example(tokenizer, *text) for text in texts]
@@ -92,13 +115,18 @@ def build_model(out: Path, recipe: Recipe, seed: int, progress: Any, tokenizer: 
                     learning_rate=lesson.learning_rate, progress=progress)
         losses += [round(row["loss"], 4) for row in log]
         seen = numbers.stop
+        if skill and number + 1 >= len(recipe.lessons):
+            skills.append(skill(LM(model, tokenizer)))
+            if skills[-1] >= recipe.enough:
+                break
     done = work / "finished"
     model.save_pretrained(done)
     tokenizer.save_pretrained(done)
     about = {"seed": seed, "recipe": asdict(recipe), "parameters": model.num_parameters(),
              "device": str(model.device), "torch": torch.__version__,
              "transformers": transformers.__version__, "commit": source_commit(),
-             "minutes": round((time.monotonic() - start) / 60, 1), "losses": losses}
+             "minutes": round((time.monotonic() - start) / 60, 1), "skills": skills,
+             "losses": losses}
     write_text(done / "training.json", json.dumps(about, indent=1) + "\n")
     os.replace(done, out)
     shutil.rmtree(work)
@@ -107,13 +135,14 @@ def build_model(out: Path, recipe: Recipe, seed: int, progress: Any, tokenizer: 
 def build_clock(out: Path, seed: int = 0, progress: Any = None, scale: float = 1.0,
                 limit: int = 0) -> None:
     """Everything under `out`: models, problem files, and behaviour.json on `limit` problems of each
-    kind (0 for all). `progress(label)` returns a callback; `scale`: share of the updates."""
+    kind (0 for all). `progress(label)` returns a callback; `scale`: share of the updates, without
+    drills if it is not 1."""
     for name, problems in cc.make_problems():
         rows = ({**asdict(p), "answer": int(p.answer)} for p in problems)
         write_jsonl(out / "clock" / f"{name}.jsonl", rows)
     for name, recipe, own in (("teacher", TEACHER, seed), ("student", STUDENT, seed + 1000)):
         build_model(out / name, recipe.scaled(scale), own, progress and progress(name),
-                    cc.build_tokenizer(), cc.example)
+                    cc.build_tokenizer(), cc.example, mastered_skill if scale == 1 else None)
     if not (out / "behaviour.json").exists():
         evidence.write_record(out / "behaviour.json", {"rows": [
             row.to_dict() for row in behaviour(out, seed, limit)]})

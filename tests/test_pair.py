@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 
+from heal_lab import clock_corpus as cc
 from heal_lab.clock_corpus import OPENINGS, VERBS
-from heal_lab.pair import behaviour
+from heal_lab.pair import Lesson, Recipe, behaviour, build_model, mastered_skill
 from heal_ref.records import Problem
 from heal_ref.scoring import text_stats
 from heal_ref.tasks.clock import HOURS, MAX_OPERAND, apply_op
@@ -114,6 +115,20 @@ def test_teacher_meets_the_design():
         surge = at[kind, "surge = first wrong step"]["mean"]
         assert 0.7 <= surge <= 0.97
         assert surge >= 3 * at[kind, "random step = first wrong step"]["mean"]
+
+
+@pytest.mark.parametrize(("skilled", "drilled"), [([0.95], 0), ([0.2, 0.5, 0.93], 2), ([0.1] * 9, 3)])
+def test_drills_end_with_measured_skill(tmp_path, skilled, drilled):
+    lesson, measures = Lesson(10, cc.PLAIN), iter(skilled)
+    recipe = Recipe(hidden=8, layers=1, heads=1, lessons=(lesson,), batch=2, drill=lesson, drills=3)
+    build_model(tmp_path / "m", recipe, 0, None, cc.build_tokenizer(), cc.example, lambda lm: next(measures))
+    about = json.loads((tmp_path / "m" / "training.json").read_text())
+    assert about["skills"] == skilled[:drilled + 1]
+    assert len(about["losses"]) == 1 + drilled
+
+
+def test_skill_is_the_share_of_long_mastered_problems_solved(teacher):
+    assert mastered_skill(teacher) == pytest.approx(0.95, abs=0.03)  # data/README.md: 0.95 on all of them
 
 
 @pytest.mark.slow
