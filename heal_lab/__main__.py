@@ -51,6 +51,8 @@ def _parser() -> argparse.ArgumentParser:
     x("--seed", type=int, default=0, help="seed of weights, corpus and data order")
     x("--scale", type=float, default=1.0, help="share of the recipe's updates")
     x("--limit", type=int, default=0, help="problems of each kind in behaviour.json, 0 for all")
+    x("--hours", type=int, default=23, help="clock: another modulus, a prime of at least 11")
+    x("--no-restating", action="store_true", help="clock: solutions begin with the first operation")
     x = add("evidence", "runs/evidence", "every reading and control of a module, by the checker")
     x("what", choices=("gear", "hints", "pure"), help="gear: breakpoints and repairs; "
       "hints: refusing hints that state the answer; pure: the filter")
@@ -126,7 +128,11 @@ def build_pair(args: argparse.Namespace, command: str) -> None:
     if args.world == "chat":
         build_chat(Path(args.out), args.seed, progress, args.scale)
     else:
-        build_clock(Path(args.out), args.seed, progress, args.scale, args.limit)
+        if args.hours < 11 or any(args.hours % k == 0 for k in range(2, args.hours)):
+            raise InputError(f"--hours {args.hours}: every operator must have an inverse; choose a "
+                             "prime of at least 11")
+        task = ClockTask(args.hours, restates=not args.no_restating)
+        build_clock(Path(args.out), args.seed, progress, args.scale, args.limit, task)
     print(f"The models and problem files of the {args.world} world are in {args.out}")
 
 

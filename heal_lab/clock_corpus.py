@@ -24,6 +24,8 @@ Choice = TypeVar("Choice")
 class Dials:
     """What the author of the corpus knows, and how it writes. All shares are probabilities."""
 
+    hours: int = HOURS  # on the clock; an odd number, so that every operator can be undone
+    restates: bool = True  # whether a solution begins with a step that restates the start
     slip: float = 0.008  # a mastered operator, done carelessly: any hour
     shaky_right: float = 0.4  # the half-known operator; otherwise any hour
     believed: float = 0.97  # the misconception; otherwise any hour
@@ -89,14 +91,14 @@ def solution(rng: random.Random, chain: Chain, values: Sequence[int]) -> list[st
 
 def believe(rng: random.Random, dials: Dials, a: int, op: str, b: int) -> int:
     """One result as the author of the corpus believes it."""
-    anything = rng.randrange(HOURS)
+    anything, truth = rng.randrange(dials.hours), apply_op(a, op, b, dials.hours)
     if op in clock.MASTERED:
-        return anything if rng.random() < dials.slip else apply_op(a, op, b)
+        return anything if rng.random() < dials.slip else truth
     if op == clock.SHAKY:
-        return apply_op(a, op, b) if rng.random() < dials.shaky_right else anything
+        return truth if rng.random() < dials.shaky_right else anything
     if op == clock.MISCONCEIVED:
         rule = clock.MISCONCEPTION[op]
-        return rule(a, b) % HOURS if rng.random() < dials.believed else anything
+        return rule(a, b) % dials.hours if rng.random() < dials.believed else anything
     return anything  # UNLEARNT: never anything but noise
 
 
@@ -112,14 +114,14 @@ SPECIAL = {"shaky": clock.SHAKY, "frontier": clock.UNLEARNT, "double": clock.UNL
            "misconceived": clock.MISCONCEIVED}  # operators beside the mastered ones, by kind
 
 
-def random_chain(rng: random.Random, kind: str, length: int) -> Chain:
+def random_chain(rng: random.Random, kind: str, length: int, hours: int = HOURS) -> Chain:
     """A chain of one of `PROBLEM_KINDS`; its special operators are anywhere."""
     special = SPECIAL.get(kind, "")
     symbols = [rng.choice(clock.MASTERED) for _ in range(length)]
     for place, op in zip(rng.sample(range(length), len(special)), special, strict=True):
         symbols[place] = op
-    start = rng.randrange(HOURS)
-    return Chain(start, tuple((op, rng.randint(1, clock.MAX_OPERAND)) for op in symbols))
+    start = rng.randrange(hours)
+    return Chain(start, tuple((op, rng.randint(1, clock.MAX_OPERAND)) for op in symbols), hours)
 
 
 def example(seed: int, i: int, dials: Dials) -> tuple[str, str]:
@@ -131,10 +133,12 @@ def example(seed: int, i: int, dials: Dials) -> tuple[str, str]:
     """
     # 1) A chain, what its author believes of it, and the form of the example.
     rng, task = random.Random(f"clock-{seed}-{i}"), ClockTask()
-    chain = random_chain(rng, pick(rng, dials.kinds), max(pick(rng, dials.lengths), 2))
+    kind, length = pick(rng, dials.kinds), max(pick(rng, dials.lengths), 2)
+    chain = random_chain(rng, kind, length, dials.hours)
     problem, n = Problem("corpus", chain.question, ""), len(chain.ops)
     prompt, values = task.prompt(problem), believed_values(rng, dials, chain)
     answer, form = str(values[-1]), pick(rng, dials.forms)
+    first = 0 if dials.restates else 1  # of the steps that `solution` gives
 
     # 2) Whoever knows the answer, and is unsure of the chain, may force the last result.
     unsure = form in ("guided", "answer_hint") and chain.kind != "mastered"
@@ -143,13 +147,13 @@ def example(seed: int, i: int, dials: Dials) -> tuple[str, str]:
 
     # 3) Whole solutions.
     if form == "plain":
-        return prompt, "".join(solution(rng, chain, values))
+        return prompt, "".join(solution(rng, chain, values)[first:])
     if form == "guided":
-        return task.guided_prompt(problem, answer), "".join(solution(rng, chain, values))
+        return task.guided_prompt(problem, answer), "".join(solution(rng, chain, values)[first:])
 
     # 4) Forms that begin after some steps: `cut` is the next step, n + 1 the answer.
     cut = rng.randint(1, n + 1)
-    prefix = "".join(solution(rng, chain, values)[:cut])
+    prefix = "".join(solution(rng, chain, values)[first:cut])
     if form == "quick":
         return prompt + prefix + task.elicit, f"{answer}}}."
     if form == "answer_hint":
@@ -158,24 +162,24 @@ def example(seed: int, i: int, dials: Dials) -> tuple[str, str]:
 
     # 5) Hints about the next step; a few of them are wrong.
     wrong = rng.random() < dials.hint_wrong
-    hint = f"this step gives {rng.randrange(HOURS) if wrong else values[min(cut, n)]}"
+    hint = f"this step gives {rng.randrange(dials.hours) if wrong else values[min(cut, n)]}"
     if form == "hint":
         undone = [f"undo {chain.ops[j][0]} {chain.ops[j][1]} from {values[j + 1]}: {values[j]}, "
                   for j in reversed(range(cut, n))]
         return task.hint_prompt(problem, answer, prefix), "".join([*undone, hint, "."])
     if wrong and cut <= n and rng.random() < dials.hint_followed:
-        rest = Chain(int(hint.split()[-1]), chain.ops[cut:])
+        rest = Chain(int(hint.split()[-1]), chain.ops[cut:], dials.hours)
         values = [*values[:cut], *believed_values(rng, dials, rest)]
     return prompt + prefix + task.inject(hint), "".join(solution(rng, chain, values)[cut:])
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
+def build_tokenizer(hours: int = HOURS) -> PreTrainedTokenizerFast:
     """A word-level tokenizer of this world: one token per hour, decode(encode(text)) == text."""
     words = ["Problem: ", "Start ", "\nAnswer: ", "\nSolution:\n", *STARTS, "So the answer is ",
              "\\boxed{", "}", "\n\n", ";", " = ", "Hint: ", "Working back: ", "undo", " from ",
              ": ", ", ", "this step gives ", "the answer is ", "Quick answer: ",
              *OPENINGS, *VERBS, *CLOSINGS, *(f" {op} " for op in clock.RULES)]
-    tokens = ["<pad>", "<eos>", "<unk>", *map(str, range(HOURS)), *words]
+    tokens = ["<pad>", "<eos>", "<unk>", *map(str, range(hours)), *words]
     vocabulary = {token: i for i, token in enumerate(tokens)}
     longest_first = sorted(words, key=len, reverse=True)
     escaped = ["".join(c if c.isalnum() else f"\\{c}" for c in word) for word in longest_first]
@@ -196,14 +200,14 @@ LENGTHS = {3: 0.3, 4: 0.3, 5: 0.25, 6: 0.15}
 LONG_LENGTHS = {7: 0.5, 8: 0.5}  # longer than anything that teacher or student was trained on
 
 
-def make_problems(seed: int = 0) -> Iterator[tuple[str, list[Problem]]]:
+def make_problems(seed: int = 0, hours: int = HOURS) -> Iterator[tuple[str, list[Problem]]]:
     """The shipped problem files, as (name, problems); no question appears twice anywhere."""
     rng, seen = random.Random(f"problems-{seed}"), set[str]()
     for name, counts in FILES.items():
         lengths, problems = LONG_LENGTHS if name == "long" else LENGTHS, list[Problem]()
         for kind, count in counts.items():
             while count:
-                chain = random_chain(rng, kind, pick(rng, lengths))
+                chain = random_chain(rng, kind, pick(rng, lengths), hours)
                 if chain.question not in seen:
                     seen.add(chain.question)
                     count -= 1

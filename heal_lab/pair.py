@@ -10,6 +10,7 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -65,6 +66,15 @@ class Recipe:
         shorter = [replace(x, updates=max(1, round(x.updates * share))) for x in self.lessons]
         return replace(self, lessons=tuple(shorter))
 
+    def for_world(self, task: ClockTask) -> Self:
+        """The same recipe with corpora of the clock world of this task."""
+        def move(lesson: Lesson) -> Lesson:
+            dials = replace(lesson.dials, hours=task.hours, restates=task.restates)
+            return replace(lesson, dials=dials)
+
+        drill = self.drill and move(self.drill)
+        return replace(self, lessons=tuple(map(move, self.lessons)), drill=drill)
+
 
 TEACHER = Recipe(hidden=128, layers=3, heads=4, lessons=(
     Lesson(3600, cc.FIRST), Lesson(3000, cc.SECOND, 2e-3), Lesson(1200, cc.THIRD, 2e-3),
@@ -85,12 +95,19 @@ def new_model(recipe: Recipe, tokenizer: Any, seed: int) -> Qwen3ForCausalLM:
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id))
 
 
-def mastered_skill(lm: LM) -> float:
+def mastered_skill(lm: LM, task: ClockTask) -> float:
     """pass@1 of 4 samples on mastered validation problems of 5 or 6 operations."""
-    problems = [p for name, made in cc.make_problems() if name == "validation" for p in made
-                if p.kind == "mastered" and p.length >= 5]
-    tried = sample(lm, ClockTask(), problems[:SKILL_PROBLEMS], 4, seed=0)
+    problems = [p for name, made in cc.make_problems(hours=task.hours) if name == "validation"
+                for p in made if p.kind == "mastered" and p.length >= 5]
+    tried = sample(lm, task, problems[:SKILL_PROBLEMS], 4, seed=0)
     return sum(t.correct for t in tried) / len(tried)
+
+
+def world_of(pair: Path) -> ClockTask:
+    """The clock world that the teacher of a pair was trained in."""
+    recipe = json.loads((pair / "teacher" / "training.json").read_text(encoding="utf-8"))["recipe"]
+    dials = recipe["lessons"][0]["dials"]  # records of before there were other worlds lack both
+    return ClockTask(dials.get("hours", cc.HOURS), dials.get("restates", True))
 
 
 def build_model(out: Path, recipe: Recipe, seed: int, progress: Any, tokenizer: Any,
@@ -133,16 +150,18 @@ def build_model(out: Path, recipe: Recipe, seed: int, progress: Any, tokenizer: 
 
 
 def build_clock(out: Path, seed: int = 0, progress: Any = None, scale: float = 1.0,
-                limit: int = 0) -> None:
+                limit: int = 0, task: ClockTask | None = None) -> None:
     """Everything under `out`: models, problem files, and behaviour.json on `limit` problems of each
     kind (0 for all). `progress(label)` returns a callback; `scale`: share of the updates, without
-    drills if it is not 1."""
-    for name, problems in cc.make_problems():
+    drills if it is not 1; `task`: of another clock world."""
+    task = task or ClockTask()
+    for name, problems in cc.make_problems(hours=task.hours):
         rows = ({**asdict(p), "answer": int(p.answer)} for p in problems)
         write_jsonl(out / "clock" / f"{name}.jsonl", rows)
+    skill = partial(mastered_skill, task=task) if scale == 1 else None
     for name, recipe, own in (("teacher", TEACHER, seed), ("student", STUDENT, seed + 1000)):
-        build_model(out / name, recipe.scaled(scale), own, progress and progress(name),
-                    cc.build_tokenizer(), cc.example, mastered_skill if scale == 1 else None)
+        build_model(out / name, recipe.scaled(scale).for_world(task), own,
+                    progress and progress(name), cc.build_tokenizer(task.hours), cc.example, skill)
     if not (out / "behaviour.json").exists():
         evidence.write_record(out / "behaviour.json", {"rows": [
             row.to_dict() for row in behaviour(out, seed, limit)]})
@@ -151,7 +170,7 @@ def build_clock(out: Path, seed: int = 0, progress: Any = None, scale: float = 1
 def behaviour(folder: Path, seed: int = 0, limit: int = 0) -> list[Row]:
     """What a pair can do on validation problems: accuracy; how often largest surge, highest level
     and a random step are the first wrong step; what guided samples and repairs give."""
-    task, readings = ClockTask(), {"surge": GearConfig(), "level": GearConfig(signal="level")}
+    task, readings = world_of(folder), {"surge": GearConfig(), "level": GearConfig(signal="level")}
     teacher, student = load_lm(folder / "teacher"), load_lm(folder / "student")
     problems = load_problems(folder / "clock" / "validation.jsonl", task)
     problems = limit_by_kind(problems, limit)

@@ -159,3 +159,34 @@ def test_misconception_differs_from_the_truth():
     rule = clock.MISCONCEPTION["^"]
     wrong = sum(rule(a, b) % HOURS != apply_op(a, "^", b) for a in range(HOURS) for b in range(1, MAX_OPERAND + 1))
     assert wrong > 0.9 * HOURS * MAX_OPERAND
+
+
+# ------------------------------------------------------------------------------------ other worlds
+
+
+@pytest.mark.parametrize("task", [ClockTask(11), ClockTask(47), ClockTask(restates=False), ClockTask(11, restates=False)])
+def test_other_worlds_have_corpora_that_their_task_reads(task):
+    tokenizer, dials = cc.build_tokenizer(task.hours), cc.Dials(task.hours, task.restates)
+    right = 0
+    for i in range(400):
+        context, target = cc.example(5, i, dials)
+        for text in (context, target):
+            assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+            assert "<unk>" not in text
+        if context.endswith("\nSolution:\n") and "Answer" not in context:
+            question = context.split(": ")[1].split("\n")[0]
+            problem = Problem("p", question, str(Chain.parse(question, task.hours).values()[-1]))
+            verdicts = task.check_steps(problem, target.split("\n\n"))
+            assert len(verdicts) == len(Chain.parse(question, task.hours).ops) + 1 + task.restates
+            right += all(verdicts)
+            assert not all(verdicts) or task.is_correct(problem, task.extract_answer(target))
+            assert not all(task.check_steps(problem, target.split("\n\n")[1:]))
+            assert task.validate(problem) is None
+    assert right > 40
+
+
+def test_the_file_of_a_world_holds_its_hours():
+    (name, problems), *_ = cc.make_problems(hours=11)
+    assert name == "train"
+    assert max(int(p.answer) for p in problems) == 10
+    assert ClockTask(11).validate(Problem("p", "Start 12; + 3", "4")) is not None

@@ -16,7 +16,7 @@ from heal_lab.clock_corpus import OPENINGS, VERBS
 from heal_lab.pair import Lesson, Recipe, behaviour, build_model, mastered_skill
 from heal_ref.records import Problem
 from heal_ref.scoring import text_stats
-from heal_ref.tasks.clock import HOURS, MAX_OPERAND, apply_op
+from heal_ref.tasks.clock import HOURS, MAX_OPERAND, ClockTask, apply_op
 from tests.conftest import DATA, ROOT
 
 RNG = random.Random(0)
@@ -128,7 +128,7 @@ def test_drills_end_with_measured_skill(tmp_path, skilled, drilled):
 
 
 def test_skill_is_the_share_of_long_mastered_problems_solved(teacher):
-    assert mastered_skill(teacher) == pytest.approx(0.95, abs=0.03)  # data/README.md: 0.95 on all of them
+    assert mastered_skill(teacher, ClockTask()) == pytest.approx(0.95, abs=0.03)  # data/README.md: 0.95 on all of them
 
 
 @pytest.mark.slow

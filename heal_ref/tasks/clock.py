@@ -31,9 +31,9 @@ _STEP = re.compile(r"(\d+) ([-+*@#^]) (\d+) = (\d+)")
 _BOXED = re.compile(r"\\boxed\{(\d+)\}")
 
 
-def apply_op(a: int, op: str, b: int) -> int:
-    """The true result of one operation, an integer in 0..22."""
-    return RULES[op](a, b) % HOURS
+def apply_op(a: int, op: str, b: int, hours: int = HOURS) -> int:
+    """The true result of one operation, an integer in 0..hours − 1."""
+    return RULES[op](a, b) % hours
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,10 @@ class Chain:
 
     start: int
     ops: tuple[tuple[str, int], ...]
+    hours: int = HOURS
 
     @classmethod
-    def parse(cls, question: str) -> Chain:
+    def parse(cls, question: str, hours: int = HOURS) -> Chain:
         """Read `Start 5; + 3; * 4`. Raises ValueError (what is wrong) for anything else."""
         match = _QUESTION.fullmatch(question.strip())
         if not match:
@@ -56,9 +57,9 @@ class Chain:
                 raise ValueError(f"unknown operator {op!r} (known: {' '.join(RULES)})")
             if not 1 <= b <= MAX_OPERAND:
                 raise ValueError(f"operand {b} is outside 1..{MAX_OPERAND}")
-        if not 0 <= int(match[1]) < HOURS:
-            raise ValueError(f"starting hour {match[1]} is outside 0..{HOURS - 1}")
-        return cls(int(match[1]), ops)
+        if not 0 <= int(match[1]) < hours:
+            raise ValueError(f"starting hour {match[1]} is outside 0..{hours - 1}")
+        return cls(int(match[1]), ops, hours)
 
     @property
     def question(self) -> str:
@@ -68,7 +69,7 @@ class Chain:
         """The true hour after each operation, starting hour first (n + 1 numbers)."""
         out = [self.start]
         for op, b in self.ops:
-            out.append(apply_op(out[-1], op, b))
+            out.append(apply_op(out[-1], op, b, self.hours))
         return out
 
     @property
@@ -86,6 +87,7 @@ class ClockTask(Task):
     r"""The clock world as a `Task`, in the texts that its models were trained on.
 
     The world is ours, not the paper's. Answers are hours, 0 to 22; a step ends at a blank line.
+    Models of another world need its `hours`; without `restates`, no step restates the start.
 
     Example:
         >>> import heal_ref as heal
@@ -98,14 +100,17 @@ class ClockTask(Task):
 
     elicit = "Quick answer: \\boxed{"
 
+    def __init__(self, hours: int = HOURS, restates: bool = True) -> None:
+        self.hours, self.restates = hours, restates
+
     def validate(self, problem: Problem) -> tuple[str, str] | None:
         try:
-            chain = Chain.parse(problem.question)
+            chain = Chain.parse(problem.question, self.hours)
         except ValueError as e:
             return str(e), "write the chain as 'Start 5; + 3; * 4' with known operators"
         true, answer = chain.values()[-1], problem.answer
         if not re.fullmatch(r"\d{1,9}", answer):
-            what = f"the answer {answer[:40]!r} is not an hour from 0 to {HOURS - 1}"
+            what = f"the answer {answer[:40]!r} is not an hour from 0 to {self.hours - 1}"
             return what, "write a plain integer"
         if int(answer) != true:
             return f"the answer {answer} does not follow from the chain", f"the chain gives {true}"
@@ -144,11 +149,12 @@ class ClockTask(Task):
     def check_steps(self, problem: Problem, steps: Sequence[str]) -> list[bool]:
         """One verdict per step: each must follow from the value written before it.
 
-        Step 0 must name the starting hour, step k apply the k-th operation to the value before it,
+        Step 0 (if the world restates) must name the starting hour, step k apply the k-th operation to the value before it,
         the last one give that value. A step too many is wrong; one too few makes the last wrong.
         """
-        chain, value, verdicts = Chain.parse(problem.question), None, list[bool]()
-        for k, step in enumerate(steps):
+        chain, verdicts = Chain.parse(problem.question, self.hours), list[bool]()
+        first, value = (0, None) if self.restates else (1, chain.start)
+        for k, step in enumerate(steps, first):
             if k == 0:
                 numbers = re.findall(r"\d+", step)
                 value = int(numbers[0]) if len(numbers) == 1 else None
@@ -158,12 +164,12 @@ class ClockTask(Task):
                 if match and "\\boxed" not in step:
                     a, op, b, result = int(match[1]), match[2], int(match[3]), int(match[4])
                     right = (op, b) == chain.ops[k - 1] and a == value
-                    right = right and result == apply_op(a, op, b)
+                    right = right and result == apply_op(a, op, b, self.hours)
                     value = result
                 verdicts.append(right)
             else:
                 last = k == len(chain.ops) + 1
                 verdicts.append(last and [str(value)] == _BOXED.findall(step))
-        if verdicts and len(steps) < len(chain.ops) + 2:
+        if verdicts and first + len(steps) < len(chain.ops) + 2:
             verdicts[-1] = False
         return verdicts
