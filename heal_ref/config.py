@@ -77,7 +77,7 @@ class GearConfig(_Checked):
     """Guided Entropy-Assisted Repair: which problems, which step, which hint, how many tries.
 
     Only the name is the paper's; the fields are our reading. `HealConfig.paper()` holds what
-    secondary sources give for them. "wrong_answer" and "random" are controls.
+    secondary sources give for them. "wrong_answer", "none" and "random" are controls.
 
     Raises:
         InputError: a field lies outside its range, or is none of its choices.
@@ -93,7 +93,7 @@ class GearConfig(_Checked):
     paths: int = _number(3, 1)  # wrong trajectories repaired per such problem
     hints: int = _number(1, 1)  # hints written per wrong trajectory
     continuations: int = _number(2, 1)  # continuations per hint
-    hint: Literal["bridge", "answer", "wrong_answer"] = "bridge"  # see `gear.write_hints`
+    hint: Literal["bridge", "answer", "wrong_answer", "none"] = "bridge"  # see `gear.write_hints`
     refuse_answers: bool = True  # a bridge hint that states the answer is not used
     step: Literal["mean", "max", "first"] = "mean"  # one entropy per step, from its tokens
     signal: Literal["surge", "level", "relative", "random"] = "surge"  # largest at the breakpoint
