@@ -1,6 +1,7 @@
 """Arms get the data that they are named for; trials survive; the recorded experiment holds together and can be made again."""
 
 import json
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -35,8 +36,8 @@ def made(teacher, task, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def data(made):
-    """What each arm trains on, by name."""
-    return {name: arm(made) for name, arm in A.TRAINED.items()}
+    """What each arm trains on, by name; other budgets have a test of their own."""
+    return {name: arm(made) for name, arm in A.TRAINED.items() if "@" not in name}
 
 
 def sources(arm):
@@ -56,6 +57,18 @@ def test_arms_hold_what_they_are_named_for(data):
     assert sources(data["heal_stage_only"]) == {"foundation": {"base"}, "guided": {"guided"}, "repaired": {"repair"}}
     assert examples(data["heal_no_pace"]) == examples(data["heal"]) == examples(data["heal_restarts"])
     assert len({len(stage) for stage in data["heal_restarts"].stages.values()}) == 1
+    for name in ("repairs", "repairs_unfiltered"):
+        assert set().union(*sources(data[name]).values()) == {"base", "repair"}
+    assert set().union(*sources(data["guided_unfiltered"]).values()) == {"base", "guided"}
+
+
+def test_the_factorial_crosses_what_is_added_with_the_filter(data):
+    assert set(A.FACTORIAL) == {(part, kept) for part in ("repairs", "guided", "both") for kept in ("PURE", "none")}
+    for part in ("repairs", "guided", "both"):
+        filtered, whole = (data[A.FACTORIAL[part, kept]] for kept in ("PURE", "none"))
+        assert filtered.generated == whole.generated
+        assert filtered.scored > whole.scored == 0
+        assert examples(filtered) != examples(whole)
 
 
 def test_without_pure_what_the_filter_drops_is_trained_on(made, data):
@@ -99,6 +112,71 @@ def test_the_matched_budget_is_spent_and_not_more(made, data):
     assert budget <= matched.generated <= budget + longest + 40
     assert matched.generated > rft.generated
     assert len(matched.stages["foundation"]) > len(rft.stages["foundation"])
+
+
+def test_unsolved_problems_are_sampled_until_the_budget_is_spent(made, data):
+    heal, adaptive = data["heal"], data["rft_adaptive"]
+    longest = max(t.tokens_spent for t in made.base) + 40
+    assert heal.tokens <= adaptive.generated <= heal.tokens + longest
+    files = sorted((made.method.folder.path / "1-base-unsolved").glob("*/*.jsonl"), key=lambda f: (int(f.parent.name), f.name))
+    solved = {t.problem.id for t in made.base if t.correct}
+    for number in dict.fromkeys(f.parent.name for f in files):
+        tried = [t for f in files if f.parent.name == number for t in read_shard(f)]
+        assert not solved & {t.problem.id for t in tried}
+        assert len(tried) == made.config.sample.n * (len(made.problems) - len(solved))
+        solved |= {t.problem.id for t in tried if t.correct}
+    assert len(set(adaptive.stages["all"]["id"])) > len(set(data["rft"].stages["foundation"]["id"]))
+
+
+def test_every_solved_problem_weighs_the_same(made, data):
+    stage, per_problem = data["rft_adaptive"].stages["all"], made.config.pace.per_problem
+    assert set(Counter(stage["id"]).values()) == {per_problem}
+    several = {p for p, text in {(r["id"], r["completion"]) for r in stage}}
+    assert len({(r["id"], r["completion"]) for r in stage}) > len(several)  # different solutions of one problem take turns
+
+
+def test_the_adaptive_arm_never_looks_at_kinds_and_the_other_one_does(made, data):
+    blind = A.TeacherData(made.method, [replace(p, kind="") for p in made.problems])
+    assert list(A.rft_adaptive(blind).stages["all"]) == list(data["rft_adaptive"].stages["all"])
+    frontier = {p.id for p in made.problems if p.kind == "frontier"}
+
+    def share(stage):
+        return sum(problem in frontier for problem in stage["id"]) / len(stage)
+
+    heal = sum(share(stage) for stage in data["heal"].stages.values()) / 3  # the stages of this test have equal shares
+    assert share(data["rft_adaptive_frontier"].stages["all"]) == pytest.approx(heal, abs=0.02)
+    assert abs(share(data["rft_adaptive"].stages["all"]) - heal) > 0.05
+    assert examples(data["rft_adaptive_frontier"]) == examples(data["rft_adaptive"])
+
+
+@pytest.mark.parametrize(("x", "n", "continuations"), [(0.25, 1, 1), (0.5, 2, 1), (1, 4, 2), (2, 8, 4), (4, 16, 8)])
+def test_settings_for_more_or_fewer_tokens(x, n, continuations):
+    config = A.scaled_config(HealConfig.tiny(), x)
+    assert (config.sample.n, config.pace.per_problem, config.gear.continuations) == (n, n, continuations)
+    assert (config.gear.paths, config.pace.updates) == (3, 600)
+
+
+def test_both_arms_of_a_budget_spend_the_same(made):
+    few = A.TeacherData(made.method, made.problems[::6])
+    few.method = replace(made.method, folder=RunFolder(made.method.folder.path / "few", {"test": 2}, quiet=True))
+    longest, once = max(t.tokens_spent for t in few.base) + 40, A.heal(few).tokens
+    less, more = (A.TRAINED[f"heal@{x:g}"](few).tokens for x in (0.5, 2))
+    assert less < once < more
+    solved = {}
+    for x, tokens in ((0.5, less), (2, more)):
+        arm = A.TRAINED[f"rft_adaptive@{x:g}"](few)
+        assert tokens <= arm.generated <= tokens + longest
+        solved[x] = set(arm.stages["all"]["id"])
+    assert set(A.rft_adaptive(few).stages["all"]["id"]) <= solved[2]  # the rounds of once the tokens come first
+    assert len(solved[0.5]) <= len(solved[2])
+
+
+def test_cuts_and_hints_of_the_controls(made, data):
+    first = made.method.folder.path / "3-repaired-first"
+    assert {t.breakpoint for f in first.glob("*.jsonl") for t in read_shard(f)} == {1}
+    bare = made.repaired("-none", hint="none")
+    assert {t.hint for t in bare} == {""}
+    assert {(t.problem.id, t.breakpoint) for t in bare} == {(t.problem.id, t.breakpoint) for t in made.repaired()}
 
 
 def test_star_shows_the_answer_once_for_each_failure(made, data):
