@@ -1,6 +1,7 @@
 """Arms get the data that they are named for; trials survive; the recorded experiment holds together and can be made again."""
 
 import json
+import shutil
 from collections import Counter
 from dataclasses import replace
 
@@ -12,7 +13,7 @@ from heal_lab.__main__ import main
 from heal_lab.compare import Results
 from heal_ref.config import HealConfig, PaceConfig
 from heal_ref.evaluate import is_genuine
-from heal_ref.records import limit_by_kind
+from heal_ref.records import Problem, limit_by_kind
 from heal_ref.run.folder import RunFolder, read_shard
 from heal_ref.run.pipeline import Method
 from heal_ref.run.sources import load_problems
@@ -193,36 +194,67 @@ def run(out, *more):
     return main(["experiment", "--preset", "smoke", "--limit", "2", "--quiet", "--out", str(out), *more])
 
 
-def test_finished_arms_are_kept_and_the_rest_is_made(tmp_path):
-    assert run(tmp_path, "--seeds", "0", "--arms", "student") == 0
-    first = tmp_path / "seed-0" / "arms" / "student.json"
-    stamp = first.stat().st_mtime_ns
-    assert run(tmp_path, "--seeds", "0", "--arms", "teacher") == 0  # the finished one is collected as well
-    assert first.stat().st_mtime_ns == stamp
-    record = json.loads((tmp_path / "experiment.json").read_text())
-    assert [r["arm"] for r in record["runs"]] == ["student", "teacher"]
-    heldout = load_problems(DATA / "clock" / "heldout.jsonl", ClockTask())
-    assert record["problems"]["id"][:10] == [p.id for p in limit_by_kind(heldout, 2)]
-    assert {len(record["problems"][name]) for name in ("id", "kind", "length")} == {len(record["runs"][0]["greedy"])}
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """A record of two pairs, the shipped one and its copy, made by one arm after the other; where it is."""
+    out = tmp_path_factory.mktemp("two")
+    copy = out / "pair-1"
+    for name in ("teacher", "student", "clock"):
+        shutil.copytree(DATA / name, copy / name)
+    both = ["--pairs", "shipped", str(copy), "--seeds", "0"]
+    assert run(out, *both, "--arms", "student") == 0
+    stamp = (out / "shipped" / "seed-0" / "arms" / "student.json").stat().st_mtime_ns
+    assert run(out, *both, "--arms", "teacher", "student") == 0
+    return json.loads((out / "experiment.json").read_text()), out, stamp
+
+
+def test_finished_arms_are_kept_and_the_rest_is_made(two):
+    record, out, stamp = two
+    assert (out / "shipped" / "seed-0" / "arms" / "student.json").stat().st_mtime_ns == stamp
+    named = [(r["pair"], r["seed"], r["arm"]) for r in record["runs"]]
+    assert named == [(pair, 0, arm) for pair in ("shipped", "pair-1") for arm in ("student", "teacher")]
     assert {r["arm"] for r in record["differences"]} == {"student − teacher"}
+    assert (out / "pairs.png").is_file()
 
 
-@pytest.mark.parametrize(("more", "message"), [
-    (["--seeds", "0", "--arms", "magic"], "there is no arm magic; the arms are student"),
-    (["--seeds", "0", "0"], "a seed is repeated"),
-    (["--seeds"], "no seeds: give --seeds"),
-    (["--seeds", "0", "--rebuilt-seeds", "1"], "--rebuilt-seeds without --rebuilt"),
-    (["--seeds", "--rebuilt", "nowhere", "--rebuilt-seeds", "1"], "no pair here"),
-])
-def test_bad_calls_say_what_to_do(tmp_path, capsys, more, message):
-    assert run(tmp_path, *more) == 2
-    assert message in capsys.readouterr().err
+def test_a_record_says_all_that_a_reader_needs(two):
+    """Grouped by kind, the mean of correct / n is the printed number."""
+    record, *_ = two
+    heldout = load_problems(DATA / "clock" / "heldout.jsonl", ClockTask())
+    about = record["problems"]
+    assert about["id"][:10] == [p.id for p in limit_by_kind(heldout, 2)]
+    assert {len(values) for values in about.values()} == {len(record["runs"][0]["greedy"])}
+    shown = [r for r in record["rows"] if r["metric"] == "pass@1" and r["kind"] in about["kind"] and r["arm"] != "recall"]
+    assert {r["kind"] for r in shown} >= {"frontier", "frontier, long"}
+    for row in shown:
+        mine = [run for run in record["runs"] if run["arm"] == row["arm"] and row["pair"] in ("all", run["pair"])]
+        shares = [c / run["n"] for run in mine for c, kind in zip(run["correct"], about["kind"], strict=True) if kind == row["kind"]]
+        assert row["mean"] == pytest.approx(sum(shares) / len(shares))
+    assert {(r["unit"], r["pairs"]) for r in record["rows"]} == {("pair", 2), ("seed", 1), ("problem", 0)}
+    assert record["provenance"]["commit"] == record["runs"][0]["commit"]
+    assert record["pairs"]["pair-1"] == record["pairs"]["shipped"] == {"seed": 0, "commit": record["pairs"]["shipped"]["commit"]}
+    assert record["world"] == {"hours": 23, "restates": True}
 
 
-def test_a_folder_belongs_to_one_setting(tmp_path, capsys):
-    assert run(tmp_path, "--seeds", "0", "--arms", "student") == 0
-    assert run(tmp_path, "--seeds", "0", "--arms", "student", "--limit", "3") == 2
-    assert "eval_limit: 2 in the folder, 3 now" in capsys.readouterr().err
+def test_seen_problems_need_only_facts_of_training_problems():
+    train = [Problem("t", "Start 1; + 2; # 4", "10"), Problem("u", "Start 5; @ 2", "17")]
+    chains = {"frontier": ("Start 3; # 4; * 2", "Start 4; # 4"), "double": ("Start 3; # 4; # 4",), "mastered": ("Start 9" + 7 * "; + 9",)}
+    problems = [Problem(text, text, "", kind, text.count(";")) for kind, texts in chains.items() for text in texts]
+    said = X.about(problems, train, hours=23)
+    assert said["seen"] == [True, False, False, True]
+    assert said["kind"] == ["frontier", "frontier", "double", "mastered, long"]
+    heldout = [p for p in limit_by_kind(X.problems_of("heldout"), 150) if p.kind == "frontier"]
+    assert sum(X.about(heldout, X.problems_of("train"), 23)["seen"]) / 150 == pytest.approx(0.81, abs=0.01)
+
+
+def test_pairs_of_different_worlds_have_no_record_in_common(tmp_path, capsys):
+    other = tmp_path / "other"
+    for name in ("teacher", "student", "clock"):
+        shutil.copytree(DATA / name, other / name)
+    lines = (other / "clock" / "heldout.jsonl").read_text().splitlines()
+    (other / "clock" / "heldout.jsonl").write_text("\n".join(reversed(lines)) + "\n")
+    assert run(tmp_path, "--pairs", "shipped", str(other), "--arms", "student") == 2
+    assert "run one experiment per world" in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------------------------------------- record
@@ -249,6 +281,7 @@ def test_rows_and_differences_follow_from_the_runs(record, arms):
         expected = [r for r in record[name] if set(r["arm"].split(" − ")) <= set(arms)]
         assert len(again[name]) == len(expected) > 50
         for mine, theirs in zip(again[name], expected, strict=True):
+            assert (mine.pop("unit"), mine.pop("pairs")) == ("seed", {"all": 2}.get(mine["pair"], 1))
             assert mine == pytest.approx(theirs, abs=1e-9)
 
 
