@@ -295,7 +295,7 @@ def draw_experiment(results: Results, folder: Path) -> list[Path]:
         better = sum(verdict(row) == "better" for row in rows if row.kind == "frontier")
         title = f"Better than {ARM_LABEL[base]} on the frontier: {better} of {len(others)} arms"
         figures["differences"] = plot_differences(rows, title, f"pass@1, arm − {ARM_LABEL[base]}")
-    if {"heal", "rft_adaptive"} <= set(once):
+    if {"heal", "rft_adaptive"} <= set(once) and len(once) < len(results.arms):
         figures["tokens"] = plot_tokens(results, "frontier")
     if results.unit == "pair":
         figures["pairs"] = plot_pairs(results, once, "frontier")

@@ -146,7 +146,7 @@ def test_the_adaptive_arm_never_looks_at_kinds_and_the_other_one_does(made, data
 
     heal = sum(share(stage) for stage in data["heal"].stages.values()) / 3  # the stages of this test have equal shares
     assert share(data["rft_adaptive_frontier"].stages["all"]) == pytest.approx(heal, abs=0.02)
-    assert abs(share(data["rft_adaptive"].stages["all"]) - heal) > 0.05
+    assert share(data["rft_adaptive"].stages["all"]) < heal - 0.03
     assert examples(data["rft_adaptive_frontier"]) == examples(data["rft_adaptive"])
 
 
@@ -291,7 +291,10 @@ def test_the_record_is_complete(record):
     assert len(seeds) >= 5
     assert len({r["seed"] for r in record["runs"] if r["pair"] == "rebuilt"}) >= 2
     more = {"heal_restarts", "heal_stage_only"}  # why PACE does what it does: fewer seeds
-    assert {key for key in runs if key[0] not in more} == {(arm, seed) for arm in A.ARMS if arm not in more for seed in seeds}
+    arms = {arm for arm, _ in runs} - more  # newer arms are in newer records
+    assert len(arms) == 12
+    assert arms | more <= set(A.ARMS)
+    assert {key for key in runs if key[0] in arms} == {(arm, seed) for arm in arms for seed in seeds}
     assert all(len([s for a, s in runs if a == arm]) >= 2 for arm in more)
     trained = [r for r in runs.values() if r["arm"] in A.TRAINED]
     assert len({r["updates"] for r in trained}) == 1
