@@ -43,12 +43,12 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--quiet", action="store_true", help="no progress bars")
         return command.add_argument
 
-    x = add("experiment", "runs/experiment", "arms × seeds on held-out problems; resumable")
+    x = add("experiment", "runs/experiment", "pairs × seeds × arms on held-out problems; resumable")
     x("--preset", default="tiny", choices=("smoke", "tiny"), help="named settings")
-    x("--seeds", type=int, nargs="*", default=[0, 1, 2, 3, 4], help="seeds for the shipped pair")
-    x("--rebuilt", help="folder of a pair that build-pair made from another seed")
-    x("--rebuilt-seeds", type=int, nargs="*", default=[], help="seeds for that pair")
-    x("--arms", nargs="*", default=lab.ARMS, help="arms to run")
+    x("--pairs", nargs="+", default=["shipped"], help="folders that build-pair made; a pair has "
+      "the name of its folder, and the one in data/ is called shipped")
+    x("--seeds", type=int, nargs="+", default=[0], help="seeds of sampling and training, per pair")
+    x("--arms", nargs="+", default=lab.ARMS, help="arms, which the record holds")
     x("--limit", type=int, default=150, help="held-out problems of each kind, 0 for all")
     x("--accept-answers", action="store_true", help="use bridge hints that state the answer, too")
     x = add("build-pair", "runs/pair", "train the tiny teacher and student from nothing")
@@ -100,24 +100,27 @@ def experiment(args: argparse.Namespace, command: str) -> None:
     path = Path(args.out) / "experiment.json"
     write_record(path, record)
     figures = draw_experiment(Results(record), path.parent)
-    rows = [Row(**{k: v for k, v in row.items() if k != "pair"}) for row in record["rows"]
-            if row["pair"] == "all" and "," not in row["kind"]]
-    print(f"\n{text_table(table(rows, label=ARM_LABEL))}\n")
-    print("Mean, 95 % interval over seeds and problems. Runs, paired differences:", path, *figures)
+    rows = [Row(**{k: v for k, v in row.items() if k not in ("pair", "unit", "pairs")})
+            for row in record["rows"] if row["pair"] == "all"]
+    recall = [row for row in rows if row.kind.endswith("seen")]
+    for some in ([row for row in rows if "," not in row.kind], recall):
+        if some:
+            print(f"\n{text_table(table(some, label=ARM_LABEL))}")
+    print(f"\nMean, 95 % interval over {record['unit']}s and problems. Runs, paired differences:",
+          path, *figures)
 
 
 def _plan(args: argparse.Namespace) -> list[tuple[str, Path, int]]:
     """(pair's name, its folder, seed) of each run of an experiment."""
-    home, models = Path(args.rebuilt or ""), ("teacher", "student")
-    if args.rebuilt_seeds and not args.rebuilt:
-        raise InputError("--rebuilt-seeds without --rebuilt: name the folder of the other pair")
-    if args.rebuilt and not all((home / x / "config.json").is_file() for x in models):
-        raise InputError(f"--rebuilt {home}: no pair here (teacher/ and student/ with their models)"
-                         "; `python -m heal_lab build-pair --seed 1 --out FOLDER` makes one")
-    plan = [("shipped", DATA, seed) for seed in args.seeds]
-    plan += [("rebuilt", home, seed) for seed in args.rebuilt_seeds]
-    if not plan:
-        raise InputError("no seeds: give --seeds, or --rebuilt with --rebuilt-seeds")
+    plan = []
+    for name in args.pairs:
+        folder = DATA if name == "shipped" else Path(name).resolve()
+        needed = ["teacher/training.json", "student/config.json", "clock/heldout.jsonl"]
+        if missing := [part for part in needed if not (folder / part).is_file()]:
+            raise InputError(f"--pairs {name}: no pair here ({', '.join(missing)} missing); "
+                             f"`python -m heal_lab build-pair --seed 1 --out {name}` makes one")
+        plan += [("shipped" if folder == DATA else folder.name, folder, seed)
+                 for seed in args.seeds]
     return plan
 
 

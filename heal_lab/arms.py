@@ -1,18 +1,26 @@
-"""The arms of the experiment: what each student trains on, and what that cost the teacher."""
+"""The arms of the experiment: what each student trains on, and what that cost the teacher.
+
+All arms train for the same number of updates. Only `rft_adaptive_frontier` looks at the kinds of
+problems.
+"""
 
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import cycle, islice
 from typing import Any
 
+import numpy as np
 from datasets import Dataset
 
 from heal_ref import pace, pure
+from heal_ref.config import HealConfig
 from heal_ref.evaluate import is_genuine
+from heal_ref.gear import Cut
 from heal_ref.generation import sample
 from heal_ref.records import Problem, PureScore, Trajectory
-from heal_ref.run.folder import batches
+from heal_ref.run.folder import RunFolder, batches
 from heal_ref.run.pipeline import Method
 
 
@@ -23,6 +31,10 @@ class ArmData:
     stages: Mapping[str, Dataset]
     generated: int
     scored: int = 0
+
+    @property
+    def tokens(self) -> int:
+        return self.generated + self.scored
 
 
 class TeacherData:
@@ -48,10 +60,35 @@ class TeacherData:
     def guided_scores(self) -> list[PureScore]:
         return self.method.scored("4-scores/guided", self.guided)
 
-    def repaired(self, variant: str = "", **gear: Any) -> list[Trajectory]:
-        """GEAR's repairs; a variant has changed settings and a name of its own."""
+    def repaired(self, variant: str = "", cut: Cut | None = None, **gear: Any) -> list[Trajectory]:
+        """GEAR's repairs; a variant has changed settings or cuts, and a name of its own."""
         config = replace(self.config.gear, **gear)
-        return self.method.repaired(self.base, f"3-repaired{variant}", config)
+        return self.method.repaired(self.base, f"3-repaired{variant}", config, cut)
+
+    def scaled(self, x: float) -> "TeacherData":
+        """The same with HEAL's settings for x times its tokens, in a folder of its own."""
+        method, config = self.method, scaled_config(self.config, x)
+        folder = RunFolder(method.folder.path / f"budget-{x:g}", {
+            **method.folder.identity, "budget": x}, method.folder.quiet)
+        return TeacherData(replace(method, folder=folder, config=config), self.problems)
+
+    def rounds(self, budget: int, stage: str, n: int,
+               todo: Callable[[list[Trajectory]], Sequence[Problem]]
+               ) -> tuple[list[Trajectory], int]:
+        """The base samples, then rounds of n more per problem in `todo(samples)`, until there is
+        none or `budget` tokens are spent; the tokens."""
+        samples, turn = list(self.base), 0
+        spent = _tokens(samples)
+        while spent < budget and (left := todo(samples)):
+            more = self.method.sampled(left, f"{stage}/{turn}", n=n)
+            # The last round is cut off: shuffled, so that no kind is favoured.
+            random.Random(f"{self.config.seed}/{turn}").shuffle(more)
+            for t in more:
+                if spent < budget:
+                    samples.append(t)
+                    spent += t.tokens_spent
+            turn += 1
+        return samples, spent
 
     def pure(self, scored: Sequence[PureScore]) -> list[Trajectory]:
         """What PURE keeps."""
@@ -62,19 +99,40 @@ class TeacherData:
         lm, task = self.method.teacher, self.method.task
         return [s.trajectory for s in scored if is_genuine(lm, task, s.trajectory)]
 
-    def three_stages(self, repaired: Sequence[Trajectory], keep: Callable | None, variant: str = "",
-                     **settings: Any) -> ArmData:
+    def stages(self, guided: Sequence[Trajectory], repaired: Sequence[Trajectory],
+               keep: Callable | None, variant: str = "", **settings: Any) -> ArmData:
         """PACE's stages, with changed settings, of the helped solutions that `keep` chooses among
-        PURE's scores; without it, of all."""
-        guided, scored = self.guided, list[PureScore]()
-        config = replace(self.config.pace, **settings)
+        PURE's scores; without it, of all. `variant` is that of the repairs."""
+        scored, config = list[PureScore](), replace(self.config.pace, **settings)
         generated = _tokens(self.base, guided, repaired)
         if keep:
-            scores = self.method.scored(f"4-scores/repaired{variant}", repaired)
-            scored = [*self.reference, *self.guided_scores, *scores]
-            guided, repaired = keep(self.guided_scores), keep(scores)
+            first = self.guided_scores if guided else []
+            then = self.method.scored(f"4-scores/repaired{variant}", repaired) if repaired else []
+            scored = [*self.reference, *first, *then]
+            guided, repaired = keep(first), keep(then)
         stages = pace.build_stages(self.base, guided, repaired, config)
         return ArmData(stages, generated, sum(len(s.trajectory.token_ids) for s in scored))
+
+    def heal(self, variant: str = "", cut: Cut | None = None, **gear: Any) -> ArmData:
+        """GEAR with changed settings or cuts, PURE and PACE."""
+        return self.stages(self.guided, self.repaired(variant, cut, **gear), self.pure, variant)
+
+
+def scaled_config(config: HealConfig, x: float) -> HealConfig:
+    """HEAL's settings for x times its teacher tokens.
+
+    Times x, and never below 1: samples per problem, guided samples per problem (and with them the
+    examples per problem and stage), and continuations per hint. Paths per problem stay; below 1
+    they are fewer by themselves, as a path is one of the n wrong samples. What was really spent is
+    recorded.
+    """
+    def times(number: int) -> int:
+        return max(1, round(number * x))
+
+    return replace(
+        config, sample=replace(config.sample, n=times(config.sample.n)),
+        gear=replace(config.gear, continuations=times(config.gear.continuations)),
+        pace=replace(config.pace, per_problem=times(config.pace.per_problem)))
 
 
 def _tokens(*sources: Sequence[Trajectory]) -> int:
@@ -88,22 +146,52 @@ def rft(made: TeacherData) -> ArmData:
 
 
 def rft_matched(made: TeacherData) -> ArmData:
-    """Rejection sampling until the teacher has spent as many tokens as for HEAL, scored ones
-    counted like generated ones, with as many solutions per problem as HEAL's three stages hold."""
-    full, samples = heal(made), list(made.base)
-    budget, spent, turn = full.generated + full.scored, _tokens(samples), 0
-    while spent < budget:
-        more = made.method.sampled(made.problems, f"1-base-more/{turn}", n=1)
-        # The last round is cut off: shuffled, so that no kind is favoured.
-        random.Random(f"{made.config.seed}/{turn}").shuffle(more)
-        for t in more:
-            if spent < budget:
-                samples.append(t)
-                spent += t.tokens_spent
-        turn += 1
+    """Rejection sampling of all problems until the teacher has spent as many tokens as for HEAL,
+    scored ones counted like generated ones, with as many solutions per problem as HEAL's three
+    stages hold."""
+    samples, spent = made.rounds(heal(made).tokens, "1-base-more", 1, lambda _: made.problems)
     wider = replace(made.config.pace, per_problem=3 * made.config.pace.per_problem)
     stages = pace.build_stages(samples, [], [], wider)
     return ArmData({"foundation": stages["foundation"]}, spent)
+
+
+def rft_adaptive(made: TeacherData, budget: int = 0) -> ArmData:
+    """Rejection sampling of what is still unsolved, in rounds of n samples per problem, until all
+    is solved or HEAL's tokens (or `budget`) are spent.
+
+    Every solved problem weighs the same: `per_problem` rows, its different solutions in turn.
+    """
+    def unsolved(samples: list[Trajectory]) -> list[Problem]:
+        solved = {t.problem.id for t in samples if t.correct}
+        return [p for p in made.problems if p.id not in solved]
+
+    n, pace_config = made.config.sample.n, made.config.pace
+    samples, spent = made.rounds(budget or heal(made).tokens, "1-base-unsolved", n, unsolved)
+    solutions = pace.build_stages(samples, [], [], pace_config)["foundation"]
+    of_problem: dict[str, list[int]] = {}
+    for row, problem in enumerate(solutions["id"]):
+        of_problem.setdefault(problem, []).append(row)
+    rows = [row for mine in of_problem.values()
+            for row in islice(cycle(mine), pace_config.per_problem)]
+    return ArmData({"all": solutions.select(rows)}, spent)
+
+
+def rft_adaptive_frontier(made: TeacherData) -> ArmData:
+    """`rft_adaptive` with rows repeated until the share of frontier rows is that of HEAL's
+    training. It uses the kinds of problems, which no real teacher knows."""
+    # 1) HEAL's share: of each stage, weighted by its updates.
+    frontier = {p.id for p in made.problems if p.kind == "frontier"}
+    stages, plain = heal(made).stages, rft_adaptive(made)
+    updates = pace.updates_of(stages, made.config.pace)
+    share = sum(count * np.isin(stages[name]["id"], list(frontier)).mean()
+                for name, count in updates.items()) / sum(updates.values())
+    # 2) Repeat whichever side is too small, in turn.
+    of_frontier = np.isin(plain.stages["all"]["id"], list(frontier))
+    hard, rest = np.flatnonzero(of_frontier), np.flatnonzero(~of_frontier)
+    if len(hard) and len(rest) and 0 < share < 1:
+        hard = np.resize(hard, max(len(hard), round(len(rest) * share / (1 - share))))
+        rest = np.resize(rest, max(len(rest), round(len(hard) * (1 - share) / share)))
+    return replace(plain, stages={"all": plain.stages["all"].select([*hard, *rest])})
 
 
 def star(made: TeacherData) -> ArmData:
@@ -120,7 +208,7 @@ def star(made: TeacherData) -> ArmData:
 
 def heal(made: TeacherData) -> ArmData:
     """GEAR, PURE and PACE."""
-    return made.three_stages(made.repaired(), made.pure)
+    return made.heal()
 
 
 def heal_no_pace(made: TeacherData) -> ArmData:
@@ -135,23 +223,59 @@ def heal_restarts(made: TeacherData) -> ArmData:
     return replace(full, stages=dict.fromkeys(pace.STAGES, pace.shuffled(full.stages)["all"]))
 
 
+def heal_first_step(made: TeacherData) -> ArmData:
+    """HEAL with every cut at the first step that a surge may choose: it keeps one step."""
+    return made.heal("-first", cut=lambda t: 1 if len(t.steps) > 1 else None)
+
+
+def heal_at(x: float) -> Callable[[TeacherData], ArmData]:
+    """HEAL with settings for x times its tokens (`scaled_config`)."""
+    return lambda made: heal(made.scaled(x))
+
+
+def rft_adaptive_at(x: float) -> Callable[[TeacherData], ArmData]:
+    """`rft_adaptive` with the tokens of `heal_at(x)`.
+
+    Its rounds have the unscaled n at most: more samples of what is solved would waste tokens. So
+    the data of larger budgets begin with those of x = 1.
+    """
+    def arm(made: TeacherData) -> ArmData:
+        scaled = made.scaled(x)
+        return rft_adaptive(scaled if x < 1 else made, heal(scaled).tokens)
+
+    return arm
+
+
+BUDGETS = (0.25, 0.5, 2.0, 4.0)  # times HEAL's tokens; once is the arm without @
 TRAINED: dict[str, Callable[[TeacherData], ArmData]] = {
     "rft": rft,
     "heal": heal,
     "rft_matched": rft_matched,
+    "rft_adaptive": rft_adaptive,
+    "rft_adaptive_frontier": rft_adaptive_frontier,
     "star": star,
-    # No repairs: PACE's third stage trains on what the second one had.
-    "heal_no_gear": lambda made: made.three_stages([], made.pure, "-none"),
-    # No filter: every helped solution whose answer is right.
-    "heal_no_pure": lambda made: made.three_stages(made.repaired(), None),
+    # What each part earns: {repairs, guided, both} × {PURE, no filter}; both with PURE is `heal`.
+    # Without repairs PACE's third stage trains on what the second one had, and so on.
+    "repairs": lambda made: made.stages([], made.repaired(), made.pure),
+    "repairs_unfiltered": lambda made: made.stages([], made.repaired(), None),
+    "heal_no_gear": lambda made: made.stages(made.guided, [], made.pure),
+    "guided_unfiltered": lambda made: made.stages(made.guided, [], None),
+    "heal_no_pure": lambda made: made.stages(made.guided, made.repaired(), None),
     "heal_no_pace": heal_no_pace,
-    "heal_random_breakpoint": lambda made: made.three_stages(
-        made.repaired("-random", signal="random"), made.pure, "-random"),
-    "heal_answer_hint": lambda made: made.three_stages(
-        made.repaired("-answer", hint="answer"), made.pure, "-answer"),
-    "heal_oracle_filter": lambda made: made.three_stages(made.repaired(), made.checked),
+    "heal_random_breakpoint": lambda made: made.heal("-random", signal="random"),
+    "heal_first_step": heal_first_step,
+    "heal_answer_hint": lambda made: made.heal("-answer", hint="answer"),
+    "heal_no_hint": lambda made: made.heal("-none", hint="none"),
+    "heal_oracle_filter": lambda made: made.stages(made.guided, made.repaired(), made.checked),
     "heal_restarts": heal_restarts,
     # Each stage holds its own data only: what does the student forget?
-    "heal_stage_only": lambda made: made.three_stages(made.repaired(), made.pure, cumulative=False),
+    "heal_stage_only": lambda made: made.stages(
+        made.guided, made.repaired(), made.pure, cumulative=False),
+    **{f"heal@{x:g}": heal_at(x) for x in BUDGETS},
+    **{f"rft_adaptive@{x:g}": rft_adaptive_at(x) for x in BUDGETS},
 }
 ARMS = ("student", "teacher", *TRAINED)
+FACTORIAL = {  # (what is added to rejection sampling, filter) -> arm
+    ("repairs", "PURE"): "repairs", ("repairs", "none"): "repairs_unfiltered",
+    ("guided", "PURE"): "heal_no_gear", ("guided", "none"): "guided_unfiltered",
+    ("both", "PURE"): "heal", ("both", "none"): "heal_no_pure"}

@@ -1,9 +1,11 @@
-"""Does HEAL hold, by how much, and against what? Arms × seeds on held-out problems.
+"""Does HEAL hold, by how much, and against what? Pairs × seeds × arms on held-out problems.
 
-- All arms start from the same base student and train for the same number of updates. A seed is
-  that of sampling, training and data order. Held-out problems choose nothing.
-- One folder per seed, one file per finished arm. The same command continues after an interruption;
-  commands with different seeds may share `out`, and the last one collects.
+- A pair is a teacher and a base student with their problem files (`build-pair`). All arms of a pair
+  start from the same student and train for the same number of updates. A seed is that of sampling,
+  training and data order. Held-out problems choose nothing.
+- One folder per pair and seed, one file per finished arm. The same command continues after an
+  interruption. Several commands may share `out`, for different pairs or seeds side by side; a last
+  one that names them all makes nothing new and collects.
 """
 
 import json
@@ -13,47 +15,67 @@ from pathlib import Path
 from typing import Any
 
 from heal_lab.arms import ARMS, TRAINED, TeacherData
-from heal_lab.compare import Results
+from heal_lab.compare import LONG, LONGEST_TRAINED, Results
+from heal_lab.pair import world_of
 from heal_ref import pace
 from heal_ref.config import HealConfig, SampleConfig
 from heal_ref.evaluate import is_genuine
 from heal_ref.generation import sample
 from heal_ref.model import LM, load_lm, processes
-from heal_ref.records import DATA, InputError, Problem, limit_by_kind, write_text
+from heal_ref.records import DATA, InputError, Problem, limit_by_kind, source_commit, write_text
 from heal_ref.run.folder import RunFolder, batches, identity, shard_seed
 from heal_ref.run.pipeline import Method, provenance
 from heal_ref.run.sources import load_problems
-from heal_ref.tasks import ClockTask
+from heal_ref.tasks.clock import MASTERED, Chain
 
 LONG_TOKENS = 160  # length limit in the evaluation: the longest chains need more than training ones
 CURVE_PROBLEMS = 40  # validation problems of each kind on a learning curve
 
 
-def problems_of(name: str) -> list[Problem]:
-    """One of the shipped problem files of the clock world."""
-    return load_problems(DATA / "clock" / f"{name}.jsonl", ClockTask())
+def problems_of(name: str, pair: Path = DATA) -> list[Problem]:
+    """One of the problem files of a pair, of the shipped one by default."""
+    return load_problems(pair / "clock" / f"{name}.jsonl", world_of(pair))
 
 
-def evaluated(limit: int) -> list[Problem]:
+def evaluated(limit: int, pair: Path = DATA) -> list[Problem]:
     """What every arm is evaluated on: `limit` held-out problems of each kind (0 for all), and a
     third as many long ones."""
-    long = limit_by_kind(problems_of("long"), -(-limit // 3))
-    return [*limit_by_kind(problems_of("heldout"), limit), *long]
+    long = limit_by_kind(problems_of("long", pair), -(-limit // 3))
+    return [*limit_by_kind(problems_of("heldout", pair), limit), *long]
+
+
+def facts(problem: Problem, hours: int) -> set[tuple[int, str, int]]:
+    """The facts `a # b` that a problem needs: true values, of operators that the teacher has not
+    mastered."""
+    chain = Chain.parse(problem.question, hours)
+    steps = zip(chain.values(), chain.ops, strict=False)
+    return {(a, op, b) for a, (op, b) in steps if op not in MASTERED}
+
+
+def about(problems: Sequence[Problem], train: Sequence[Problem], hours: int) -> dict[str, list]:
+    """What the record says of each problem. `kind` separates those that are longer than any in
+    training; `seen`: every fact that the problem needs occurs in a training problem."""
+    known = set[tuple[int, str, int]]().union(*(facts(p, hours) for p in train))
+    return {"id": [p.id for p in problems],
+            "kind": [p.kind + (LONG if p.length > LONGEST_TRAINED else "") for p in problems],
+            "length": [p.length for p in problems],
+            "seen": [facts(p, hours) <= known for p in problems]}
 
 
 class Trial:
     """One seed on one pair of models: all arms, in one folder."""
 
     def __init__(self, home: str | Path, pair: Path, config: HealConfig, quiet: bool = False):
-        self.config, self.task = config, ClockTask()
+        self.config, self.task = config, world_of(pair)
         self.teacher, self.student = load_lm(pair / "teacher"), load_lm(pair / "student")
-        self.problems = evaluated(config.eval_limit)
-        self.probe = limit_by_kind(problems_of("validation"), CURVE_PROBLEMS)
-        train = limit_by_kind(problems_of("train"), config.train_limit)
+        self.problems = evaluated(config.eval_limit, pair)
+        self.probe = limit_by_kind(problems_of("validation", pair), CURVE_PROBLEMS)
+        train = limit_by_kind(problems_of("train", pair), config.train_limit)
         problems = {"train": train, "validation": self.probe, "held-out": self.problems}
         models = {"teacher": self.teacher, "student": self.student}
         self.folder = RunFolder(home, identity(config, self.task, models, problems), quiet)
         self.made = TeacherData(Method(self.folder, self.teacher, self.task, config), train)
+        self.about = about(self.problems, train, self.task.hours)
 
     def file(self, arm: str) -> Path:
         """Where the result of an arm is kept."""
@@ -64,9 +86,9 @@ class Trial:
 
         Returns:
             `n` samples per problem; `correct` and `genuine` (how many of them) and `greedy` (0 or
-            1) per problem; what `_trained` adds; `minutes`.
+            1) per problem; what `_trained` adds; `commit` of the run; `minutes`.
         """
-        path, began = self.file(arm), time.monotonic()
+        path, commit, began = self.file(arm), source_commit(), time.monotonic()
         if not path.exists():
             about: dict[str, Any] = {}
             if arm in TRAINED:
@@ -74,8 +96,9 @@ class Trial:
             else:
                 lm = self.student if arm == "student" else self.teacher
             measured = {**self._measured(arm, lm), **about}
-            minutes = round((time.monotonic() - began) / 60, 2)
-            write_text(path, json.dumps({**measured, "minutes": minutes}) + "\n")
+            measured |= {"commit": commit,
+                         "minutes": round((time.monotonic() - began) / 60, 2)}
+            write_text(path, json.dumps(measured) + "\n")
         return json.loads(path.read_text(encoding="utf-8"))
 
     def _trained(self, arm: str) -> tuple[LM, dict[str, Any]]:
@@ -117,39 +140,58 @@ def experiment(plan: Sequence[tuple[str, Path, int]], out: str | Path,
 
     Args:
         config: the configuration for a seed.
-        arms: which arms to run; finished ones of the same seeds are collected too.
+        arms: which arms; the record holds these and no others, so that `command` makes it again.
 
     Returns:
-        `provenance`, `problems` (`id`, `kind`, `length`: one entry each), `runs`, `rows` (means)
-        and `differences` (paired).
+        `provenance` (`commit` is that of the runs); `world`; `pairs` (where each comes from);
+        `unit` of the intervals: "pair", or "seed" with one pair; `problems` (`id`, `kind`,
+        `length`, `seen`: one entry each); `runs`, `rows` (means) and `differences` (paired).
 
     Raises:
-        InputError: an unknown arm, a repeated seed, several processes, or a folder that belongs to
-            other settings.
+        InputError: an unknown arm, a repeated run, several processes, pairs of different worlds,
+            or a folder that belongs to other settings.
     """
+    # 1) what is asked for
     if processes().num_processes > 1:
-        raise InputError("an experiment runs in one process; start it once per seed with the same "
-                         "--out instead, then once with all --seeds to collect")
+        raise InputError("an experiment runs in one process; start it once per pair with the same "
+                         "--out instead, then once with all --pairs to collect")
     if unknown := [arm for arm in arms if arm not in ARMS]:
         raise InputError(f"there is no arm {', '.join(unknown)}; the arms are {', '.join(ARMS)}")
-    if len({seed for *_, seed in plan}) < len(plan):
-        raise InputError("a seed is repeated: seeds name the folders, so give each pair its own")
+    if len({(pair, seed) for pair, _, seed in plan}) < len(plan):
+        raise InputError("a pair with the same seed is repeated: name each seed once, and give "
+                         "each pair a folder of another name")
+    pairs = {pair: folder for pair, folder, _ in plan}
+    worlds = [vars(world_of(folder)) for folder in pairs.values()]
+    asked = [[p.question for name in ("train", "heldout", "long")
+              for p in problems_of(name, folder)] for folder in pairs.values()]
+    if any(world != worlds[0] for world in worlds) or any(mine != asked[0] for mine in asked):
+        raise InputError("the pairs are of different worlds or have other problems, so that no "
+                         "mean over them says anything: run one experiment per world")
+
+    # 2) the runs
     began, runs = time.monotonic(), []
     for pair, folder, seed in plan:
-        trial = Trial(Path(out) / f"seed-{seed}", folder, config(seed), quiet)
-        for arm in ARMS:
-            if arm in arms or trial.file(arm).exists():
-                runs.append({"pair": pair, "seed": seed, "arm": arm, **trial.result(arm)})
-    origin = provenance(trial.teacher, command, [seed for *_, seed in plan], began)
+        trial = Trial(Path(out) / pair / f"seed-{seed}", folder, config(seed), quiet)
+        runs += [{"pair": pair, "seed": seed, "arm": arm, **trial.result(arm)}
+                 for arm in ARMS if arm in arms]
+
+    # 3) the record
+    origin = provenance(trial.teacher, command, sorted({seed for *_, seed in plan}), began)
+    origin["commit"] = ", ".join(dict.fromkeys(run["commit"] for run in runs))
     origin["minutes"] = round(sum(run["minutes"] for run in runs), 1)
-    about = {name: [getattr(p, name) for p in trial.problems] for name in ("id", "kind", "length")}
-    record = {"provenance": origin, "problems": about, "runs": runs}
+    built = {}
+    for pair, folder in pairs.items():
+        training = json.loads((folder / "teacher" / "training.json").read_text(encoding="utf-8"))
+        built[pair] = {name: training[name] for name in ("seed", "commit")}
+    record = {"provenance": origin, "world": worlds[0], "pairs": built,
+              "unit": "pair" if len(pairs) > 1 else "seed", "problems": trial.about, "runs": runs}
     return {**record, **summary(record)}
 
 
 def summary(record: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
     """`rows` and `differences` of a record: all metrics over all pairs, and for each pair alone
-    sampled pass@1 by kind."""
+    sampled pass@1 by kind. `unit` and `pairs`: what was resampled, and how many pairs there are.
+    Rows of the arm "recall" are the ceiling of recall."""
     out: dict[str, list[dict[str, Any]]] = {"rows": [], "differences": []}
     pairs = list(dict.fromkeys(run["pair"] for run in record["runs"]))
     for pair in ["all", *pairs] if len(pairs) > 1 else ["all"]:
@@ -157,5 +199,13 @@ def summary(record: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
         for name, rows in (("rows", results.rows()), ("differences", results.differences())):
             for row in rows:
                 if pair == "all" or (row.metric == "pass@1" and "," not in row.kind):
-                    out[name].append({"pair": pair, **row.to_dict()})
+                    count = len(results.pairs(*row.arm.split(" − ")))
+                    out[name].append({"pair": pair, "unit": results.unit, "pairs": count,
+                                      **row.to_dict()})
+    if "seen" in record["problems"]:
+        results = Results(record)
+        ceilings = [results.ceiling_of_recall(group, record["world"]["hours"])
+                    for group in results.groups if "," not in group or group.endswith("seen")]
+        out["rows"] += [{"pair": "all", "unit": "problem", "pairs": 0, **row.to_dict()}
+                        for row in ceilings]
     return out

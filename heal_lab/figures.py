@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from heal_lab.arms import BUDGETS
 from heal_lab.compare import Results, verdict
 from heal_ref.evaluate import Row
 from heal_ref.plots import BAD, COLOUR, GOOD, PALETTE, new_figure, plot_ceiling, save, styled
@@ -16,15 +17,23 @@ from heal_ref.records import Trajectory
 ARM_LABEL = {
     "student": "base student", "teacher": "teacher", "rft": "rejection sampling",
     "rft_matched": "rejection sampling, HEAL's tokens", "star": "STaR: answer shown, no filter",
+    "rft_adaptive": "adaptive rejection sampling",
+    "rft_adaptive_frontier": "the same, HEAL's share of frontier rows",
+    "repairs": "repairs, PURE", "repairs_unfiltered": "repairs, no filter",
+    "guided_unfiltered": "guided, no filter", "heal_no_hint": "HEAL, cut but no hint",
+    "heal_first_step": "HEAL, cut at the first step", "recall": "every seen fact recalled",
     "heal": "HEAL", "heal_no_gear": "HEAL without GEAR", "heal_no_pure": "HEAL without PURE",
     "heal_no_pace": "HEAL, one shuffled stage", "heal_restarts": "HEAL, restarts without order",
     "heal_stage_only": "HEAL, stages not cumulative",
     "heal_random_breakpoint": "HEAL, random breakpoint",
     "heal_answer_hint": "HEAL, hint states the answer",
     "heal_oracle_filter": "HEAL, exact checker as filter"}
-ARM_COLOUR = {**COLOUR, "rft_matched": "#D55E00", "star": "#CC79A7", "heal_no_gear": "#56B4E9",
-              "heal_random_breakpoint": "#009E73", "heal_no_pace": "#D55E00",
-              "heal_restarts": "#009E73", "heal_stage_only": "#CC79A7"}
+for _x in BUDGETS:
+    ARM_LABEL |= {f"{arm}@{_x:g}": f"{ARM_LABEL[arm]}, {_x:g} × tokens"
+                  for arm in ("heal", "rft_adaptive")}
+ARM_COLOUR = {**COLOUR, "rft_matched": "#D55E00", "rft_adaptive": "#D55E00", "star": "#CC79A7",
+              "heal_no_gear": "#56B4E9", "heal_random_breakpoint": "#009E73",
+              "heal_no_pace": "#D55E00", "heal_restarts": "#009E73", "heal_stage_only": "#CC79A7"}
 KIND_STYLE = dict(zip(("mastered", "shaky", "frontier", "double", "misconceived"),
                       zip(PALETTE, "os^vx", strict=True), strict=True))
 GREY = "#999999"
@@ -185,6 +194,64 @@ def plot_budget(results: Results, kind: str, arms: Sequence[str], title: str) ->
 
 
 @styled
+def plot_tokens(results: Results, kind: str) -> Figure:
+    """Sampled pass@1 on one kind against teacher tokens (generated and scored, mean over runs, log
+    axis): a curve of HEAL and one of adaptive rejection sampling, through their budgets. They are
+    drawn 3 % apart, so that no interval covers another."""
+    figure, axes = new_figure(figsize=(7.2, 4.2))
+    for arm, line, inside in (("heal", "o-", None), ("rft_adaptive", "s--", "white")):
+        points, shift = [], 1.03 if inside else 1.0
+        for name in (arm, *(f"{arm}@{x:g}" for x in BUDGETS)):
+            if name in results.arms:
+                runs = [results.runs[name, seed] for seed in results.seeds(name)]
+                spent = np.mean([run["generated"] + run["scored"] for run in runs])
+                points.append((float(spent) / 1000, results.row(name, kind)))
+        points.sort(key=lambda point: point[0])
+        spends, rows = [x for x, _ in points], [row for _, row in points]
+        errors = [r.mean - r.low for r in rows], [r.high - r.mean for r in rows]
+        axes.errorbar([x * shift for x in spends], [r.mean for r in rows], errors, fmt=line, ms=7,
+                      lw=1.5, capsize=3, mfc=inside or ARM_COLOUR[arm], color=ARM_COLOUR[arm],
+                      label=ARM_LABEL[arm])
+    gap = results.difference("heal", "rft_adaptive", kind)
+    axes.set_xscale("log")
+    ticks = sorted({round(x, -1) for x in spends})
+    axes.set_xticks(ticks, [f"{x:,.0f}" for x in ticks])
+    axes.minorticks_off()
+    axes.set(xlabel="teacher tokens, generated and scored (thousands)", ylabel=f"pass@1, {kind}",
+             ylim=(0, None), title=f"{kind.capitalize()}, equal tokens: HEAL − adaptive rejection "
+             f"sampling {gap.mean:+.2f} [{gap.low:+.2f}, {gap.high:+.2f}]")
+    axes.legend(loc="upper left")
+    return figure
+
+
+@styled
+def plot_pairs(results: Results, arms: Sequence[str], kind: str) -> Figure:
+    """Sampled pass@1 on one kind: a dot per pair per arm, seeds averaged, one marker per pair; the
+    mean of an arm with its interval is the black line below them."""
+    figure, axes = new_figure(figsize=(7.2, 1.4 + 0.42 * len(arms)))
+    every = list(dict.fromkeys(pair for arm in arms for pair in results.pairs(arm)))
+    for y, arm in enumerate(arms):
+        row, means = results.row(arm, kind), results.matrix(arm, kind).mean(1)
+        axes.errorbar(row.mean, y + 0.22, xerr=[[row.mean - row.low], [row.high - row.mean]],
+                      fmt="|", ms=9, capsize=3, color="black")
+        for pair, mean in zip(results.pairs(arm), means, strict=True):
+            axes.plot(mean, y - 0.1, "os^Dv<>PX*"[every.index(pair) % 10], ms=6, mec="black",
+                      mfc=ARM_COLOUR.get(arm, "white"), alpha=0.8, ls="",
+                      label=pair if y == 0 else None)
+    axes.set_yticks(range(len(arms)), [ARM_LABEL[arm] for arm in arms])
+    axes.invert_yaxis()
+    axes.grid(axis="x", color="#DDDDDD", lw=0.6)
+    axes.set_xlabel(f"pass@1, {kind}; black: mean, 95 % interval over pairs and problems")
+    best = max(arms, key=lambda arm: results.row(arm, kind).mean)
+    figure.suptitle(f"{len(every)} pairs: most of {kind} is solved by {ARM_LABEL[best]}, "
+                    f"{results.row(best, kind).mean:.2f}", fontsize=11, x=0.01, ha="left")
+    handles, names = axes.get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=min(len(every), 8),
+                  title="pair", handlelength=1)
+    return figure
+
+
+@styled
 def plot_arm_curves(results: Results, arms: Sequence[str], kinds: Sequence[str],
                     title: str) -> Figure:
     """Greedy learning curves on validation problems: mean over the seeds that all arms have, a band
@@ -212,17 +279,26 @@ def plot_arm_curves(results: Results, arms: Sequence[str], kinds: Sequence[str],
 
 
 def draw_experiment(results: Results, folder: Path) -> list[Path]:
-    """The two figures that sum an experiment up, as far as its arms are there."""
+    """The figures that sum an experiment up, as far as its arms are there."""
     kinds = [group for group in results.groups if "," not in group]
     main = [arm for arm in ("student", "teacher", "rft", "heal") if arm in results.arms]
-    out = []
+    figures = {}
     if {"teacher", "rft", "heal"} <= set(main):
-        out.append(folder / "ceiling.png")
-        save(plot_ceiling([results.row(arm, kind) for arm in main for kind in kinds]), out[-1])
-    others = [arm for arm in results.arms if arm not in ("student", "teacher", "rft")]
-    if "rft" in results.arms and others:
-        rows = [results.difference(arm, "rft", kind) for arm in others
+        rows = [results.row(arm, kind) for arm in main for kind in kinds]
+        figures["ceiling"] = plot_ceiling(rows)
+    once = [arm for arm in results.arms if "@" not in arm]
+    base = "rft_adaptive" if "rft_adaptive" in once else "rft"
+    others = [arm for arm in once if arm not in ("student", "teacher", "rft", base)]
+    if base in once and others:
+        rows = [results.difference(arm, base, kind) for arm in others
                 for kind in ("mastered", "shaky", "frontier")]
-        out.append(folder / "differences.png")
-        save(plot_differences(rows, FINDING, "pass@1, arm − rejection sampling"), out[-1])
-    return out
+        better = sum(verdict(row) == "better" for row in rows if row.kind == "frontier")
+        title = f"Better than {ARM_LABEL[base]} on the frontier: {better} of {len(others)} arms"
+        figures["differences"] = plot_differences(rows, title, f"pass@1, arm − {ARM_LABEL[base]}")
+    if {"heal", "rft_adaptive"} <= set(once) and len(once) < len(results.arms):
+        figures["tokens"] = plot_tokens(results, "frontier")
+    if results.unit == "pair":
+        figures["pairs"] = plot_pairs(results, once, "frontier")
+    for name, figure in figures.items():
+        save(figure, folder / f"{name}.png")
+    return [folder / f"{name}.png" for name in figures]

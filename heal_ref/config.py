@@ -62,7 +62,7 @@ class SampleConfig(_Checked):
 class GearConfig(_Checked):
     """Guided Entropy-Assisted Repair: which problems, which step, which hint, how many tries.
 
-    The hint "wrong_answer" and the signal "random" are controls.
+    The hints "wrong_answer" and "none" and the signal "random" are controls.
 
     Example:
         >>> config = heal.GearConfig(paths=2, hints=1, continuations=3)
@@ -74,7 +74,7 @@ class GearConfig(_Checked):
     paths: int = _number(3, 1)  # wrong trajectories repaired per such problem
     hints: int = _number(1, 1)  # hints written per wrong trajectory
     continuations: int = _number(2, 1)  # continuations per hint
-    hint: Literal["bridge", "answer", "wrong_answer"] = "bridge"  # see `gear.write_hints`
+    hint: Literal["bridge", "answer", "wrong_answer", "none"] = "bridge"  # see `gear.write_hints`
     refuse_answers: bool = True  # a bridge hint that states the answer is not used
     step: Literal["mean", "max", "first"] = "mean"  # one entropy per step, from its tokens
     signal: Literal["surge", "rise", "level", "relative", "random"] = "surge"  # see find_breakpoint

@@ -129,7 +129,8 @@ def choose_paths(
 
 
 class Hint(NamedTuple):
-    """A hint for one path, and the teacher tokens that it cost; without a text, `note` says why."""
+    """A hint for one path, and the teacher tokens that it cost. An empty text is injected as
+    nothing; without a text (None) the path is not continued, and `note` says why."""
 
     text: str | None
     tokens_spent: int = 0
@@ -143,9 +144,11 @@ def write_hints(
     """`config.hints` hints for each path, by the configured reading of "hindsight hints" (paper).
 
     "bridge": the teacher sees problem, answer and kept prefix, and writes what must come next.
-    "answer": the hint states the answer. "wrong_answer", a control: it states the wrong answer of
-    the path itself.
+    "answer": the hint states the answer. Controls: "wrong_answer", it states the wrong answer of
+    the path itself; "none", it is empty, so that the teacher only continues after the cut.
     """
+    if config.hint == "none":
+        return [[Hint("")] * config.hints for _ in paths]
     if config.hint != "bridge":
         right = config.hint == "answer"
         answers = [t.problem.answer if right else t.answer or "" for t, _ in paths]
@@ -221,8 +224,8 @@ def repair(
     # 3) Continue from plain prompt + kept steps + hint. One context per path, computed once; its
     #    continuations (tails) share it through the cache. One rollout per tail, path by path.
     contexts = [lm.encode(t.prompt) + t.token_ids[: t.steps[k][0]] for t, k in paths]
-    tails = [[lm.encode(task.inject(hint.text)) for hint in mine if hint.text is not None
-              for _ in range(config.continuations)] for mine in hints]
+    tails = [[lm.encode(task.inject(hint.text)) if hint.text else [] for hint in mine
+              if hint.text is not None for _ in range(config.continuations)] for mine in hints]
     rollouts = iter(generate(lm, contexts, tails, sampling=sampling, seed=seed + 1))
 
     # 4) Join kept steps and continuation, and leave the hint out.

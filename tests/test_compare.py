@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from heal_lab.compare import Results, groups, values, verdict
-from heal_lab.stats import two_way_interval
+from heal_lab.stats import pairs_interval, two_way_interval
 from heal_ref.evaluate import Row, interval, pass_at_k
 
 PROBLEMS = {"kind": ["easy", "easy", "hard", "hard"], "length": [3, 7, 4, 6]}
@@ -43,6 +43,50 @@ def test_intervals_cover_the_truth():
         naive += low <= 0 <= high
     assert 0.86 < hits / times < 0.99
     assert naive < hits - 0.1 * times
+
+
+@pytest.mark.parametrize(("pairs", "spread"), [(3, 0.3), (6, 0.3), (6, 0.1)])
+def test_intervals_over_few_pairs_cover_the_truth(pairs, spread):
+    """About 95 of 100 hold the true mean, or a few more; the plain bootstrap misses it more often where pairs differ."""
+    rng, hits, plain, times = np.random.default_rng(1), 0, 0, 150
+    for _ in range(times):
+        matrix = spread * rng.normal(size=(pairs, 1)) + 0.3 * rng.normal(size=(1, 60)) + 0.3 * rng.normal(size=(pairs, 60))
+        mean, low, high = pairs_interval(matrix)
+        assert mean == pytest.approx(matrix.mean())
+        hits += low <= 0 <= high
+        low, high = two_way_interval(matrix)[1:]
+        plain += low <= 0 <= high
+    assert hits / times > 0.91
+    assert hits >= plain + (0.03 * times if spread > 0.2 else 0)
+
+
+def test_one_pair_has_no_interval_over_pairs():
+    x = np.random.default_rng(1).random((1, 50))
+    assert pairs_interval(x) == two_way_interval(x)
+
+
+def test_pairs_are_the_unit_and_their_seeds_are_averaged():
+    runs = [run("heal", 0, [4, 4, 2, 2], "a"), run("heal", 1, [4, 4, 4, 4], "a"), run("heal", 0, [4, 4, 0, 0], "b"),
+            run("rft", 0, [4, 4, 0, 0], "a"), run("rft", 0, [4, 4, 0, 0], "b")]
+    record = {"problems": PROBLEMS, "unit": "pair", "runs": runs}
+    results = Results(record)
+    assert results.matrix("heal", "hard").tolist() == [[0.75, 0.75], [0, 0]]
+    row = results.row("heal", "hard")
+    assert (row.mean, row.seeds, results.unit, results.pairs("heal")) == (0.375, 3, "pair", ["a", "b"])
+    assert results.difference("heal", "rft", "hard").mean == 0.25  # the second seed of pair a has no other side
+    assert (row.low, row.high) == (0, 1)  # a share, although two pairs say next to nothing
+    alone = Results(record, "a")
+    assert (alone.unit, alone.seeds("heal")) == ("seed", [0, 1])
+
+
+def test_long_problems_and_unseen_facts_have_groups_of_their_own():
+    problems = {"kind": ["easy", "easy, long", "hard", "hard", "hard"], "length": [3, 7, 4, 6, 4],
+                "seen": [True, True, True, False, True]}
+    named = {name: members.tolist() for name, members in groups(problems).items()}
+    assert named == {"easy": [0], "easy, 3-4 operations": [0], "easy, long": [1], "hard": [2, 3, 4], "hard, 3-4 operations": [2, 4],
+                     "hard, 5-6 operations": [3], "hard, seen": [2, 4], "hard, unseen": [3]}
+    ceiling = Results({"problems": problems, "runs": []}).ceiling_of_recall("hard", hours=10)
+    assert (ceiling.mean, ceiling.n) == (pytest.approx((1 + 1 + 0.1) / 3), 3)
 
 
 def test_groups_leave_long_chains_to_themselves():

@@ -1,6 +1,8 @@
 """Arms get the data that they are named for; trials survive; the recorded experiment holds together and can be made again."""
 
 import json
+import shutil
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -11,7 +13,7 @@ from heal_lab.__main__ import main
 from heal_lab.compare import Results
 from heal_ref.config import HealConfig, PaceConfig
 from heal_ref.evaluate import is_genuine
-from heal_ref.records import limit_by_kind
+from heal_ref.records import Problem, limit_by_kind
 from heal_ref.run.folder import RunFolder, read_shard
 from heal_ref.run.pipeline import Method
 from heal_ref.run.sources import load_problems
@@ -35,8 +37,8 @@ def made(teacher, task, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def data(made):
-    """What each arm trains on, by name."""
-    return {name: arm(made) for name, arm in A.TRAINED.items()}
+    """What each arm trains on, by name; other budgets have a test of their own."""
+    return {name: arm(made) for name, arm in A.TRAINED.items() if "@" not in name}
 
 
 def sources(arm):
@@ -56,6 +58,18 @@ def test_arms_hold_what_they_are_named_for(data):
     assert sources(data["heal_stage_only"]) == {"foundation": {"base"}, "guided": {"guided"}, "repaired": {"repair"}}
     assert examples(data["heal_no_pace"]) == examples(data["heal"]) == examples(data["heal_restarts"])
     assert len({len(stage) for stage in data["heal_restarts"].stages.values()}) == 1
+    for name in ("repairs", "repairs_unfiltered"):
+        assert set().union(*sources(data[name]).values()) == {"base", "repair"}
+    assert set().union(*sources(data["guided_unfiltered"]).values()) == {"base", "guided"}
+
+
+def test_the_factorial_crosses_what_is_added_with_the_filter(data):
+    assert set(A.FACTORIAL) == {(part, kept) for part in ("repairs", "guided", "both") for kept in ("PURE", "none")}
+    for part in ("repairs", "guided", "both"):
+        filtered, whole = (data[A.FACTORIAL[part, kept]] for kept in ("PURE", "none"))
+        assert filtered.generated == whole.generated
+        assert filtered.scored > whole.scored == 0
+        assert examples(filtered) != examples(whole)
 
 
 def test_without_pure_what_the_filter_drops_is_trained_on(made, data):
@@ -101,6 +115,71 @@ def test_the_matched_budget_is_spent_and_not_more(made, data):
     assert len(matched.stages["foundation"]) > len(rft.stages["foundation"])
 
 
+def test_unsolved_problems_are_sampled_until_the_budget_is_spent(made, data):
+    heal, adaptive = data["heal"], data["rft_adaptive"]
+    longest = max(t.tokens_spent for t in made.base) + 40
+    assert heal.tokens <= adaptive.generated <= heal.tokens + longest
+    files = sorted((made.method.folder.path / "1-base-unsolved").glob("*/*.jsonl"), key=lambda f: (int(f.parent.name), f.name))
+    solved = {t.problem.id for t in made.base if t.correct}
+    for number in dict.fromkeys(f.parent.name for f in files):
+        tried = [t for f in files if f.parent.name == number for t in read_shard(f)]
+        assert not solved & {t.problem.id for t in tried}
+        assert len(tried) == made.config.sample.n * (len(made.problems) - len(solved))
+        solved |= {t.problem.id for t in tried if t.correct}
+    assert len(set(adaptive.stages["all"]["id"])) > len(set(data["rft"].stages["foundation"]["id"]))
+
+
+def test_every_solved_problem_weighs_the_same(made, data):
+    stage, per_problem = data["rft_adaptive"].stages["all"], made.config.pace.per_problem
+    assert set(Counter(stage["id"]).values()) == {per_problem}
+    several = {p for p, text in {(r["id"], r["completion"]) for r in stage}}
+    assert len({(r["id"], r["completion"]) for r in stage}) > len(several)  # different solutions of one problem take turns
+
+
+def test_the_adaptive_arm_never_looks_at_kinds_and_the_other_one_does(made, data):
+    blind = A.TeacherData(made.method, [replace(p, kind="") for p in made.problems])
+    assert list(A.rft_adaptive(blind).stages["all"]) == list(data["rft_adaptive"].stages["all"])
+    frontier = {p.id for p in made.problems if p.kind == "frontier"}
+
+    def share(stage):
+        return sum(problem in frontier for problem in stage["id"]) / len(stage)
+
+    heal = sum(share(stage) for stage in data["heal"].stages.values()) / 3  # the stages of this test have equal shares
+    assert share(data["rft_adaptive_frontier"].stages["all"]) == pytest.approx(heal, abs=0.02)
+    assert share(data["rft_adaptive"].stages["all"]) < heal - 0.03
+    assert examples(data["rft_adaptive_frontier"]) == examples(data["rft_adaptive"])
+
+
+@pytest.mark.parametrize(("x", "n", "continuations"), [(0.25, 1, 1), (0.5, 2, 1), (1, 4, 2), (2, 8, 4), (4, 16, 8)])
+def test_settings_for_more_or_fewer_tokens(x, n, continuations):
+    config = A.scaled_config(HealConfig.tiny(), x)
+    assert (config.sample.n, config.pace.per_problem, config.gear.continuations) == (n, n, continuations)
+    assert (config.gear.paths, config.pace.updates) == (3, 600)
+
+
+def test_both_arms_of_a_budget_spend_the_same(made):
+    few = A.TeacherData(made.method, made.problems[::6])
+    few.method = replace(made.method, folder=RunFolder(made.method.folder.path / "few", {"test": 2}, quiet=True))
+    longest, once = max(t.tokens_spent for t in few.base) + 40, A.heal(few).tokens
+    less, more = (A.TRAINED[f"heal@{x:g}"](few).tokens for x in (0.5, 2))
+    assert less < once < more
+    solved = {}
+    for x, tokens in ((0.5, less), (2, more)):
+        arm = A.TRAINED[f"rft_adaptive@{x:g}"](few)
+        assert tokens <= arm.generated <= tokens + longest
+        solved[x] = set(arm.stages["all"]["id"])
+    assert set(A.rft_adaptive(few).stages["all"]["id"]) <= solved[2]  # the rounds of once the tokens come first
+    assert len(solved[0.5]) <= len(solved[2])
+
+
+def test_cuts_and_hints_of_the_controls(made, data):
+    first = made.method.folder.path / "3-repaired-first"
+    assert {t.breakpoint for f in first.glob("*.jsonl") for t in read_shard(f)} == {1}
+    bare = made.repaired("-none", hint="none")
+    assert {t.hint for t in bare} == {""}
+    assert {(t.problem.id, t.breakpoint) for t in bare} == {(t.problem.id, t.breakpoint) for t in made.repaired()}
+
+
 def test_star_shows_the_answer_once_for_each_failure(made, data):
     failed = [t for t in made.base if not t.correct]
     shown = made.method.folder.path / "2-rationalized"
@@ -115,36 +194,67 @@ def run(out, *more):
     return main(["experiment", "--preset", "smoke", "--limit", "2", "--quiet", "--out", str(out), *more])
 
 
-def test_finished_arms_are_kept_and_the_rest_is_made(tmp_path):
-    assert run(tmp_path, "--seeds", "0", "--arms", "student") == 0
-    first = tmp_path / "seed-0" / "arms" / "student.json"
-    stamp = first.stat().st_mtime_ns
-    assert run(tmp_path, "--seeds", "0", "--arms", "teacher") == 0  # the finished one is collected as well
-    assert first.stat().st_mtime_ns == stamp
-    record = json.loads((tmp_path / "experiment.json").read_text())
-    assert [r["arm"] for r in record["runs"]] == ["student", "teacher"]
-    heldout = load_problems(DATA / "clock" / "heldout.jsonl", ClockTask())
-    assert record["problems"]["id"][:10] == [p.id for p in limit_by_kind(heldout, 2)]
-    assert {len(record["problems"][name]) for name in ("id", "kind", "length")} == {len(record["runs"][0]["greedy"])}
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """A record of two pairs, the shipped one and its copy, made by one arm after the other; where it is."""
+    out = tmp_path_factory.mktemp("two")
+    copy = out / "pair-1"
+    for name in ("teacher", "student", "clock"):
+        shutil.copytree(DATA / name, copy / name)
+    both = ["--pairs", "shipped", str(copy), "--seeds", "0"]
+    assert run(out, *both, "--arms", "student") == 0
+    stamp = (out / "shipped" / "seed-0" / "arms" / "student.json").stat().st_mtime_ns
+    assert run(out, *both, "--arms", "teacher", "student") == 0
+    return json.loads((out / "experiment.json").read_text()), out, stamp
+
+
+def test_finished_arms_are_kept_and_the_rest_is_made(two):
+    record, out, stamp = two
+    assert (out / "shipped" / "seed-0" / "arms" / "student.json").stat().st_mtime_ns == stamp
+    named = [(r["pair"], r["seed"], r["arm"]) for r in record["runs"]]
+    assert named == [(pair, 0, arm) for pair in ("shipped", "pair-1") for arm in ("student", "teacher")]
     assert {r["arm"] for r in record["differences"]} == {"student − teacher"}
+    assert (out / "pairs.png").is_file()
 
 
-@pytest.mark.parametrize(("more", "message"), [
-    (["--seeds", "0", "--arms", "magic"], "there is no arm magic; the arms are student"),
-    (["--seeds", "0", "0"], "a seed is repeated"),
-    (["--seeds"], "no seeds: give --seeds"),
-    (["--seeds", "0", "--rebuilt-seeds", "1"], "--rebuilt-seeds without --rebuilt"),
-    (["--seeds", "--rebuilt", "nowhere", "--rebuilt-seeds", "1"], "no pair here"),
-])
-def test_bad_calls_say_what_to_do(tmp_path, capsys, more, message):
-    assert run(tmp_path, *more) == 2
-    assert message in capsys.readouterr().err
+def test_a_record_says_all_that_a_reader_needs(two):
+    """Grouped by kind, the mean of correct / n is the printed number."""
+    record, *_ = two
+    heldout = load_problems(DATA / "clock" / "heldout.jsonl", ClockTask())
+    about = record["problems"]
+    assert about["id"][:10] == [p.id for p in limit_by_kind(heldout, 2)]
+    assert {len(values) for values in about.values()} == {len(record["runs"][0]["greedy"])}
+    shown = [r for r in record["rows"] if r["metric"] == "pass@1" and r["kind"] in about["kind"] and r["arm"] != "recall"]
+    assert {r["kind"] for r in shown} >= {"frontier", "frontier, long"}
+    for row in shown:
+        mine = [run for run in record["runs"] if run["arm"] == row["arm"] and row["pair"] in ("all", run["pair"])]
+        shares = [c / run["n"] for run in mine for c, kind in zip(run["correct"], about["kind"], strict=True) if kind == row["kind"]]
+        assert row["mean"] == pytest.approx(sum(shares) / len(shares))
+    assert {(r["unit"], r["pairs"]) for r in record["rows"]} == {("pair", 2), ("seed", 1), ("problem", 0)}
+    assert record["provenance"]["commit"] == record["runs"][0]["commit"]
+    assert record["pairs"]["pair-1"] == record["pairs"]["shipped"] == {"seed": 0, "commit": record["pairs"]["shipped"]["commit"]}
+    assert record["world"] == {"hours": 23, "restates": True}
 
 
-def test_a_folder_belongs_to_one_setting(tmp_path, capsys):
-    assert run(tmp_path, "--seeds", "0", "--arms", "student") == 0
-    assert run(tmp_path, "--seeds", "0", "--arms", "student", "--limit", "3") == 2
-    assert "eval_limit: 2 in the folder, 3 now" in capsys.readouterr().err
+def test_seen_problems_need_only_facts_of_training_problems():
+    train = [Problem("t", "Start 1; + 2; # 4", "10"), Problem("u", "Start 5; @ 2", "17")]
+    chains = {"frontier": ("Start 3; # 4; * 2", "Start 4; # 4"), "double": ("Start 3; # 4; # 4",), "mastered": ("Start 9" + 7 * "; + 9",)}
+    problems = [Problem(text, text, "", kind, text.count(";")) for kind, texts in chains.items() for text in texts]
+    said = X.about(problems, train, hours=23)
+    assert said["seen"] == [True, False, False, True]
+    assert said["kind"] == ["frontier", "frontier", "double", "mastered, long"]
+    heldout = [p for p in limit_by_kind(X.problems_of("heldout"), 150) if p.kind == "frontier"]
+    assert sum(X.about(heldout, X.problems_of("train"), 23)["seen"]) / 150 == pytest.approx(0.81, abs=0.01)
+
+
+def test_pairs_of_different_worlds_have_no_record_in_common(tmp_path, capsys):
+    other = tmp_path / "other"
+    for name in ("teacher", "student", "clock"):
+        shutil.copytree(DATA / name, other / name)
+    lines = (other / "clock" / "heldout.jsonl").read_text().splitlines()
+    (other / "clock" / "heldout.jsonl").write_text("\n".join(reversed(lines)) + "\n")
+    assert run(tmp_path, "--pairs", "shipped", str(other), "--arms", "student") == 2
+    assert "run one experiment per world" in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------------------------------------- record
@@ -171,6 +281,7 @@ def test_rows_and_differences_follow_from_the_runs(record, arms):
         expected = [r for r in record[name] if set(r["arm"].split(" − ")) <= set(arms)]
         assert len(again[name]) == len(expected) > 50
         for mine, theirs in zip(again[name], expected, strict=True):
+            assert (mine.pop("unit"), mine.pop("pairs")) == ("seed", {"all": 2}.get(mine["pair"], 1))
             assert mine == pytest.approx(theirs, abs=1e-9)
 
 
@@ -180,7 +291,10 @@ def test_the_record_is_complete(record):
     assert len(seeds) >= 5
     assert len({r["seed"] for r in record["runs"] if r["pair"] == "rebuilt"}) >= 2
     more = {"heal_restarts", "heal_stage_only"}  # why PACE does what it does: fewer seeds
-    assert {key for key in runs if key[0] not in more} == {(arm, seed) for arm in A.ARMS if arm not in more for seed in seeds}
+    arms = {arm for arm, _ in runs} - more  # newer arms are in newer records
+    assert len(arms) == 12
+    assert arms | more <= set(A.ARMS)
+    assert {key for key in runs if key[0] in arms} == {(arm, seed) for arm in arms for seed in seeds}
     assert all(len([s for a, s in runs if a == arm]) >= 2 for arm in more)
     trained = [r for r in runs.values() if r["arm"] in A.TRAINED]
     assert len({r["updates"] for r in trained}) == 1

@@ -9,7 +9,7 @@ from heal_ref.config import GearConfig, PaceConfig, SampleConfig
 from heal_ref.entropy import step_values
 from heal_ref.evaluate import is_genuine
 from heal_ref.gear import breakpoint_of, choose_paths, find_breakpoint, repair
-from heal_ref.generation import sample
+from heal_ref.generation import generate, sample
 from heal_ref.pace import build_stages
 from heal_ref.train import encode_example
 
@@ -181,6 +181,21 @@ def test_a_wrong_answer_hint_states_the_wrong_answer_of_its_path(repaired, teach
     assert out
     assert all(t.hint == f"the answer is {answers[t.problem.id, t.parent]}" for t in out)
     assert all(answers[t.problem.id, t.parent] != t.problem.answer for t in out)
+
+
+def test_without_a_hint_the_kept_steps_are_continued_and_nothing_else(repaired, teacher, task):
+    """Greedily, the continuation is what the teacher itself writes after the prompt and the kept steps."""
+    base, greedy = repaired[0][:40], SampleConfig(temperature=0.0)
+    out = repair(teacher, task, base, GearConfig(hint="none", paths=1, hints=2), seed=0, sampling=greedy)
+    parents = {(t.problem.id, t.index): t for t in base}
+    assert out
+    for t in out:
+        cut = parents[t.problem.id, t.parent].steps[t.breakpoint][0]
+        kept = parents[t.problem.id, t.parent].token_ids[:cut]
+        (alone,) = generate(teacher, [teacher.encode(t.prompt) + kept], sampling=greedy, seed=0)
+        assert t.token_ids == kept + alone.ids
+        assert (t.hint, t.note, t.tokens_spent) == ("", "", alone.tokens_spent)
+    assert len(out) == 4 * len({t.problem.id for t in out})  # two empty hints, two continuations of each
 
 
 def test_every_token_is_charged_to_the_problem_that_it_was_spent_on(repaired, teacher, task):

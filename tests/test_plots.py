@@ -18,8 +18,10 @@ from heal_lab.figures import (
     plot_budget,
     plot_differences,
     plot_intervals,
+    plot_pairs,
     plot_roc,
     plot_stages,
+    plot_tokens,
 )
 from heal_ref.evaluate import Row, first_wrong_step
 from heal_ref.plots import PALETTE, plot_ceiling, plot_filter, plot_reading, png, save
@@ -157,6 +159,52 @@ def test_the_experiments_figures(results, tmp_path):
     paths = draw_experiment(results, tmp_path)
     assert [p.name for p in paths] == ["ceiling.png", "differences.png"]
     assert all(p.read_bytes().startswith(b"\x89PNG") for p in paths)
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    """An invented record of three pairs, two curves of five budgets, and a control."""
+    rng, runs = np.random.default_rng(0), []
+    for pair in ("shipped", "pair-1", "pair-2"):
+        for arm, share in (("student", 0.04), ("teacher", 0.05), ("rft", 0.2), ("repairs", 0.4)):
+            runs.append(invented(rng, pair, arm, 230_000, share))
+        for x in (0.25, 0.5, 1, 2, 4):
+            for arm, share in (("heal", 0.5), ("rft_adaptive", 0.4)):
+                name = arm if x == 1 else f"{arm}@{x:g}"
+                runs.append(invented(rng, pair, name, int(746_000 * x), min(0.95, share * x**0.4)))
+    return Results({"unit": "pair", "problems": {"kind": ["mastered", "shaky", "frontier"] * 30, "length": [4] * 90}, "runs": runs})
+
+
+def invented(rng, pair, arm, tokens, share):
+    right = rng.binomial(8, min(0.99, share + rng.normal() * 0.05 + 0.05), size=90).tolist()
+    return {"pair": pair, "seed": 0, "arm": arm, "n": 8, "correct": right, "genuine": right, "greedy": [int(c > 4) for c in right],
+            "generated": tokens, "scored": 0}
+
+
+def test_two_curves_over_teacher_tokens(pairs):
+    figure = plot_tokens(pairs, "frontier")
+    gap = pairs.difference("heal", "rft_adaptive", "frontier")
+    assert f"{gap.mean:+.2f} [{gap.low:+.2f}, {gap.high:+.2f}]" in title(figure)
+    heal, adaptive = (container[0] for container in figure.axes[0].containers)
+    assert [len(line.get_xdata()) for line in (heal, adaptive)] == [5, 5]
+    assert list(heal.get_ydata()) == [pairs.row(arm, "frontier").mean for arm in ("heal@0.25", "heal@0.5", "heal", "heal@2", "heal@4")]
+    assert (heal.get_linestyle(), heal.get_marker()) != (adaptive.get_linestyle(), adaptive.get_marker())  # readable in grey
+    assert_inside(figure)
+
+
+def test_a_dot_per_pair_per_arm(pairs):
+    arms = ["student", "rft", "rft_adaptive", "heal"]
+    figure = plot_pairs(pairs, arms, "frontier")
+    dots = [line for line in figure.axes[0].lines if line.get_marker() in "os^"]
+    assert len(dots) == 3 * len(arms)
+    assert len({line.get_marker() for line in dots}) == 3
+    assert sorted(float(line.get_xdata()[0]) for line in dots[-3:]) == sorted(pairs.matrix("heal", "frontier").mean(1))
+    assert "3 pairs" in figure._suptitle.get_text()
+    assert_inside(figure)
+
+
+def test_an_experiment_of_pairs_has_all_four_figures(pairs, tmp_path):
+    assert [p.stem for p in draw_experiment(pairs, tmp_path)] == ["ceiling", "differences", "tokens", "pairs"]
 
 
 def test_the_same_figure_is_the_same_file(results, tmp_path):

@@ -78,12 +78,14 @@ class Method:
         return self.sampled(hard, "2-guided", c.per_problem, guided=True)
 
     def repaired(self, base: Sequence[Trajectory], stage: str = "3-repaired",
-                 config: GearConfig | None = None) -> list[Trajectory]:
-        """GEAR's repairs by the configured reading or by another one, unusable hints included."""
+                 config: GearConfig | None = None, cut: gear.Cut | None = None
+                 ) -> list[Trajectory]:
+        """GEAR's repairs by the configured reading or by another one, unusable hints included;
+        `cut`: at a step of the caller's."""
         c = self.config
         parts = batches(base, c.sample.batch * c.sample.n)  # whole problems
         return self.folder.shards(stage, parts, lambda part, seed: gear.repair(
-            self.teacher, self.task, part, config or c.gear, seed, sampling=c.sample), c.seed)
+            self.teacher, self.task, part, config or c.gear, seed, sampling=c.sample, cut=cut), c.seed)
 
     def scored(self, stage: str, trajectories: Sequence[Trajectory]) -> list[PureScore]:
         """PURE scores of the correct ones."""
@@ -174,7 +176,7 @@ def notes_of(base: Sequence[Trajectory], guided: Sequence[Trajectory],
     if not guided and not repaired:
         notes.append("the teacher solved every training problem often enough: nothing was guided "
                      "or repaired")
-    elif not any(t.hint for t in repaired):
+    elif all(t.hint is None for t in repaired):
         notes.append("GEAR repaired nothing")
     return notes
 

@@ -157,8 +157,9 @@ class ClockTask(Task):
     def check_steps(self, problem: Problem, steps: Sequence[str]) -> list[bool]:
         """One verdict per step: each must follow from the value written before it.
 
-        Step 0 (if the world restates) must name the starting hour, step k apply the k-th operation to the value before it,
-        the last one give that value. A step too many is wrong; one too few makes the last wrong.
+        Step 0 (if the world restates) must name the starting hour, step k apply the k-th operation
+        to the value before it, the last one give that value. A step too many is wrong; one too few
+        makes the last wrong.
         """
         chain, verdicts = Chain.parse(problem.question, self.hours), list[bool]()
         first, value = (0, None) if self.restates else (1, chain.start)
