@@ -80,7 +80,8 @@ def bench(args: argparse.Namespace, command: str) -> None:
 
 
 def evidence(args: argparse.Namespace, command: str) -> None:
-    measures = {"gear": gear_evidence, "breaks": break_evidence, "hints": hint_evidence, "pure": pure_evidence}
+    measures = {"gear": gear_evidence, "breaks": break_evidence, "hints": hint_evidence,
+                "pure": pure_evidence}
     problems = limit_by_kind(load_problems(args.problems, ClockTask()), args.limit)
     record = measures[args.what](load_lm(DATA / "teacher"), ClockTask(), problems,
                                  seed=args.seed, command=command)
@@ -137,7 +138,8 @@ def build_pair(args: argparse.Namespace, command: str) -> None:
     if args.world == "chat":
         build_chat(Path(args.out), args.seed, progress, args.scale)
     else:
-        build_clock(Path(args.out), args.seed, progress, args.scale, args.limit, **_dials(args.dial))
+        build_clock(Path(args.out), args.seed, progress, args.scale, args.limit,
+                    **_dials(args.dial))
     print(f"The models and problem files of the {args.world} world are in {args.out}")
 
 

@@ -84,7 +84,8 @@ def break_evidence(lm: LM, task: Task, problems: Sequence[Problem], *, seed: int
             for where, mine in (("", failed), (", broken in the first step",
                                                [(t, k) for t, k in failed if k == 0])):
                 chosen = {id(t) for t, _ in mine}
-                counts = localisation_counts(lm, world, [t for t in base if id(t) in chosen], BREAKS)
+                some = [t for t in base if id(t) in chosen]
+                counts = localisation_counts(lm, world, some, BREAKS)
                 for c in counts:
                     del c[RANDOM]  # it cannot choose the first step
                     steps = [len(t.steps) for t, _ in mine if t.problem.id == c["id"]]

@@ -157,6 +157,7 @@ def test_settings_for_more_or_fewer_tokens(x, n, continuations):
     assert (config.gear.paths, config.pace.updates) == (3, 600)
 
 
+@pytest.mark.slow
 def test_both_arms_of_a_budget_spend_the_same(made):
     few = A.TeacherData(made.method, made.problems[::6])
     few.method = replace(made.method, folder=RunFolder(made.method.folder.path / "few", {"test": 2}, quiet=True))

@@ -50,7 +50,11 @@ SMALL = {  # what makes a command of the README short enough for a test
 SHOWN = [c for c in re.findall(r"`python -m heal_(?:ref|lab) ([^`]+)`", README) if c != "run ..."]
 
 
-@pytest.mark.parametrize("command", sorted({*SMALL, *SHOWN}))
+LONG = {"demo", "build-pair --out DIR"}  # what they do is also tested with the pipeline and the pair
+
+
+@pytest.mark.parametrize("command", [
+    pytest.param(c, marks=pytest.mark.slow if c in LONG else ()) for c in sorted({*SMALL, *SHOWN})])
 def test_each_command_of_the_readme_runs(command, tmp_path, monkeypatch, capsys):
     assert command in SHOWN, "no longer in the README"
     monkeypatch.chdir(tmp_path)  # where runs/ of the defaults goes

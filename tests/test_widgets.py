@@ -90,7 +90,8 @@ def test_the_threshold_decides(teacher, task, story):
     base, repaired, reference = story
     right = [r for r in repaired if r.correct]
     for score, verdict in ((9.0, "kept"), (-9.0, "dropped")):
-        explorer = heal.explore_repair(teacher, task, base, right, [replace(reference[0], score=score)])
+        explorer = heal.explore_repair(teacher, task, base, right, [replace(reference[0], score=score)],
+                                       pure=heal.PureConfig(floor=0.0))
         (_, stage), text, _ = parts(explorer)
         stage.index = 5
         assert shown(text).endswith(f": {verdict}.")

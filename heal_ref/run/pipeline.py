@@ -85,7 +85,8 @@ class Method:
         c = self.config
         parts = batches(base, c.sample.batch * c.sample.n)  # whole problems
         return self.folder.shards(stage, parts, lambda part, seed: gear.repair(
-            self.teacher, self.task, part, config or c.gear, seed, sampling=c.sample, cut=cut), c.seed)
+            self.teacher, self.task, part, config or c.gear, seed, sampling=c.sample, cut=cut),
+            c.seed)
 
     def scored(self, stage: str, trajectories: Sequence[Trajectory]) -> list[PureScore]:
         """PURE scores of the correct ones."""
