@@ -49,8 +49,9 @@ _MARKS: list[tuple[str, Any]] = [  # these replacements, in this order, change n
     (r"\\%", "%"), (r"∈|\\in(?![a-zA-Z])", "="),  # x \in (0,1) answers as (0,1) does
     (r"\^\s*(-?\d+|[a-zA-Z](?![a-zA-Z]))", r"^{\1}"), (r"_\s*(\w)(?!\w)", r"_{\1}"),
     ("\\{,\\}|[\u00a0\u202f\u2009]", r"\\,"),  # between thousands; 1,000 only if there is no more
-    (r"^\s*[+-]?\d{1,3}(?:(?:,|\\,)\d{3})+(?:\.\d*)?\s*$", lambda n: re.sub(r"[\\,]", "", n[0])),
-    (r"(?<=\d)\\,(?=\d{3}(?![\d/]))", ""),
+    (r"^\s*[+-]?[1-9]\d{0,2}(?:(?:,|\\,)\d{3})+(?:\.\d*)?\s*$",  # but 0,500 may be a half
+     lambda n: re.sub(r"[\\,]", "", n[0])),
+    (r"(?<![\d.,])[1-9]\d{0,2}(?:\\,\d{3})+(?![\d/])", lambda n: n[0].replace(r"\,", "")),
     (r"(?:\\[,;: ]|~|\\q?quad(?![a-zA-Z])|\s)+", " "), (r"(?<!\.)\. ?$", "")]
 _ENDINGS = [
     (r"^([+-]?\d+(?:\.\d*)?)[eE]([+-]?\d{1,3})$", r"\1\\cdot10^{\2}"),  # 1e-9
@@ -75,7 +76,7 @@ def spelling(answer: str) -> str:
     if len(answer) > MAX_ANSWER:
         return answer
     text = _plain(answer)
-    if ", " in text:  # then (1,234, 5) is not (1, 234, 5)
+    if ", " in text or re.match(r"[+-]?0\d*,\d", text):  # then (1,234, 5) is not (1, 234, 5)
         text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "{,}", text)
     for pattern, plain in _ENDINGS:
         text = re.sub(pattern, plain, text)
@@ -187,7 +188,8 @@ def final_answer(text: str) -> tuple[str, str] | None:
     answer, rule = text.strip(), "as it stands"
     if "####" in text:
         answer, rule = text.rpartition("####")[2].strip(), "GSM8K's ####"
-        answer = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", answer)
+        answer = re.sub(r"(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?!\d)",
+                        lambda number: number[0].replace(",", ""), answer)
     elif _BOX.search(text):
         answer, rule = last_boxed(text) or "", "box"
     sentence = len(answer) > MAX_ANSWER or len(answer.split()) > 15 or _WORKING.search(answer)
