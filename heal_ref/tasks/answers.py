@@ -35,28 +35,37 @@ def last_boxed(text: str) -> str | None:
     return inside[:end].strip() or None if end is not None else None
 
 
+_COMMAS = r"(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?!\d)"
+
+
+def _without_commas(number: re.Match[str]) -> str:
+    return re.sub(r"[\\,]", "", number[0])
+
+
 _FONT = re.compile(
     r"\\(?:text(?:bf|it|rm|normal)?|math(?:rm|bf|sf|it)|mbox|boldsymbol|operatorname"
     r"|(?:text)?color\s*\{\w*\})\s*\{([^{}]*)\}")
 _MARKS: list[tuple[str, Any]] = [  # these replacements, in this order, change no value
     (r"\\!", ""), (r"^\s*\*+([^*]+)\*+\s*$", r"\1"), ("[−–]", "-"), ("½", r"\\frac{1}{2}"),
     ("²", "^2"), ("³", "^3"), ("π", r"\\pi "), ("∞", r"\\infty "), ("[·⋅]", r"\\cdot "),
-    ("×", r"\\times "), (r"√\s*(\d+)(?![\w.(\\])", r"\\sqrt{\1}"),
+    ("∈", r"\\in "), ("×", r"\\times "), (r"√\s*(\d+)(?![\w.(\\])", r"\\sqrt{\1}"),
     (r"\\color\s*\{\w*\}|\\displaystyle(?![a-zA-Z])|\\?\$|\\[()\[\]]", " "),
     (r"\\(?:left|right|[bB]igg?[lr]?)(?![a-zA-Z])", ""), (r"\\[dtc]frac", r"\\frac"),
     (r"\\frac\s*(\d)\s*(\d)", r"\\frac{\1}{\2}"), (r"\\sqrt\s*(\d)", r"\\sqrt{\1}"),
     (r"\^\s*(?:\{\s*\\circ\s*\}|\\circ)|\\degree(?![a-zA-Z])|\bdegrees?\b", "°"),
-    (r"\\%", "%"), (r"∈|\\in(?![a-zA-Z])", "="),  # x \in (0,1) answers as (0,1) does
+    (r"\\%", "%"),
     (r"\^\s*(-?\d+|[a-zA-Z](?![a-zA-Z]))", r"^{\1}"), (r"_\s*(\w)(?!\w)", r"_{\1}"),
     ("\\{,\\}|[\u00a0\u202f\u2009]", r"\\,"),  # between thousands; 1,000 only if there is no more
-    (r"^\s*[+-]?[1-9]\d{0,2}(?:(?:,|\\,)\d{3})+(?:\.\d*)?\s*$",  # but 0,500 may be a half
-     lambda n: re.sub(r"[\\,]", "", n[0])),
-    (r"(?<![\d.,])[1-9]\d{0,2}(?:\\,\d{3})+(?![\d/])", lambda n: n[0].replace(r"\,", "")),
+    (r"^\s*(?:[A-Za-z]\s*=\s*)?[+-]?[1-9]\d{0,2}(?:(?:,|\\,)\d{3})+(?:\.\d*)?\s*$",
+     _without_commas),  # but 0,500 may be a half
+    (r"(?<![\d.,])[1-9]\d{0,2}(?:\\,\d{3})+(?![\d/])", _without_commas),
     (r"(?:\\[,;: ]|~|\\q?quad(?![a-zA-Z])|\s)+", " "), (r"(?<!\.)\. ?$", "")]
-_ENDINGS = [
-    (r"^([+-]?\d+(?:\.\d*)?)[eE]([+-]?\d{1,3})$", r"\1\\cdot10^{\2}"),  # 1e-9
-    (r"^([+-]?\d+) (\d+)/(\d+)$", r"\1\\frac{\2}{\3}"),  # 1 1/2
-    (r"^([+-]?\d+) ?/ ?(\d+)$", r"\\frac{\1}{\2}"),
+_START, _END = r"(?:^|(?<=[(\[{,=])|(?<=[(\[{,=] ))", r"(?= ?(?:\\?[)\]},=]|$))"  # of a part
+_ENDINGS = [  # once for all parts: a part that has lost its spaces may look like a number
+    (rf"{_START}([+-]?\d+(?:\.\d*)?)[eE]([+-]?\d{{1,3}}){_END}", r"\1\\cdot10^{\2}"),  # 1e-9
+    (r"(?<=\d) ?([eE])(?= ?[-+]| \d)", r"\\cdot \1"),  # 2e - 9 is no 2e-9
+    (rf"{_START}([+-]?\d+) (\d+)/(\d+){_END}", r"\1\\frac{\2}{\3}"),  # 1 1/2
+    (rf"{_START}([+-]?(?:0|[1-9]\d*)) ?/ ?([1-9]\d*){_END}", r"\\frac{\1}{\2}"),
     (r"(?<![A-Za-z]) (?![\d.])|(?<![\d.]) (?![A-Za-z])", "")]  # but "1 2" and "no w" keep theirs
 _WORD = re.compile(r"(?=.{4})[A-Za-z][a-z]*[aeiouy][a-z]*|[Yy]es|[Nn]o|[Oo]dd")
 
@@ -77,13 +86,20 @@ def spelling(answer: str) -> str:
         return answer
     text = _plain(answer)
     if ", " in text or re.match(r"[+-]?0\d*,\d", text):  # then (1,234, 5) is not (1, 234, 5)
+        text = re.sub(_COMMAS, _without_commas, text)
         text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "{,}", text)
     for pattern, plain in _ENDINGS:
-        text = re.sub(pattern, plain, text)
-    return text.casefold() if _WORD.fullmatch(text) else text
+        text = re.sub(pattern, plain, text, flags=re.ASCII)
+    return _folded(text)
 
 
-_VALUE = re.compile(r"^[A-Za-z]=((?:\\(?:frac|sqrt|pi|cdot|infty)|[^=A-Za-z\\])+)$")
+def _folded(part: str) -> str:
+    return part.casefold() if _WORD.fullmatch(part) else part
+
+
+_RELATION = re.compile(r"=|\\in(?![a-zA-Z])")
+_VALUE = re.compile(
+    r"^[A-Za-z](?:=|\\in(?=[(\[]))((?:\\(?:frac|sqrt|pi|cdot|infty)|[^=A-Za-z\\])+)$")
 _BRACKETS = re.compile(r"(\(|\[|\\\{)(.*)(\)|\]|\\\})")
 
 
@@ -93,7 +109,8 @@ def same_answer(gold: str, answer: str, verifier: Verifier | None = None) -> boo
     for text in (gold, answer):
         if len(text) > MAX_ANSWER or len(re.findall(r"[(\[{]", text)) > 60:
             return False
-    if ("=" in gold) != ("=" in answer):  # x = 5 answers as 5 does, but y = 2x is not 2x
+    # x = 5 answers as 5 does, and x \in (0,1) as (0,1), but y = 2x is not 2x.
+    if bool(_RELATION.search(gold)) != bool(_RELATION.search(answer)):
         gold, answer = (_VALUE.sub(r"\1", text) for text in (gold, answer))
     return _same(gold, answer, verifier)
 
@@ -110,7 +127,7 @@ def _same(gold: str, answer: str, verifier: Verifier | None) -> bool:
     if kind != other_kind or len(parts) != len(others):
         return False
     if parts != [gold] or others != [answer]:
-        pairs = zip(map(spelling, parts), map(spelling, others), strict=True)
+        pairs = zip(map(_folded, parts), map(_folded, others), strict=True)
         return all(_same(*pair, verifier) for pair in pairs)
     # 3. Two expressions, each of them read to its end.
     first, second = written_in_full(gold), written_in_full(answer)
@@ -121,8 +138,8 @@ def _same(gold: str, answer: str, verifier: Verifier | None) -> bool:
 
 def _parts(text: str) -> tuple[str, list[str]]:
     """The brackets, and what the commas within them separate (those of a set sorted)."""
-    if text.count("=") == 1:
-        return "=", text.split("=")
+    if len(relations := _RELATION.findall(text)) == 1:
+        return relations[0], _RELATION.split(text)
     match = _BRACKETS.fullmatch(text)
     kind, inner = (match[1] + match[3], _split(match[2])) if match else ("", [])
     if not inner or (kind == "()" and len(inner) == 1):  # (5) is 5
@@ -130,7 +147,7 @@ def _parts(text: str) -> tuple[str, list[str]]:
     if len(inner) > 1 and any(re.match(r"[+-]?0\d", part) for part in inner):  # (1,000)
         return "", [text]
     if kind == r"\{\}":  # in any order; equal numbers get equal places
-        inner.sort(key=lambda part: (str(exact_number(spelling(part))), part))
+        inner.sort(key=lambda part: (str(exact_number(part)), part))
     return kind, inner
 
 
@@ -188,8 +205,7 @@ def final_answer(text: str) -> tuple[str, str] | None:
     answer, rule = text.strip(), "as it stands"
     if "####" in text:
         answer, rule = text.rpartition("####")[2].strip(), "GSM8K's ####"
-        answer = re.sub(r"(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?!\d)",
-                        lambda number: number[0].replace(",", ""), answer)
+        answer = re.sub(_COMMAS, _without_commas, answer)
     elif _BOX.search(text):
         answer, rule = last_boxed(text) or "", "box"
     sentence = len(answer) > MAX_ANSWER or len(answer.split()) > 15 or _WORKING.search(answer)

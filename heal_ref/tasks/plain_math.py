@@ -14,7 +14,8 @@ MAX_ANSWER = 500  # characters; a longer text is no final answer
 
 _DECIMAL = re.compile(
     r"([+-]?(?:\d+\.?\d*|\.\d+))(?:\\(?:cdot|times)10\^\{([+-]?\d{1,3})\})?([%°]?)", re.ASCII)
-_FRACTION = re.compile(r"([+-]?)(\d*)\\frac\{([+-]?\d+)\}\{(0*[1-9]\d*)\}([%°]?)", re.ASCII)
+_FRACTION = re.compile(  # but 08/09 is a date
+    r"([+-]?)(\d*)\\frac\{([+-]?(?:0|[1-9]\d*))\}\{([1-9]\d*)\}([%°]?)", re.ASCII)
 
 
 def exact_number(text: str) -> tuple[Fraction, str] | None:
@@ -35,8 +36,10 @@ _TOKEN = re.compile(
     r"\d+(?:\.\d+)?|\\[A-Za-z]+|[-+*/^_(){}\[\]]"
     r"|[a-z]_\{\w\}|[xyz]"  # xy is a product, but ab may be a name, and cm is a unit
     r"|(?<![A-Za-z])[abcekmnpqrt](?![A-Za-z])", re.ASCII)
+_PLAIN = r"(?:\d+\.?\d*(?:/\d+)?|\.\d+|\\frac\{\d+\}\{\d+\})"
 _UNCLEAR = re.compile(
-    r"^\d+(?:(?:-\d+)+|(?:(?:\*|\\cdot|\\times)\d+)+)$"  # a score, a date, the size of a matrix
+    rf"^[+-]?{_PLAIN}(?:(?:-{_PLAIN})+|(?:(?:\*|\\cdot|\\times){_PLAIN})+)$"  # a range, a size
+    r"|(?<![\d.])0\d|^[A-Za-z ]{2,}$"  # a date, a name
     r"|(?<![\\A-Za-z])[a-z]\\times"  # of vectors?
     r"|(?<![\\A-Za-z])([a-z])(?:_\{\w\})?\((?![^()]*\1)|\\(?!cdot|times)[a-z]+\("  # p(x)
     r"|\d\\frac\{\d", re.ASCII)  # 2\frac{3}{2}
