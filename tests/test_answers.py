@@ -378,10 +378,33 @@ SOLUTION = "Tom has 3*4=<<3*4=12>>12 nuts.\nHe eats 5, so 12-5=<<12-5=7>>7 are l
     ("5 cm", ("5 cm", "as it stands")), ("3*4=12", ("3*4=12", "as it stands")), ("-", None), ("", None), (" \n", None),
     ("Dr. Smith", ("Dr. Smith", "as it stands")), ("NaN", None), ("nan", None), ("inf", None), ("-inf", None),
     ("None", None), ("null", None), ("\\infty", ("\\infty", "as it stands")), ("\\frac{1}{2", None), ("7\n8", None),
-    (SOLUTION, None), ("3*4=12, 12-5=7", None), ("The answer is 7.", None), ("Tom has 12. He eats 5. So 7.", None),
+    (SOLUTION, None), ("3*4=12, 12-5=7", None), ("The answer is 7.", ("7", "label")), ("Tom has 12. He eats 5. So 7.", None),
     ("He has " + "many " * 20 + "nuts", None), ("7" * 501, None), ("\\boxed{NaN}", None)])
 def test_final_answers_of_a_data_set(text, answer):
     assert final_answer(text) == answer
+
+
+@pytest.mark.parametrize("text", [
+    "Infinity", "-nan", "NaN.", "NA", "#N/A", "\\text{N/A}", "n.a.", "\u200b", ".", "$", "...", "[]", "{}", '""', "\\{\\}",
+    "(1,2", "1,2)", "??", "TBD", "see solution", "See the solution.", "Therefore 7", "He has 7 apples.", '["7"]',
+    "Let x be 4. Then x+3=7", '{"answer": 7}', "{'answer': 7}", "### 7", "\\boxed 7", "1/0", "\\frac{1}{0}", "\\dfrac{x}{0}",
+    "Answer: see solution", "The answer is", "Answer:", "#### N/A", "\\boxed{TBD}", "___", "So 7"])
+def test_a_gold_that_no_answer_can_match_is_refused(text):
+    assert final_answer(text) is None
+
+
+@pytest.mark.parametrize("text", [
+    "\\infty", "-\\infty", "∞", "no solution", "No solution.", "(0, 1]", "]0, 1[", "5\"", "5'6\"", "1. Alice", "a + b + c.",
+    "N", "A", "1/0.5", "07/04", "\\frac{0}{5}", "sofa", "seven", "2 square feet.", "undefined", "\\sqrt[3]{2}",
+    "\\left(0, 1\\right]", "NaCl", "\\emptyset", "\\begin{pmatrix} 1 \\\\ 0 \\end{pmatrix}", "x^2 + 2x + 1"])
+def test_an_answer_that_can_be_matched_is_kept(text):
+    assert final_answer(text) == (text, "as it stands")
+
+
+@pytest.mark.parametrize("text", [
+    "Answer: 7", "Final answer: 7", "The Answer Is 7", "ANSWER = 7", "**Answer:** 7", "the final answer is: 7.", "#### Answer: 7"])
+def test_a_label_is_taken_off(text):
+    assert final_answer(text) == ("7", "label")
 
 
 # ------------------------------------------------------------------------------- more about hints

@@ -46,7 +46,8 @@ _FONT = re.compile(
     r"\\(?:text(?:bf|it|rm|normal)?|math(?:rm|bf|sf|it)|mbox|boldsymbol|operatorname"
     r"|(?:text)?color\s*\{\w*\})\s*\{([^{}]*)\}")
 _MARKS: list[tuple[str, Any]] = [  # these replacements, in this order, change no value
-    (r"\\!", ""), (r"^\s*\*+([^*]+)\*+\s*$", r"\1"), ("[−–]", "-"), ("½", r"\\frac{1}{2}"),
+    (r"\\!|[\u200b\u2060\ufeff]", ""),
+    (r"^\s*\*+([^*]+)\*+\s*$", r"\1"), ("[−–]", "-"), ("½", r"\\frac{1}{2}"),
     ("²", "^2"), ("³", "^3"), ("π", r"\\pi "), ("∞", r"\\infty "), ("[·⋅]", r"\\cdot "),
     ("∈", r"\\in "), ("×", r"\\times "), (r"√\s*(\d+)(?![\w.(\\])", r"\\sqrt{\1}"),
     (r"\\color\s*\{\w*\}|\\displaystyle(?![a-zA-Z])|\\?\$|\\[()\[\]]", " "),
@@ -196,8 +197,16 @@ def states_answer(hint: str, answer: str) -> bool:
     return re.search(rf"(?<![\w.]){pattern}(?!\w|\.\d)", hint, case) is not None
 
 
-_NO_ANSWER = ("", "nan", "inf", "+inf", "-inf", "none", "null", "n/a", "nat", "<na>", "-", "?")
-_WORKING = re.compile(r"[\r\n]|<<|\d\s*=\s*\d.*\d\s*=\s*\d|\banswer\s+is\b|[a-z\d]{2}[.!?]\s+[A-Z]")
+_LABELLED = re.compile(
+    r"\W*(?:the\s+)?(?:(?:final|correct|right)\s+)*answers?\s*(?:is\b|[:=])[:\s*]*(.*?)\.?", re.I)
+_PLACEHOLDER = re.compile(
+    r"nan|nat|inf|infinity|n[/.]?a|null|none|nil|tbd|todo|unknown|see\s.*|not\s(?:given|available)")
+_WORKING = re.compile("|".join((
+    r"[\r\n]|<<|\d\s*=\s*\d.*\d\s*=\s*\d|(?i:\banswer\s+is\b|^(?:therefore|thus|hence|so)\b)",
+    r"(?:[a-z\d] ?[a-z\d]|[)}$])[.!?]\s+[A-Z]",  # several sentences
+    r"^(?=.*[.!?]$)(?:.*?(?<![\\A-Za-z])[A-Za-z]{2,}){3}",  # three words and an end mark
+    r"^#|^[\[{(\s]*[\"'“]|\\(?:boxed|fbox)",  # a heading, JSON, a box without braces
+    r"(?:/\s*|\\[dtc]?frac\s*\{[^{}]*\}\s*\{\s*)0+(?!\d|\.\d)")))  # a division by zero
 
 
 def final_answer(text: str) -> tuple[str, str] | None:
@@ -208,10 +217,16 @@ def final_answer(text: str) -> tuple[str, str] | None:
         answer = re.sub(_COMMAS, _without_commas, answer)
     elif _BOX.search(text):
         answer, rule = last_boxed(text) or "", "box"
-    sentence = len(answer) > MAX_ANSWER or len(answer.split()) > 15 or _WORKING.search(answer)
-    if sentence or answer.casefold() in _NO_ANSWER or closing_brace(answer + "}") != len(answer):
+    if label := _LABELLED.fullmatch(answer):
+        answer, rule = label[1], "label"
+    if len(answer) > MAX_ANSWER or len(answer.split()) > 15 or _WORKING.search(answer):
         return None
-    return answer, rule
+    plain = _plain(answer)
+    brackets = len(re.findall(r"[(\[]", plain)) == len(re.findall(r"[)\]]", plain))  # also (0,1]
+    if not brackets or closing_brace(answer + "}") != len(answer):
+        return None
+    words = re.sub(r"^[\W_]+|[\W_]+$", "", plain.casefold())  # a NaN has many spellings
+    return None if not words or _PLACEHOLDER.fullmatch(words) else (answer, rule)
 
 
 _GIVEN = r"(?:given|provided|supplied|known|shown|stated|told|expected|reference)"

@@ -67,7 +67,7 @@ class ChatMathTask(Task):
                     "take it out")
         if (found := answers.final_answer(answer)) is None:
             return (f"the answer {answer[:60]!r} ({len(answer)} characters) is no final answer: it "
-                    "is empty, too long, a sentence or no number, or its braces are not balanced",
+                    "is empty, too long, a sentence or a placeholder, or not balanced",
                     "write the final answer alone")
         if found != (answer.strip(), "as it stands"):
             return f"the answer {answer[:60]!r} holds a {found[1]}", f"write {found[0]!r} alone"
