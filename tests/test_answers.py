@@ -419,7 +419,16 @@ def test_a_label_is_taken_off(text):
     ("It is 1/2, so 2/4.", "\\frac{2}{4}", True), ("It falls on a Tuesday.", "Tuesday", True),
     ("It is (1, 2).", "(1,2)", True), ("Look at $x^2 + 1$.", "x^2+1", True), ("Look at x^2.", "x^2+1", False),
     ("Take 0.05 of it.", "5%", False), ("Take 50% of it.", "50\\%", True), ("Then x=7.0", "7", True),
-    ("Add 4.", "4.0", False), ("", "12", False), ("Go on.", "", False), ("Twice 12 000", "24", False)])
+    ("Add 4.", "4.0", False), ("", "12", False), ("Go on.", "", False), ("Twice 12 000", "24", False),
+    ("it is thirty", "30", True), ("Then there are forty-two.", "42", True), ("Forty two are left.", "42", True),
+    ("x = 7, so we stop", "7", True), ("The result is 7, so box 7.", "7", True), ("there are 7 apples left", "7", True),
+    ("x is equal to 7", "7", True), ("So 7.", "7", True), ("You find 1 1/2", "3/2", True), ("It is 1e3", "1000", True),
+    ("Add to get 1 234", "1234", True), ("it equals minus three", "-3", True), ("the roots are 2 and 3", "2, 3", True),
+    ("So choose B", "B", True), ("gives 5 dollars", "\\$5", True), ("It is three quarters", "3/4", True),
+    ("So one half is left", "0.5", True), ("It is ninety-nine", "99", True), ("42% of them", "42", False),
+    ("42\\% of them", "42", False), ("It is 42°.", "42", True), ("Write it as 2x + 3 = 7.", "3", False),
+    ("So 2 is subtracted next.", "2", False), ("It is a square.", "a", False), ("Thirty-two of them", "30", False),
+    ("It is 7.5.", "7", False), ("They are 2, 3 and 5.", "2", False), ("So divide by 2.", "2", False)])
 def test_hints_that_state_the_answer_in_another_form(hint, answer, leaks):
     assert states_answer(hint, answer) == leaks
 
@@ -436,6 +445,8 @@ def test_hints_that_state_the_answer_in_another_form(hint, answer, leaks):
     "The answer you gave is 4.", "The answer we were given is 4.", "the known correct answer",
     "This matches the correct answer.",
     "It agrees with the right final answer.", "The answer provided is 12.", "By the answer key it is 12.",
+    "working backwards from the given result 7", "the desired answer of 7", "the answer is supposed to be 7",
+    "without mentioning the answer", "Working backward from the answer, we add.", "without revealing the final answer",
     "This is the expected answer.", "I was told the answer: the supplied answer is 4."])
 def test_a_helped_solution_must_not_speak_of_its_help(text):
     assert reveals_help("What is 7 + 5?", text)
@@ -445,7 +456,8 @@ def test_a_helped_solution_must_not_speak_of_its_help(text):
     "We are given that x = 2.", "So the correct answer is \\boxed{12}.", "The answer is 12.", "Given three numbers, add them.",
     "It is known that 7 is prime. The final answer follows.", "The answer is given by 3 \\cdot 4.", "", "Our answer is 12.",
     "Given the radius, the answer follows.", "We now know the radius. The answer is 4.", "Check the answer.",
-    "Do we know the answer?", "The chintz costs 4.", "The final answer must be positive."])
+    "Do we know the answer?", "The chintz costs 4.", "The final answer must be positive.",
+    "The pattern hints at n = 4", "Work backwards from the last day.", "without using a calculator, the answer"])
 def test_a_solution_of_its_own_may_speak_of_its_answer(text):
     assert not reveals_help("What is 7 + 5?", text)
 
@@ -455,6 +467,7 @@ def test_a_solution_of_its_own_may_speak_of_its_answer(text):
     ("A quiz has 3 hints in each of 4 rounds. How many?", "In one round a hint costs 2.", False),
     ("A quiz has 3 hints in each of 4 rounds. How many?", "As the hint says, 3 times 4.", True),
     ("A quiz has 3 hints in each of 4 rounds. How many?", "Following the hint, multiply.", True),
+    ("A riddle has a clue.", "The pattern hints at n = 4", False),
     ("They train under the guidance of the coach.", "Under the guidance of the coach, 4 run.", False),
     ("They train under the guidance of the coach.", "For your guidance, 4 run.", True),
     ("They train under the guidance of the coach.", "The hint says 4.", True),

@@ -165,21 +165,39 @@ def _split(text: str) -> list[str]:
 
 _NUMBERS = [
     "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven",
-    "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen",
-    "twenty"]
-_NUMBER_WORD = re.compile(rf"(?<![\w-])(?:{'|'.join(_NUMBERS)})(?![\w-])", re.IGNORECASE)
-_IN_TEXT = re.compile(r"(?<![\w.])(?:\\frac\{\d+\}\{\d+\}|\d+(?:,\d{3})*(?:\.\d+)?)(?!\w|\.\d)")
-_CONCLUDES = r"(?:=|\b(?:is|be|becomes?|equals?|gets?|gives?|yields?|obtain))\s*"
+    "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen"]
+_NUMBERS += [tens + ones for tens in ["twen", "thir", "for", "fif", "six", "seven", "eigh", "nine"]
+             for ones in ["ty", *(f"ty-{ones}" for ones in _NUMBERS[1:10])]]  # to ninety-nine
+_ANY_NUMBER = "|".join(reversed(_NUMBERS)).replace("-", "[ -]")
+_NUMBER_WORD = re.compile(rf"(?<![\w-])(?:{_ANY_NUMBER})(?![\w-])", re.IGNORECASE)
+_PARTS = ["hal", "third", "quarter", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth"]
+_AS_NUMBERS: list[tuple[str, Any]] = [  # in a hint, after its number words
+    (r"\b(?:minus|negative) (?=\d)", "-"),
+    (rf"(?<!\d)(\d+)[ -]({'|'.join(_PARTS)})(?:f|ves|s)?(?!\w)",
+     lambda m: rf"\frac{{{m[1]}}}{{{_PARTS.index(m[2]) + 2}}}"),  # three quarters
+    (r"(?<!\d)(\d+) (\d+)/(\d+)", r"\1\\frac{\2}{\3}"),
+    (r"(?<!\d)(\d+) ?/ ?(\d+)", r"\\frac{\1}{\2}"),
+    (r"(?<![\d.,])[1-9]\d{0,2}(?: \d{3})+(?!\w)", lambda m: m[0].replace(" ", "")),
+    (r"(?<=\d) and (?=[\d-])", ", ")]
+_IN_TEXT = re.compile(
+    r"(?<![\w.])(?:\d*\\frac\{\d+\}\{\d+\}|\d+(?:,\d{3})*(?:\.\d+)?(?:[eE][+-]?\d{1,3})?)%?"
+    r"(?!\w|\.\d)")
+_CONCLUDES = (
+    r"(?:(?:=|\b(?:is|are|be|becomes?|equals?|gets?|gives?|yields?|leaves?|obtain)\b)"
+    r"(?:\s*equal\s+to\b)?|\b(?i:so|thus|hence|therefore)\b,?(?:\s*(?:choose|pick|select)\b)?)\s*")
+_CLAUSE_ENDS = r"(?:\W*$|\s?[,;:.!?)](?!\s?\d))"
 
 
 def states_answer(hint: str, answer: str) -> bool:
     """Whether a hint gives the answer away, in whatever form (3/8, 0.375, twelve). A digit or a
-    letter may be a step on the way ("divide by 2"): it must be the hint's conclusion."""
+    letter may be a step on the way ("divide by 2"): it must be the conclusion of a clause."""
     if len(answer) > MAX_ANSWER:
         return False
     hint = _plain(hint.replace("**", ""))
-    hint = _NUMBER_WORD.sub(lambda word: str(_NUMBERS.index(word[0].lower())), hint)
-    hint = re.sub(r"(?<!\d)(\d+) ?/ ?(\d+)", r"\\frac{\1}{\2}", hint)
+    hint = _NUMBER_WORD.sub(
+        lambda word: str(_NUMBERS.index(word[0].lower().replace(" ", "-"))), hint)
+    for pattern, plain in _AS_NUMBERS:
+        hint = re.sub(pattern, plain, hint)
     spelt = spelling(answer)
     pattern = r"\s*".join(map(re.escape, spelt.replace(" ", "")))
     # 1. A number of two digits, or a fraction.
@@ -187,11 +205,12 @@ def states_answer(hint: str, answer: str) -> bool:
         size = abs(number[0])
         if size >= 10 or size.denominator > 1:
             found = (exact_number(spelling(text)) for text in _IN_TEXT.findall(hint))
-            return any(abs(other[0]) == size for other in found if other)
-        pattern = rf"[-+]?\s*{size}(?:\.0+)?"
+            return any(abs(other[0]) == size and (other[1] != "%" or number[1] == "%")
+                       for other in found if other)
+        pattern = rf"[-+]?\s*{size}(?:\.0+)?(?:(?:\s+[A-Za-z]+){{1,2}}(?=\W*$))?"  # 7 apples left
     # 2. A digit or a letter.
     if number or len(spelt) < 2:
-        return re.search(rf"{_CONCLUDES}{pattern}\W*$", hint) is not None
+        return re.search(rf"{_CONCLUDES}{pattern}{_CLAUSE_ENDS}", hint) is not None
     # 3. An expression or a word.
     case = re.IGNORECASE if _WORD.fullmatch(spelt) else 0
     return re.search(rf"(?<![\w.]){pattern}(?!\w|\.\d)", hint, case) is not None
@@ -229,14 +248,17 @@ def final_answer(text: str) -> tuple[str, str] | None:
     return None if not words or _PLACEHOLDER.fullmatch(words) else (answer, rule)
 
 
-_GIVEN = r"(?:given|provided|supplied|known|shown|stated|told|expected|reference)"
+_GIVEN = r"(?:given|provided|supplied|known|shown|stated|told|expected|desired|reference)"
 _HELP = re.compile("|".join((
     r"\b(?:(?:as|by|per|with|from|using|following|to|given)\s+(?:the|this|that|your|a)\s+)?"
-    r"hint(?:s|ed|ing)?\b(?:\s+(?:says?|said|suggests?|tells?|gives?|is|was)\b)?",
+    r"hint(?:s|ed|ing)?\b(?!\s+at\b)(?:\s+(?:says?|said|suggests?|tells?|gives?|is|was)\b)?",
     rf"\b{_GIVEN}\s+(?:(?:that|the|this|your|our|final|correct|right|numerical)\s+)*answer\b",
     r"\b(?:know|knew|knowing)\s+(?:\w+\s+){1,3}answer\s+(?:is|was|must|should|to)\b",
     rf"\banswer\s+(?:(?:that|which|is|was|were|has|been|I|we|you|already)\s+)*(?:{_GIVEN}|gave)\b"
     r"(?!\s+(?:by|that)\b)|\banswer\s+key\b|\b(?:for\s+(?:your|my|our)\s+)?guidance\b",
+    r"\bwork\w*\s+backwards?\s+from\s+(?:the|this|that)\s+(?:\w+\s+)?(?:result|answer|solution)\b",
+    r"\banswer\s+(?:is|was)\s+(?:supposed|meant)\s+to\b",
+    r"\bwithout\s+(?:mention|reveal|stat|disclos)ing\s+(?:\w+\s+){0,2}answer\b",
     r"\b(?:match\w*|agree\w*\s+with)\s+the\s+(?:correct|right)\s+(?:final\s+)?answer\b")), re.I)
 
 
