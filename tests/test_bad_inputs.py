@@ -546,6 +546,16 @@ FOLDERS = {  # a change of a finished run, more of the command line -> what the 
         [],
         "is not the config.json of",
     ),
+    "config.json is gone": (
+        lambda h: (h / "run/config.json").unlink(),
+        ["--seed", "1"],
+        "jsonl but no config.json, so nothing says what run made it; use another --out",
+    ),
+    "config.json and all but the students is gone": (
+        lambda h: [f.unlink() for f in [h / "run/config.json", *(h / "run").rglob("*.jsonl")]],
+        [],
+        "settings.json but no config.json",
+    ),
     "settings.json of a student is cut off": (
         lambda h: (h / "run/5-students/heal/settings.json").write_text('{"seed": 0, "lear'),
         [],

@@ -142,6 +142,11 @@ class RunFolder:
                              "until it ends, stop it, or use another --out") from None
         holder.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
         if not recorded.exists():
+            kept = ("[1-6]-*/*.jsonl", "[1-6]-*/*/*.jsonl", "5-students/*/settings.json")
+            if found := next((f for pattern in kept for f in self.path.glob(pattern)), None):
+                raise InputError(f"{self.path} holds {found.relative_to(self.path)} but no "
+                                 "config.json, so nothing says what run made it; use another "
+                                 "--out, or delete the folder")
             return write_text(recorded, json.dumps({"identity": self.identity}, indent=1) + "\n")
         what = "the config.json of a run, so nothing says what the folder belongs to; use another"
         self._compare(read_json(recorded, f"{what} --out", identity=dict)["identity"])
