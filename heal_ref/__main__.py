@@ -16,6 +16,7 @@ from heal_ref.run.plan import measure, plan, plan_text
 from heal_ref.run.report import table, text_table, write_page
 from heal_ref.run.sources import FIELDS, read_problems, whole
 from heal_ref.tasks import ChatMathTask, task_for
+from heal_ref.tasks.own import try_out
 
 
 class _Parser(argparse.ArgumentParser):
@@ -95,6 +96,7 @@ def _run(args: argparse.Namespace, command: str) -> None:
                    dict(args.columns), args.split, args.heldout_split or args.split,
                    args.config_name)
     problems, heldout, rules = spec.read(task)
+    try_out(task, problems[0], student.tokenizer)
     # 2) what will happen: how answers are read, and the plan with which the run was started
     kept = out / "plan.txt"
     if first and (args.command == "run" or args.dry_run):
@@ -123,9 +125,11 @@ def _run(args: argparse.Namespace, command: str) -> None:
 
 
 def _check(args: argparse.Namespace, command: str) -> None:
-    task = task_for(args.task, load_tokenizer(args.teacher))
+    tokenizer = load_tokenizer(args.teacher)
+    task = task_for(args.task, tokenizer)
     (reading,) = whole(read_problems(args.file, task, dict(args.columns), args.split,
                                      args.config_name))
+    try_out(task, reading.problems[0], tokenizer)
     print(f"{reading.rules}\n{args.file}: {len(reading.problems)} problems, no mistakes found")
 
 
