@@ -12,7 +12,7 @@ from typing import Any
 from heal_ref.records import InputError
 
 THINK, THOUGHT = "<think>", "</think>"
-QUESTION = ('Is x < 3 & y > 4? "No," said Tom\'s friend:\n\n $\\frac{1}{2}$ of 7.5 = 3.75, Éva!\n' * 9
+QUESTION = ('Is x < 3 & y > 4? "No," says T\'s friend:\n\n $\\frac{1}{2}$ of 7.5 = 3.75, Éva!\n' * 9
             ).strip()  # a probe that a template must reproduce
 _BLOCK = re.compile(rf"{THINK}\s*(?:{THOUGHT}\s*)?$")  # an open or empty block at the end of a text
 _MARKER = re.compile(r"<[^\s<>]{1,40}>|\[/?[A-Z_]+\]")  # <|user|> or [INST], token or not
