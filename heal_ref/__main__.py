@@ -16,6 +16,7 @@ from heal_ref.run.plan import measure, plan, plan_text
 from heal_ref.run.report import table, text_table, write_page
 from heal_ref.run.sources import FIELDS, read_problems, whole
 from heal_ref.tasks import ChatMathTask, task_for
+from heal_ref.tasks.own import try_out
 
 
 class _Parser(argparse.ArgumentParser):
@@ -51,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
         option("--task", default="auto", help="chat, clock or your own package.module:ClassName")
         option("--columns", nargs="*", default=[], type=_column, metavar="FIELD=COLUMN",
                help="question=problem")
-        option("--split", default="train", help="split of a dataset")
+        option("--split", help="split of a dataset (if not given: train)")
         option("--config-name", help="configuration of a dataset on the hub")
     sources = "file, folder of save_to_disk or dataset on the hub"
     check.add_argument("file", help=sources)
@@ -79,6 +80,9 @@ def _run(args: argparse.Namespace, command: str) -> None:
     """`demo` and `run`."""
     # 1) what was given; a chat model needs room for its thoughts
     out, first = Path(args.out), processes().is_main_process
+    if not args.out.strip():
+        raise InputError("--out is empty; give a folder")
+    _refuse_splits(args, args.problems, args.heldout)
     if args.max_batch < 1:
         raise InputError(f"--max-batch {args.max_batch}: at least one sequence must go through")
     if out.exists() and not out.is_dir():
@@ -92,9 +96,11 @@ def _run(args: argparse.Namespace, command: str) -> None:
         longest = max(least, config.sample.max_new_tokens)
     config = replace(config, sample=replace(config.sample, max_new_tokens=longest))
     spec = RunSpec(args.teacher, args.student, args.problems, args.heldout, config,
-                   dict(args.columns), args.split, args.heldout_split or args.split,
+                   dict(args.columns), args.split or "train",
+                   args.heldout_split or args.split or "train",
                    args.config_name)
     problems, heldout, rules = spec.read(task)
+    try_out(task, problems[0], student.tokenizer)
     # 2) what will happen: how answers are read, and the plan with which the run was started
     kept = out / "plan.txt"
     if first and (args.command == "run" or args.dry_run):
@@ -122,10 +128,23 @@ def _run(args: argparse.Namespace, command: str) -> None:
               f"{out / 'report.json'}\nMore: jupyter lab notebooks/00_world.ipynb")
 
 
+def _refuse_splits(args: argparse.Namespace, *sources: str) -> None:
+    """InputError for options that choose a part of a dataset where plain files are read."""
+    for option, given, read in (
+            ("--split", args.split, sources), ("--config-name", args.config_name, sources),
+            ("--heldout-split", getattr(args, "heldout_split", None), sources[-1:])):
+        if given is not None and all(Path(source).is_file() for source in read):
+            raise InputError(f"{option} {given}: {read[0]} is a file, which has no such parts; "
+                             f"leave {option} out")
+
+
 def _check(args: argparse.Namespace, command: str) -> None:
-    task = task_for(args.task, load_tokenizer(args.teacher))
-    (reading,) = whole(read_problems(args.file, task, dict(args.columns), args.split,
-                                     args.config_name))
+    _refuse_splits(args, args.file)
+    tokenizer = load_tokenizer(args.teacher)
+    task = task_for(args.task, tokenizer)
+    (reading,) = whole(read_problems(args.file, task, dict(args.columns),
+                                     args.split or "train", args.config_name))
+    try_out(task, reading.problems[0], tokenizer)
     print(f"{reading.rules}\n{args.file}: {len(reading.problems)} problems, no mistakes found")
 
 

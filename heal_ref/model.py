@@ -16,8 +16,9 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, GgufConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.utils import cached_file, logging
+from transformers.utils.quantization_config import GgufConfig
 
 from heal_ref.entropy import Ids
 from heal_ref.records import InputError
@@ -26,6 +27,7 @@ from heal_ref.template import turn_end
 MAX_BATCH = 512  # sequences that are generated or scored at once
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 ADAPTER = re.compile(r"(^|[_.-])(adapters?|lora)([_.-].*)?\.(json|safetensors|bin|pt|npz)$", re.I)
+LAYER = re.compile(r"\.\d+\.")  # where the name of a weight has the number of its layer
 OutOfMemory = torch.OutOfMemoryError
 
 
@@ -50,8 +52,8 @@ def processes() -> PartialState:
 class LM:
     """A model and its tokenizer. `max_batch`: sequences that go through the model at once.
 
-    Of the model's generation config only the ids that end a text are kept: a penalty or a ban,
-    which `generate` takes from there, would falsify the recorded entropies.
+    Of the model's generation config only the ids that end a text are kept, if the model has them: a
+    penalty or a ban, which `generate` takes from there, would falsify the recorded entropies.
 
     Example:
         >>> import heal_ref as heal
@@ -66,9 +68,11 @@ class LM:
     _pieces: dict[int, str] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        own = self.model.generation_config
+        own, known = self.model.generation_config, self.model.get_input_embeddings().num_embeddings
+        listed = own.eos_token_id if isinstance(own.eos_token_id, list) else [own.eos_token_id]
+        ends = [i for i in listed if type(i) is int and 0 <= i < known]
         self.model.generation_config = GenerationConfig(
-            eos_token_id=own.eos_token_id, pad_token_id=own.pad_token_id)
+            eos_token_id=ends or None, pad_token_id=own.pad_token_id)
 
     @property
     def device(self) -> torch.device:
@@ -83,8 +87,7 @@ class LM:
     @property
     def ends(self) -> tuple[int, ...]:
         """All ids that end a generation: `end`, the tokenizer's, and the generation config's."""
-        listed = self.model.generation_config.eos_token_id
-        listed = listed if isinstance(listed, list) else [listed]
+        listed = self.model.generation_config.eos_token_id or []
         ids = [self.end, self.tokenizer.eos_token_id, *listed]
         return tuple(dict.fromkeys(i for i in ids if i is not None))
 
@@ -144,13 +147,18 @@ def load_lm(source: str | Path, *, dtype: str = "auto", max_batch: int = MAX_BAT
     if dtype not in DTYPES:
         raise InputError(f"dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}")
     tokenizer, where, state = load_tokenizer(source), _location(source), processes()
-    options: dict[str, Any] = {"dtype": dtype, "return_dict": True}
+    options: dict[str, Any] = {"dtype": dtype}
     if "gguf_file" in where:
-        options |= {"dtype": "float32" if dtype == "auto" else dtype,
+        options |= {"dtype": "float32" if dtype == "auto" else dtype, "return_dict": True,
                     "quantization_config": GgufConfig(dequantize=True)}
     if state.num_processes == 1 and torch.accelerator.device_count() > 1:
         options["device_map"] = "auto"
     with _loading(source, "model"):
+        if "gguf_file" not in where:
+            options["config"] = config = AutoConfig.from_pretrained(
+                **where, return_dict=True)
+            if getattr(config, "quantization_config", config) is None:
+                del config.quantization_config  # null: not quantised
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             **where, **options, generation_config=_listed_ends(where), output_loading_info=True)
     model, found = loaded
@@ -160,6 +168,12 @@ def load_lm(source: str | Path, *, dtype: str = "auto", max_batch: int = MAX_BAT
     if missing := found["missing_keys"]:
         raise InputError(f"{failed}, {len(missing)} of its weights (such as {min(missing)}) are "
                          "missing and would be random; save the whole model")
+    layers = {LAYER.split(key)[0] for key in model.state_dict() if LAYER.search(key)}
+    for key in sorted(found["unexpected_keys"]):
+        if "lora_" in key or (LAYER.search(key) and LAYER.split(key)[0] in layers):
+            raise InputError(f"{failed}, config.json has no place for some of its weights (such as "
+                             f"{key}), which would be left out; merge an adapter into its base "
+                             "model, or mend config.json")
     if (rows := model.get_input_embeddings().num_embeddings) < len(tokenizer):
         raise InputError(f"{source}: the tokenizer has {len(tokenizer)} tokens, the model only "
                          f"{rows}; they do not belong together")
@@ -189,9 +203,8 @@ def _listed_ends(where: dict[str, Any]) -> GenerationConfig | None:
                        _raise_exceptions_for_missing_entries=False)
     if file is None:
         return None
-    listed = json.loads(Path(file).read_text(encoding="utf-8")).get("eos_token_id")
-    listed = listed if isinstance(listed, list) else [listed]
-    return GenerationConfig(eos_token_id=[int(i) for i in listed if i is not None] or None)
+    content = json.loads(Path(file).read_text(encoding="utf-8"))
+    return GenerationConfig(eos_token_id=content.get("eos_token_id"))  # LM keeps the valid ones
 
 
 @contextmanager

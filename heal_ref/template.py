@@ -12,6 +12,8 @@ from typing import Any
 from heal_ref.records import InputError
 
 THINK, THOUGHT = "<think>", "</think>"
+QUESTION = ('Is x < 3 & y > 4? "No," says T\'s friend:\n\n $\\frac{1}{2}$ of 7.5 = 3.75, Éva!\n' * 9
+            ).strip()  # a probe that a template must reproduce
 _BLOCK = re.compile(rf"{THINK}\s*(?:{THOUGHT}\s*)?$")  # an open or empty block at the end of a text
 _MARKER = re.compile(r"<[^\s<>]{1,40}>|\[/?[A-Z_]+\]")  # <|user|> or [INST], token or not
 _NAMES_THOUGHTS = re.compile(r"think|thought|reason|channel", re.IGNORECASE)
@@ -72,14 +74,14 @@ def check_template(tokenizer: Any, thinking: bool | None = None) -> bool:
         raise InputError(f"{name} has no chat template, so no one knows how to put a question to "
                          "this model; take a chat model, or set tokenizer.chat_template")
     try:
-        prompt, whole = (render(tokenizer, "QUESTION", thinking, reply) for reply in ("", "ANSWER"))
+        prompt, whole = (render(tokenizer, QUESTION, thinking, reply) for reply in ("", "ANSWER"))
     except Exception as e:  # somebody else's program
         why = f"{type(e).__name__}: {' '.join(str(e).split())[:100]}"
         raise InputError(f"{its} fails on a plain question ({why}), so no prompt can be made; "
                          "repair tokenizer.chat_template") from e
-    if "QUESTION" not in prompt or "ANSWER" not in whole:
-        raise InputError(f"{its} leaves the question or the reply out (it may expect text in "
-                         "parts); set a tokenizer.chat_template for plain text")
+    if QUESTION not in prompt or QUESTION not in whole or "ANSWER" not in whole:
+        raise InputError(f"{its} leaves the question or the reply out, cuts or changes it (it may "
+                         "expect text in parts); set a tokenizer.chat_template for plain text")
     if thinking is not None and "enable_thinking" not in str(tokenizer.chat_template):
         raise InputError(f"{its} does not know enable_thinking, so thinking={thinking} would "
                          "change nothing; leave thinking out")
@@ -104,4 +106,4 @@ def check_template(tokenizer: Any, thinking: bool | None = None) -> bool:
         raise InputError(f"{its} ends a turn with {after.strip()!r}, which does not begin with a "
                          "special token, so solutions would not end; add that text to the "
                          "tokenizer as a special token, or end turns with {{ eos_token }}")
-    return after_thoughts(prompt.rpartition("QUESTION")[2]) is None
+    return after_thoughts(prompt.rpartition(QUESTION)[2]) is None

@@ -228,6 +228,11 @@ SOURCES = {  # what makes a source -> what the message must hold
         "cannot be read as problems",
     ),
     "an unknown kind of file": (text("p.txt", b"Start 5; + 3"), "cannot be read as problems"),
+    "packed": (text("a.jsonl.gz", b"\x1f\x8b"), "its ending '.gz' is unknown: unpack it"),
+    "zipped": (text("A.ZIP", b"PK"), "unpack it"),
+    "another ending": (text("a.ndjson", lines(GOOD)), "its ending '.ndjson' is unknown: rename it, as .jsonl"),
+    "no ending": (text("problems", lines(GOOD)), "rename it"),
+    "no name": (lambda p: "", "the name of a source of problems is empty; give"),
     "a model": (lambda p: CHAT, 'field "question" is missing'),
 }
 
@@ -252,6 +257,39 @@ def test_alike_mistakes_are_one_message(tmp_path, capsys):
     refused(capsys, ["check", path], "p.jsonl:2: the answer 'noon' is not an hour", 4)
     main(["check", str(path)])
     assert "and 17 more like it" in capsys.readouterr().err
+
+
+def test_mistakes_with_other_words_are_alike(tmp_path, capsys):
+    """300 different answers with quotes of both kinds, cut or not, are one kind; so are many ids and columns."""
+    path = tmp_path / "p.jsonl"
+    answers = [f"It's Tom's {'a' * i} number.\nThen \"it's\" {i}" for i in range(300)]
+    path.write_bytes(lines(*({"question": f"q{i}", "answer": a} for i, a in enumerate(answers))))
+    refused(capsys, ["check", path, "--teacher", CHAT], "all 300 problems: the answer", 1)
+    path.write_bytes(lines(*(GOOD | {"id": "x" * (i % 7 + 1)} for i in range(300))))
+    refused(capsys, ["check", path], 'id "x" was used on line 1', 4)
+
+
+def test_many_kinds_of_mistakes_are_five_lines_and_a_count(tmp_path, capsys):
+    path = tmp_path / "p.jsonl"
+    kinds = [{"question": "Start 5; + 3"}, {"answer": "8"}, [], 7, "x", None, GOOD | {"id": ""}, GOOD | {"answer": "noon"}]
+    path.write_bytes(lines(*(json.dumps(row) for row in kinds for _ in range(10))))
+    refused(capsys, ["check", path], 'p.jsonl:1: field "answer" is missing', 6)
+    main(["check", str(path)])
+    assert capsys.readouterr().err.splitlines()[-1] == f"{path}: and 69 more mistakes of 7 kinds"
+
+
+@pytest.mark.parametrize(("args", "message"), [
+    (["check", "FILE", "--split", "train"], "--split train: "),
+    (["check", "FILE", "--config-name", "main"], "is a file, which has no such parts; leave --config-name out"),
+    (["run", "--out", "out", "--split", "test"], "leave --split out"),
+    (["run", "--out", "out", "--config-name", "a"], "leave --config-name out"),
+    (["run", "--out", "out", "--heldout-split", "a"], "leave --heldout-split out"),
+    (["run", "--out", ""], "--out is empty; give a folder"),
+    (["run", "--out", "out", "--problems", ""], "the name of a source of problems is empty")])
+def test_options_that_would_be_ignored_or_are_empty(tmp_path, monkeypatch, capsys, args, message):
+    (tmp_path / "p.jsonl").write_bytes(lines(GOOD))
+    monkeypatch.chdir(tmp_path)
+    refused(capsys, ["p.jsonl" if a == "FILE" else a for a in args], message)
 
 
 CHAT_FILES = {
@@ -545,6 +583,16 @@ FOLDERS = {  # a change of a finished run, more of the command line -> what the 
         lambda h: (h / "run/config.json").write_text('{"identity": {"se'),
         [],
         "is not the config.json of",
+    ),
+    "config.json is gone": (
+        lambda h: (h / "run/config.json").unlink(),
+        ["--seed", "1"],
+        "jsonl but no config.json, so nothing says what run made it; use another --out",
+    ),
+    "config.json and all but the students is gone": (
+        lambda h: [f.unlink() for f in [h / "run/config.json", *(h / "run").rglob("*.jsonl")]],
+        [],
+        "settings.json but no config.json",
     ),
     "settings.json of a student is cut off": (
         lambda h: (h / "run/5-students/heal/settings.json").write_text('{"seed": 0, "lear'),

@@ -162,6 +162,11 @@ def test_after_thoughts(text, opened, rest):
     (None, "no chat template"), ("{% for m in messages %}{{ m.content }}{% endfor %}", "not begin with a special token"),
     (TEMPLATE.replace("add_generation_prompt", "false"), "ignores add_generation_prompt.*im_start"),
     (TEMPLATE.replace("+ content +", "+ (m.content.text or '') +"), "leaves the question or the reply out"),
+    (TEMPLATE.replace("+ content +", "+ content[:20] +"), "leaves the question or the reply out, cuts or changes it"),
+    (TEMPLATE.replace("+ content +", "+ content[-30:] +"), "leaves the question or the reply out, cuts or changes it"),
+    (TEMPLATE.replace("+ content +", "+ content|upper +"), "leaves the question or the reply out, cuts or changes it"),
+    (TEMPLATE.replace("+ content +", "+ (content|e) +"), "leaves the question or the reply out, cuts or changes it"),
+    (TEMPLATE.replace("+ content +", "+ content|replace('\\n', ' ') +"), "leaves the question or the reply out, cuts or changes it"),
     ("{{ raise_exception('no\\nsystem turn') }}", "fails on a plain question .*no system turn")])
 def test_templates_that_cannot_be_used(tokenizer, template, complaint):
     with pytest.raises(InputError, match=complaint) as e:

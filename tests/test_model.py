@@ -9,6 +9,7 @@ import warnings
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -221,12 +222,26 @@ def test_a_models_generation_config_has_no_effect(tmp_path, chat, name):
     assert load_lm(tmp_path / "student").ends == (1,)
 
 
-@pytest.mark.parametrize("settings", ["{", "[1]", "7", "", "\0", '{"eos_token_id": "</s>"}', '{"eos_token_id": [[1]]}',
-                                      '{"eos_token_id": {}}', "[" * 100_000], ids=lambda s: s[:20])
+@pytest.mark.parametrize("settings", ["{", "[1]", "7", "", "\0", "[" * 100_000], ids=lambda s: s[:20])
 def test_a_malformed_generation_config_is_one_line(tmp_path, settings):
     with pytest.raises(InputError, match="cannot be loaded") as error:
         load_lm(with_settings(tmp_path / "m", settings))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("listed", [10**30, -5, 1.7, float("nan"), True, "1", "</s>", {}, [[1]], [None], [-1, "2", 10**30, 1.0, 10**6]],
+                         ids=str)
+def test_what_is_no_id_of_the_model_ends_nothing(tmp_path, chat, listed):
+    own, task, problems = chat
+    for valid in ([], [7]):
+        both = (listed if isinstance(listed, list) else [listed]) + valid if valid else listed
+        lm = load_lm(with_settings(tmp_path / f"m{len(valid)}", {"eos_token_id": both}))
+        assert lm.ends == (1, *valid)
+        assert type(lm.ends[0]) is int
+    many = SampleConfig(max_new_tokens=6)
+    assert len(sample(lm, task, problems[:1], n=1, seed=1, sampling=many)) == 1
+    generate(lm, [lm.encode("What")], sampling=many, seed=0, ends=False)
+    lm.model.save_pretrained(tmp_path / "student")
 
 
 def test_a_model_that_was_not_loaded_by_us_is_neutral_too(chat):
@@ -332,6 +347,20 @@ def write(name, content):
     return lambda f: (f / name).write_bytes(content.encode() if isinstance(content, str) else content)
 
 
+def tensors(change):
+    def spoil(folder):
+        kept = load_file(folder / "model.safetensors")
+        change(kept)
+        save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+
+    return spoil
+
+
+def lower(folder):
+    config = json.loads((folder / "config.json").read_text())
+    config_of(folder, num_hidden_layers=config["num_hidden_layers"] - 1, layer_types=None)
+
+
 BAD = {  # how a folder is spoilt -> what the message must hold
     "an adapter": (lambda f: (write("adapter_config.json", "{}")(f), write("adapter_model.safetensors", "x")(f)), "merge"),
     "an adapter's weights only": (write("adapter_model.bin", "x"), "merge"),
@@ -346,6 +375,9 @@ BAD = {  # how a folder is spoilt -> what the message must hold
     "a method of tomorrow": (quantised("new"), "quantised"),
     "no method": (lambda f: config_of(f, quantization_config={"bits": 4}), "cannot be loaded"),
     "quantised text": (lambda f: config_of(f, quantization_config="4bit"), "cannot be loaded"),
+    "a layer less in config.json": (lower, "config.json has no place for some of its weights (such as model.layers."),
+    "lora within the weights": (tensors(lambda t: t.update({"base_model.model.x.lora_A.weight": torch.zeros(2, 2)})), "x.lora_A.weight"),
+    "a bias that the layers lack": (tensors(lambda t: t.update({"model.layers.0.mlp.up_proj.bias": torch.zeros(2)})), "up_proj.bias"),
     "custom code": (custom_code, "code of its own"),
     "config is a list": (write("config.json", "[]"), "cannot be loaded"),
     "config is empty": (write("config.json", ""), "cannot be loaded"),
@@ -389,6 +421,14 @@ def test_a_folder_that_cannot_be_read_is_one_line(tmp_path, monkeypatch, name):
     assert message in said
     assert "\n" not in said
     assert len(said) < 800
+
+
+def test_what_transformers_ignores_and_null_for_quantisation_stay_fine(tmp_path, chat):
+    folder = tmp_path / "m"
+    shutil.copytree(DATA / "chat" / "teacher", folder)
+    tensors(lambda t: t.update({"model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(2), "vision.x": torch.zeros(2)}))(folder)
+    config_of(folder, quantization_config=None)
+    assert torch.equal(load_lm(folder).model.lm_head.weight, chat[0].model.lm_head.weight)
 
 
 @pytest.mark.parametrize(("content", "message"), [(b"", "cannot be loaded"), (b"GGUF", "cannot be loaded"),

@@ -249,6 +249,29 @@ def test_the_settings_of_a_task_count():
     task = ClockTask()
     task.words = "many"
     assert identity_of(task)["task.words"] == "many"
+    task.words, task.rules = ("a", ["b"]), {"x": [1, {"y": None}], 2: object()}
+    what = identity_of(task)
+    assert what["task.words"] == ["a", ["b"]]
+    assert what["task.rules"] == {"x": [1, {"y": None}], "2": "object"}
+
+
+def test_the_modules_beside_a_task_count(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "beside_a.py").write_text("from beside_b import LIMIT\n")
+    (tmp_path / "beside_b.py").write_text("LIMIT = 3\n")
+    (tmp_path / "beside_c.py").write_text("OTHER = 3\n")
+    (tmp_path / "own_task_beside.py").write_text(
+        "import beside_a\nfrom heal_ref.tasks import ClockTask\nclass Mine(ClockTask):\n    pass\n"
+    )
+    from own_task_beside import Mine
+
+    seen = {task_source(Mine())}
+    for name in ("beside_a.py", "beside_b.py"):
+        (tmp_path / name).write_text((tmp_path / name).read_text() + "MORE = 1\n")
+        seen.add(task_source(Mine()))
+    assert len(seen) == 3
+    (tmp_path / "beside_c.py").write_text("OTHER = 4\n")
+    assert task_source(Mine()) in seen
 
 
 def test_any_other_weight_is_another_model(random_lm):

@@ -29,6 +29,9 @@ def write(path, kind):
         DatasetDict({"train": data, "test": data.select([0])}).save_to_disk(str(path))
     elif kind == "array":
         path.write_text("\ufeff\n" + json.dumps(ROWS, indent=1))
+    elif kind in ("around", "one key"):
+        around = {"version": 1, "data": ROWS} if kind == "around" else {"problems": ROWS}
+        path.write_text(json.dumps(around, indent=1))
     elif kind == "parts":  # as a dataset's repository holds them
         (path / "data").mkdir(parents=True)
         data.to_parquet(str(path / "data" / "train-00000-of-00001.parquet"))
@@ -47,6 +50,13 @@ def write(path, kind):
         ("b.json", "array"),
         ("a.csv", "csv"),
         ("a.tsv", "tsv"),
+        ("A.JSONL", "json"),
+        ("A.JSON", "array"),
+        ("A.CSV", "csv"),
+        ("A.TSV", "tsv"),
+        ("A.PARQUET", "parquet"),
+        ("data.json", "around"),
+        ("data.json", "one key"),
         ("a.parquet", "parquet"),
         ("saved", "folder"),
         ("splits", "splits"),
@@ -59,6 +69,11 @@ def test_every_kind_of_source_gives_the_same_problems(tmp_path, name, kind):
         Problem("1", "Start 5; + 3", "8", "mastered"),
         Problem("2", "Start 1; * 4", "4", "mastered"),
     ]
+
+
+def test_one_indented_problem(tmp_path):
+    (tmp_path / "a.json").write_text(json.dumps({"question": "q", "answer": 4, "turns": [{"a": 1}]}, indent=1))
+    assert [p.answer for p in load_problems(tmp_path / "a.json")] == ["4"]
 
 
 def test_another_split(tmp_path):

@@ -1,6 +1,7 @@
 """Tasks of one's own: the whole method with three methods, choosing a task by name, trying one before a run."""
 
 import hashlib
+import importlib
 import json
 import math
 import re
@@ -13,6 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 import heal_ref as heal
 from heal_lab.pair import Recipe, new_model
+from heal_ref.__main__ import main
 from heal_ref.model import load_tokenizer
 from heal_ref.records import InputError, Problem
 from heal_ref.tasks import ChatMathTask, ClockTask, Task, task_for
@@ -245,6 +247,91 @@ def test_what_is_no_task_is_refused_in_one_line(own_module, teacher, name, compl
         task_for(name, teacher.tokenizer)
     assert "\n" not in str(e.value)
     assert ";" in str(e.value)
+
+
+OWN = """
+import heal_ref as heal
+from heal_ref.tasks import ClockTask
+
+class Mine(ClockTask):
+    pass
+"""
+FAULTS = {  # what a task of one's own holds -> what is said
+    "def prompt(self, problem): return None": "prompt returns None; it must return str",
+    "def prompt(self, problem): return ''": "prompt returns ''; it must return text that is not empty",
+    "def prompt(problem): return 'x'": "prompt failed (TypeError: ",
+    "def prompt(self, problem): 1 / 0": "prompt failed (ZeroDivisionError: division by zero), ",
+    "def extract_answer(self, text): return 7": "extract_answer returns 7; it must return str | None",
+    "def extract_answer(self, text): raise KeyError('a\\nb')": "extract_answer failed (KeyError: ",
+    "async def extract_answer(self, text): return '7'": "extract_answer returns <coroutine object",
+    "def is_correct(self, problem, answer): return answer.strip() == problem.answer": "is_correct failed (AttributeError: ",
+    "def is_correct(self, problem, answer): return None": "is_correct returns None; it must return bool",
+    "def is_correct(self, problem, answer): return 'yes'": "is_correct returns 'yes'; it must return bool",
+    "separator = None": "separator is None; it must be text that is not empty",
+    "separator = ''": "separator is ''; it must be text that is not empty",
+    "elicit = 3": "elicit is 3; it must be text",
+    "def validate(self, problem): return True": "validate returns True; it must return tuple[str, str] | None",
+    "def validate(self, problem): return 'too long'": "validate returns 'too long'; it must return tuple[str, str] | None",
+    "def validate(self, problem): raise OSError('x')": "validate failed (OSError: x)",
+    "def read_gold(self, text): return '7'": "read_gold returns '7'; it must return tuple[str, str] | None",
+    "def read_gold(self, text): return 7, 'rule'": "read_gold returns (7, 'rule'); it must return tuple",
+    "def read_gold(self, text): raise SystemExit(0)": "read_gold failed (SystemExit: 0)",
+    "def for_tokenizer(self, tokenizer): return None": "for_tokenizer returns None; it must return Task",
+    "def guided_prompt(self, problem, answer): return None": "guided_prompt returns None; it must return str",
+    "def hint_prompt(self, problem, answer, prefix): return None": "hint_prompt returns None; it must return str",
+    "def read_hint(self, text, answer=''): return text[1000]": "read_hint failed (IndexError: ",
+    "def check_steps(self, problem, steps): return steps[1000]": "check_steps failed (IndexError: ",
+    "def check_steps(self, problem, steps): return [1]": "check_steps returns [1]; it must return list[bool] | None",
+    "def check_steps(self, problem, steps): return 7": "check_steps returns 7; it must return list[bool] | None",
+    "def __init__(self): raise SystemExit(0)": "cannot be built (SystemExit: 0)",
+}
+
+
+@pytest.fixture
+def own_command(tmp_path, monkeypatch, capsys):
+    """Run a command with a task of one's own: its exit code and the last line that it says."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if p not in ("", str(tmp_path))])
+    problems = tmp_path / "p.jsonl"
+    problems.write_text(json.dumps({"question": "Start 5; + 3", "answer": "8"}) + "\n")
+
+    def call(body, *command):
+        (tmp_path / "task_of_a_test.py").write_text(OWN.replace("pass", body))
+        sys.modules.pop("task_of_a_test", None)
+        importlib.invalidate_caches()
+        code = main([*map(str, command), "--task", "task_of_a_test:Mine"])
+        error = capsys.readouterr().err
+        assert "Traceback" not in error
+        return code, error.splitlines()
+
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    yield call
+    sys.modules.pop("task_of_a_test", None)
+
+
+@pytest.mark.parametrize("body", FAULTS)
+def test_a_broken_method_is_refused_in_one_line(own_command, body):
+    code, said = own_command(body, "check", "p.jsonl")
+    assert code == 2
+    assert len(said) == 1
+    assert FAULTS[body] in said[0]
+
+
+def test_a_sound_task_passes_and_keeps_its_name(own_command, teacher):
+    assert own_command("pass", "check", "p.jsonl") == (0, [])
+    mine = task_for("task_of_a_test:Mine", teacher.tokenizer)
+    assert f"{type(mine).__module__}.{type(mine).__qualname__}" == "task_of_a_test.Mine"
+    assert vars(mine) == vars(ClockTask())
+
+
+def test_a_method_that_fails_later_is_one_line_with_its_place(own_command, tmp_path):
+    """It goes well on the first problem and fails on what the model writes."""
+    body = "def reveals_help(self, problem, text):\n        if len(text) > 40:\n            raise OSError('gone')\n        return False"
+    code, said = own_command(
+        body, "run", "--preset", "smoke", "--quiet", "--problems", "p.jsonl", "--heldout", "p.jsonl",
+        "--out", "out")
+    assert code == 2
+    assert said[-1] == f"the task's reveals_help failed (OSError: gone), {tmp_path}/task_of_a_test.py:8; repair it"
 
 
 # -------------------------------------------------------------------------------- trying a task

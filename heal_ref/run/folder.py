@@ -8,6 +8,7 @@ import hashlib
 import inspect
 import json
 import os
+import re
 import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -52,15 +53,32 @@ def tokenizer_hash(tokenizer: Any) -> str:
 
 
 def task_source(task: Task) -> str:
-    """A hash of the modules that define a task, or of the code of a class typed at a prompt."""
-    text = []
+    """A hash of the modules that define a task and of those that they import from their folders,
+    or of the code of a class typed at a prompt."""
+    files, text = list[Path](), list[str]()
     for kind in type(task).__mro__[:-1]:
         try:
-            text.append(Path(inspect.getfile(kind)).read_text(encoding="utf-8"))
+            files.append(Path(inspect.getfile(kind)))
+            files[-1].read_bytes()
         except (OSError, TypeError):
             functions = filter(inspect.isfunction, vars(kind).values())
             text += [f.__code__.co_code.hex() for f in functions]
+    files = [path for path in dict.fromkeys(files) if path.is_file()]
+    for path in files:  # it grows
+        text.append(path.read_text(encoding="utf-8"))
+        for line in re.findall(r"^\s*(?:from|import)\s.*", text[-1], re.MULTILINE):
+            beside = [path.parent / f"{word}.py" for word in re.findall(r"\w+", line)]
+            files += [p for p in beside if p.is_file() and p not in files]
     return short_hash(text)
+
+
+def by_value(value: Any) -> Any:
+    """Plain values, and lists, tuples and dicts of them, as JSON has them; else the type's name."""
+    if isinstance(value, dict):
+        return {str(key): by_value(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [by_value(inner) for inner in value]
+    return value if isinstance(value, str | int | float | None) else type(value).__name__
 
 
 def rendered(task: Task, problem: Problem) -> dict[str, str]:
@@ -85,8 +103,7 @@ def identity(config: HealConfig, task: Task, models: Mapping[str, LM],
     flat["task"] = f"{type(task).__module__}.{type(task).__qualname__}"
     flat["source of the task"] = task_source(task)
     for key, value in vars(task).items():
-        plain = isinstance(value, str | int | float | None)
-        flat[f"task.{key}"] = value if plain else type(value).__name__
+        flat[f"task.{key}"] = by_value(value)
     for key, value in asdict(config).items():
         inner = value.items() if isinstance(value, dict) else [("", value)]
         flat |= {f"{key}.{name}".rstrip("."): v for name, v in inner}
@@ -142,6 +159,11 @@ class RunFolder:
                              "until it ends, stop it, or use another --out") from None
         holder.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
         if not recorded.exists():
+            kept = ("[1-6]-*/*.jsonl", "[1-6]-*/*/*.jsonl", "5-students/*/settings.json")
+            if found := next((f for pattern in kept for f in self.path.glob(pattern)), None):
+                raise InputError(f"{self.path} holds {found.relative_to(self.path)} but no "
+                                 "config.json, so nothing says what run made it; use another "
+                                 "--out, or delete the folder")
             return write_text(recorded, json.dumps({"identity": self.identity}, indent=1) + "\n")
         what = "the config.json of a run, so nothing says what the folder belongs to; use another"
         self._compare(read_json(recorded, f"{what} --out", identity=dict)["identity"])

@@ -16,6 +16,9 @@ from heal_ref.tasks.base import Task
 
 FIELDS = ("id", "question", "answer", "kind", "length")
 EXAMPLE = 'write {"id": ..., "question": ..., "answer": ...}'
+LIKE = re.compile(  # what differs between messages about one kind of mistake
+    r"""\(.*\)|(?<!\w)'(\\.|[^'\\])*'|(?<!field )"(\\.|[^"\\])*"|\d+""")
+QUOTES = "'\""
 BLANK = b"\xef\xbb\xbf \t\r\n"  # byte order mark and white space
 
 
@@ -40,7 +43,7 @@ def whole(*readings: Reading) -> tuple[Reading, ...]:
 
 def _cut(value: Any) -> str:
     text = repr(value)
-    return text if len(text) <= 64 else text[:60] + "..."
+    return text if len(text) <= 64 else f"{text[:60]}...{text[0] if text[0] in QUOTES else ''}"
 
 
 def _parse(raw: bytes, torn: bool = False) -> Any:
@@ -59,24 +62,33 @@ def _parse(raw: bytes, torn: bool = False) -> Any:
 def _rows(source: str, split: str, name: str | None) -> list[tuple[int, Any]]:
     """Numbered rows. JSON and CSV are parsed here: a complaint names its line, and 007 stays."""
     path = Path(source)
-    if path.suffix in (".jsonl", ".json"):
+    suffix = path.suffix.lower()
+    if suffix in (".jsonl", ".json"):
         data = path.read_bytes()
-        if path.suffix == ".jsonl" or data.lstrip(BLANK)[:1] != b"[":
+        rows: Any = _parse(data) if suffix == ".json" else Complaint()
+        if isinstance(rows, dict):  # a problem, or an object around a list of problems
+            inner = rows.get("data", [*rows.values(), 0][0] if len(rows) == 1 else 0)
+            rows = inner if isinstance(inner, list) else [rows]
+        array = suffix == ".json" and data.lstrip(BLANK)[:1] == b"["
+        if isinstance(rows, Complaint) and not array:
             lines = data.split(b"\n")  # the last one is empty if the file is whole
             return [(number, _parse(line, torn=number == len(lines)))
                     for number, line in enumerate(lines, start=1) if line.strip()]
-        rows = _parse(data)
         rows = rows if isinstance(rows, list) else [rows]
-    elif path.suffix in (".csv", ".tsv"):
+    elif suffix in (".csv", ".tsv"):
         with open(path, encoding="utf-8-sig", newline="") as f:
-            rows = list(csv.DictReader(f, delimiter=",\t"[path.suffix == ".tsv"], strict=True))
+            rows = list(csv.DictReader(f, delimiter=",\t"[suffix == ".tsv"], strict=True))
         if any(None in row for row in rows):
             raise ValueError("a row has more cells than columns: put text in quotes")
-    elif path.suffix == ".parquet":
+    elif suffix == ".parquet":
         rows = parquet.read_table(path).to_pylist()
     elif (path / "dataset_dict.json").exists() or (path / "state.json").exists():
         saved = load_from_disk(source)
         rows = (saved[split] if isinstance(saved, dict) else saved).to_list()
+    elif path.is_file():
+        packed = suffix in (".gz", ".bz2", ".xz", ".zst", ".zip")
+        raise ValueError(f"its ending {suffix!r} is unknown: " + (
+            "unpack it" if packed else "rename it, as .jsonl if each line is a JSON object"))
     else:
         rows = load_dataset(source, name, split=split).to_list()
     return list(enumerate(rows, start=1))
@@ -118,6 +130,9 @@ def read_problems(source: str | Path, task: Task | None = None,
                   columns: Mapping[str, str] | None = None, split: str = "train",
                   name: str | None = None) -> Reading:
     """The good problems of a source and one message per mistake; see `load_problems`."""
+    if not str(source).strip():
+        raise InputError("the name of a source of problems is empty; give a file, a folder or a "
+                         "dataset")
     try:
         rows = _rows(str(source), split, name)
     except Exception as e:  # datasets and pyarrow raise many kinds: the source cannot be read
@@ -159,19 +174,25 @@ def read_problems(source: str | Path, task: Task | None = None,
 
 
 def _messages(source: str, bad: list[tuple[int, str]], rows: int) -> list[str]:
-    """One line per mistake; of many that are alike the first three, or one line for all rows."""
+    """One line per mistake; of many that are alike the first three, or one line for all rows; then
+    five lines at most, and one that counts the rest."""
     alike: dict[str, list[str]] = {}
-    mark = ":" if source.endswith(".jsonl") else ", row "
+    mark = ":" if source.lower().endswith(".jsonl") else ", row "
     for number, text in bad:  # numbers and quoted text do not make another mistake
-        key = re.sub(r"\(.*\)|'.*'|\d+", "", text)
-        alike.setdefault(key, []).append(f"{mark}{number}: {text}")
-    out = [] if rows else [f"{source}: the file is empty; write one problem per line"]
-    for same in alike.values():
+        alike.setdefault(LIKE.sub("", text), []).append(f"{mark}{number}: {text}")
+    out: list[tuple[str, int, str]] = []  # a line, its mistakes, their kind
+    for kind, same in alike.items():
         if len(same) == rows > 1:
-            same = [f": all {rows:,} problems: {same[0].partition(': ')[2]}"]
-        more = [f": and {len(same) - 3:,} more like it"] if len(same) > 3 else []
-        out += [source + text for text in same[:3] + more]
-    return out
+            out.append((f": all {rows:,} problems: {same[0].partition(': ')[2]}", rows, kind))
+            continue
+        out += [(text, 1, kind) for text in same[:3]]
+        if more := len(same[3:]):
+            out.append((f": and {more:,} more like it", more, kind))
+    if rest := out[5:]:
+        count, kinds = sum(n for _, n, _ in rest), len({kind for *_, kind in rest})
+        out[5:] = [(f": and {count:,} more mistakes of {kinds:,} kinds", count, "")]
+    return [source + text for text, *_ in out] if rows else [
+        f"{source}: the file is empty; write one problem per line"]
 
 
 def load_problems(source: str | Path, task: Task | None = None, **how: Any) -> list[Problem]:

@@ -12,6 +12,7 @@ from heal_ref.records import InputError
 from heal_ref.tasks.base import Task
 from heal_ref.tasks.chat import ChatMathTask
 from heal_ref.tasks.clock import ClockTask
+from heal_ref.tasks.own import guarded, why
 
 __all__ = ["ChatMathTask", "ClockTask", "Task", "task_for"]
 
@@ -53,7 +54,7 @@ def _own_task(name: str, tokenizer: Any) -> Task:
     try:
         kind = getattr(importlib.import_module(module), kind_name, None)
     except (Exception, SystemExit) as e:  # somebody else's code
-        raise InputError(f"the task {name!r} cannot be imported ({_why(e)}); repair the module, or "
+        raise InputError(f"the task {name!r} cannot be imported ({why(e)}); repair the module, or "
                          "start where it can be found") from e
     if not (inspect.isclass(kind) and issubclass(kind, Task)):
         what = "is no heal_ref.Task" if kind else "is not in that module"
@@ -64,13 +65,9 @@ def _own_task(name: str, tokenizer: Any) -> Task:
                          f"three methods {', '.join(needed)}")
     wants = "tokenizer" in inspect.signature(kind).parameters
     try:
-        return kind(**({"tokenizer": tokenizer} if wants else {}))
+        return guarded(kind)(**({"tokenizer": tokenizer} if wants else {}))
     except InputError:
         raise
-    except Exception as e:  # somebody else's code
-        raise InputError(f"the task {name!r} cannot be built ({_why(e)}); its constructor may take "
+    except (Exception, SystemExit) as e:  # somebody else's code
+        raise InputError(f"the task {name!r} cannot be built ({why(e)}); its constructor may take "
                          "`tokenizer`, and nothing else without a default") from e
-
-
-def _why(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:150]}"
