@@ -27,7 +27,7 @@ from heal_ref.template import turn_end
 MAX_BATCH = 512  # sequences that are generated or scored at once
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 ADAPTER = re.compile(r"(^|[_.-])(adapters?|lora)([_.-].*)?\.(json|safetensors|bin|pt|npz)$", re.I)
-LAYER = re.compile(r"\.\d+\.")  # where the name of a weight has the number of its layer
+LAYER = re.compile(r"(.+?)\.(\d+)\.")  # stack and number of the layer in the name of a weight
 OutOfMemory = torch.OutOfMemoryError
 
 
@@ -168,9 +168,11 @@ def load_lm(source: str | Path, *, dtype: str = "auto", max_batch: int = MAX_BAT
     if missing := found["missing_keys"]:
         raise InputError(f"{failed}, {len(missing)} of its weights (such as {min(missing)}) are "
                          "missing and would be random; save the whole model")
-    layers = {LAYER.split(key)[0] for key in model.state_dict() if LAYER.search(key)}
+    layers = {layer.groups() for layer in map(LAYER.match, model.state_dict()) if layer}
     for key in sorted(found["unexpected_keys"]):
-        if "lora_" in key or (LAYER.search(key) and LAYER.split(key)[0] in layers):
+        layer = LAYER.match(key)  # a layer too many, of a stack that the model has?
+        extra = layer and layer.groups() not in layers and (layer[1], "0") in layers
+        if extra or "lora_" in key:
             raise InputError(f"{failed}, config.json has no place for some of its weights (such as "
                              f"{key}), which would be left out; merge an adapter into its base "
                              "model, or mend config.json")
