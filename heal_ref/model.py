@@ -168,11 +168,13 @@ def load_lm(source: str | Path, *, dtype: str = "auto", max_batch: int = MAX_BAT
     if missing := found["missing_keys"]:
         raise InputError(f"{failed}, {len(missing)} of its weights (such as {min(missing)}) are "
                          "missing and would be random; save the whole model")
-    layers = {layer.groups() for layer in map(LAYER.match, model.state_dict()) if layer}
+    own = model.state_dict().keys()
+    layers = {layer.groups() for layer in map(LAYER.match, own) if layer}
     for key in sorted(found["unexpected_keys"]):
         layer = LAYER.match(key)  # a layer too many, of a stack that the model has?
         extra = layer and layer.groups() not in layers and (layer[1], "0") in layers
-        if extra or "lora_" in key:
+        bias = key.endswith(".bias") and f"{key.removesuffix('bias')}weight" in own
+        if extra or bias or "lora_" in key:
             raise InputError(f"{failed}, config.json has no place for some of its weights (such as "
                              f"{key}), which would be left out; merge an adapter into its base "
                              "model, or mend config.json")
