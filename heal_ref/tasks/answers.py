@@ -248,16 +248,16 @@ def final_answer(text: str) -> tuple[str, str] | None:
     return None if not words or _PLACEHOLDER.fullmatch(words) else (answer, rule)
 
 
-_GIVEN = r"(?:given|provided|supplied|known|shown|stated|told|expected|desired|reference)"
+_GIVEN = r"(?:given|provided|supplied|known|shown|stated|told|expected|reference)"
 _HELP = re.compile("|".join((
     r"\b(?:(?:as|by|per|with|from|using|following|to|given)\s+(?:the|this|that|your|a)\s+)?"
-    r"hint(?:s|ed|ing)?\b(?!\s+at\b)(?:\s+(?:says?|said|suggests?|tells?|gives?|is|was)\b)?",
+    r"hint(?:\b|(?:s|ed|ing)\b(?!\s+at\b))(?:\s+(?:says?|said|suggests?|tells?|gives?|is|was)\b)?",
     rf"\b{_GIVEN}\s+(?:(?:that|the|this|your|our|final|correct|right|numerical)\s+)*answer\b",
     r"\b(?:know|knew|knowing)\s+(?:\w+\s+){1,3}answer\s+(?:is|was|must|should|to)\b",
     rf"\banswer\s+(?:(?:that|which|is|was|were|has|been|I|we|you|already)\s+)*(?:{_GIVEN}|gave)\b"
     r"(?!\s+(?:by|that)\b)|\banswer\s+key\b|\b(?:for\s+(?:your|my|our)\s+)?guidance\b",
     r"\bwork\w*\s+backwards?\s+from\s+(?:the|this|that)\s+(?:\w+\s+)?(?:result|answer|solution)\b",
-    r"\banswer\s+(?:is|was)\s+(?:supposed|meant)\s+to\b",
+    r"\banswer\s+(?:is|was)\s+(?:supposed|meant)\s+to\b|\bdesired\s+(?:\w+\s+)?answer\s+of\b",
     r"\bwithout\s+(?:mention|reveal|stat|disclos)ing\s+(?:\w+\s+){0,2}answer\b",
     r"\b(?:match\w*|agree\w*\s+with)\s+the\s+(?:correct|right)\s+(?:final\s+)?answer\b")), re.I)
 
