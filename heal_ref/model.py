@@ -173,7 +173,7 @@ def load_lm(source: str | Path, *, dtype: str = "auto", max_batch: int = MAX_BAT
     for key in sorted(found["unexpected_keys"]):
         layer = LAYER.match(key)  # a layer too many, of a stack that the model has?
         extra = layer and layer.groups() not in layers and (layer[1], "0") in layers
-        bias = key.endswith(".bias") and f"{key.removesuffix('bias')}weight" in own
+        bias = layer and key.endswith(".bias") and f"{key.removesuffix('bias')}weight" in own
         if extra or bias or "lora_" in key:
             raise InputError(f"{failed}, config.json has no place for some of its weights (such as "
                              f"{key}), which would be left out; merge an adapter into its base "
