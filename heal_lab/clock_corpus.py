@@ -24,7 +24,7 @@ Choice = TypeVar("Choice")
 class Dials:
     """What the author of the corpus knows, and how it writes. All shares are probabilities."""
 
-    hours: int = HOURS  # on the clock; an odd number, so that every operator can be undone
+    hours: int = HOURS  # on the clock; a prime, so that every operator can be undone
     phrasings: bool = True  # whether a step is worded in many ways, or always in one
     slip: float = 0.008  # a mastered operator, done carelessly: any hour
     shaky_right: float = 0.4  # the half-known operator; otherwise any hour

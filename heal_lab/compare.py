@@ -79,6 +79,11 @@ class Results:
         """The pairs that all of these arms were run with."""
         return list(dict.fromkeys(self.runs[arms[0], s]["pair"] for s in self.seeds(*arms)))
 
+    def tokens(self, arm: str) -> float:
+        """Teacher tokens of an arm, generated and scored, mean over its runs."""
+        runs = [self.runs[arm, seed] for seed in self.seeds(arm)]
+        return float(np.mean([run["generated"] + run["scored"] for run in runs]))
+
     def matrix(self, arm: str, group: str, metric: str = "pass@1",
                seeds: Sequence[Any] | None = None) -> np.ndarray:
         """(S, P): one row per seed, or per pair with its seeds averaged; one column per problem of

@@ -52,21 +52,34 @@ def interleaved(problems: Sequence[Problem]) -> list[Problem]:
     return [group[i] for i in range(longest) for group in kinds.values() if i < len(group)]
 
 
+def failures(lm: LM, task: Task, base: Sequence[Trajectory]) -> list[tuple[Trajectory, int]]:
+    """The failed trajectories that have a first wrong step, with it."""
+    wrong = [(t, first_wrong_step(lm, task, t)) for t in base if not t.correct]
+    return [(t, k) for t, k in wrong if k is not None]
+
+
+def hit_counts(failed: Sequence[tuple[Trajectory, int]], readings: Mapping[str, GearConfig],
+               control: str, chance: Callable[[Trajectory, int], float]) -> list[Counts]:
+    """Per problem: failed trajectories, how many each reading hits, and how many the `control`
+    would hit on average, whose `chance` is that of one trajectory."""
+    problems: dict[str, list[tuple[Trajectory, int]]] = {}
+    for t, k in failed:
+        problems.setdefault(t.problem.id, []).append((t, k))
+    out = []
+    for mine in problems.values():
+        hits = {name: sum(breakpoint_of(t, config) == k for t, k in mine)
+                for name, config in readings.items()}
+        problem, expected = mine[0][0].problem, sum(chance(t, k) for t, k in mine)
+        out.append({"id": problem.id, "kind": problem.kind, "failed": len(mine), **hits,
+                    control: round(expected, 6)})
+    return out
+
+
 def localisation_counts(lm: LM, task: Task, base: Sequence[Trajectory],
                         readings: Mapping[str, GearConfig] = READINGS) -> list[Counts]:
-    """Per problem: failed trajectories with a first wrong step, and how many each reading hits."""
-    out = []
-    for group in by_problem(base).values():
-        wrong = [(t, first_wrong_step(lm, task, t)) for t in group if not t.correct]
-        failed = [(t, k) for t, k in wrong if k is not None]
-        if failed:
-            hits: dict[str, float] = {name: sum(breakpoint_of(t, config) == k for t, k in failed)
-                                      for name, config in readings.items()}
-            # Each of the steps 1 to K − 1 has the same chance; step 0 has no surge.
-            expected = sum((k > 0) / max(len(t.steps) - 1, 1) for t, k in failed)
-            out.append({"id": group[0].problem.id, "kind": group[0].problem.kind,
-                        "failed": len(failed), **hits, RANDOM: round(expected, 6)})
-    return out
+    """`hit_counts` with a random step that a surge could choose: each of 1 to K − 1 alike."""
+    return hit_counts(failures(lm, task, base), readings, RANDOM,
+                      lambda t, k: (k > 0) / max(len(t.steps) - 1, 1))
 
 
 def break_evidence(lm: LM, task: Task, problems: Sequence[Problem], *, seed: int = 0,
@@ -79,18 +92,11 @@ def break_evidence(lm: LM, task: Task, problems: Sequence[Problem], *, seed: int
         found = []
         for name, world in worlds.items():
             base = sample(lm, world, part, 8, seed=shard_seed(seed, f"evidence/{name}", number))
-            wrong = [(t, first_wrong_step(lm, world, t)) for t in base if not t.correct]
-            failed = [(t, k) for t, k in wrong if k is not None]
+            failed = failures(lm, world, base)
             for where, mine in (("", failed), (", broken in the first step",
                                                [(t, k) for t, k in failed if k == 0])):
-                chosen = {id(t) for t, _ in mine}
-                some = [t for t in base if id(t) in chosen]
-                counts = localisation_counts(lm, world, some, BREAKS)
-                for c in counts:
-                    del c[RANDOM]  # it cannot choose the first step
-                    steps = [len(t.steps) for t, _ in mine if t.problem.id == c["id"]]
-                    expected = round(sum(1 / n for n in steps), 6)
-                    found.append({**c, "kind": f"{c['kind']}, {name}{where}", ANY: expected})
+                for c in hit_counts(mine, BREAKS, ANY, lambda t, k: 1 / len(t.steps)):
+                    found.append({**c, "kind": f"{c['kind']}, {name}{where}"})
         return {"localisation": found}
 
     hard = [p for p in problems if p.kind != "mastered"]  # these hardly ever fail

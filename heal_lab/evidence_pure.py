@@ -11,8 +11,6 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import numpy as np
-
 from heal_lab.evidence import collect
 from heal_lab.stats import auroc, cluster_interval, detected, share_row
 from heal_ref import pure
@@ -110,10 +108,8 @@ def detection_rows(raws: Sequence[Raw]) -> list[Row]:
 def threshold_of(raws: Sequence[Raw], config: PureConfig) -> float:
     """The filter's threshold, from the unaided correct trajectories."""
     mine = [r for r in raws if r["source"] == UNAIDED]
-    limit = float(np.quantile([reading(r, config) for r in mine], config.keep_quantile))
-    if config.reading != "typicality":
-        return limit
-    return max(limit, pure.floor_of([n for r in mine for n in r["tokens"]], config))
+    tokens = (n for r in mine for n in r["tokens"])
+    return pure.limit_of([reading(r, config) for r in mine], tokens, config)
 
 
 def filter_rows(raws: Sequence[Raw], config: PureConfig | None = None) -> list[Row]:

@@ -179,9 +179,7 @@ def plot_budget(results: Results, kind: str, arms: Sequence[str], title: str) ->
     axes.annotate(f"teacher {teacher.mean:.2f}", (0, teacher.mean), xytext=(4, 4),
                   textcoords="offset points", fontsize=9)
     for arm, marker in zip(arms, "o^sDvPX", strict=False):
-        runs = [results.runs[arm, seed] for seed in results.seeds(arm)]
-        spent = np.mean([run["generated"] + run["scored"] for run in runs]) / 1000
-        row = results.row(arm, kind)
+        spent, row = results.tokens(arm) / 1000, results.row(arm, kind)
         axes.errorbar(spent, row.mean, [[row.mean - row.low], [row.high - row.mean]], ms=7,
                       marker=marker, capsize=3, ls="", color=ARM_COLOUR[arm])
         axes.annotate(ARM_LABEL[arm], (spent, row.mean), xytext=(-8, 0), fontsize=9, ha="right",
@@ -203,9 +201,7 @@ def plot_tokens(results: Results, kind: str) -> Figure:
         points, shift = [], 1.03 if inside else 1.0
         for name in (arm, *(f"{arm}@{x:g}" for x in BUDGETS)):
             if name in results.arms:
-                runs = [results.runs[name, seed] for seed in results.seeds(name)]
-                spent = np.mean([run["generated"] + run["scored"] for run in runs])
-                points.append((float(spent) / 1000, results.row(name, kind)))
+                points.append((results.tokens(name) / 1000, results.row(name, kind)))
         points.sort(key=lambda point: point[0])
         spends, rows = [x for x, _ in points], [row for _, row in points]
         errors = [r.mean - r.low for r in rows], [r.high - r.mean for r in rows]

@@ -95,10 +95,9 @@ def _run(args: argparse.Namespace, command: str) -> None:
         least = 1024 if isinstance(task, ChatMathTask) else 0
         longest = max(least, config.sample.max_new_tokens)
     config = replace(config, sample=replace(config.sample, max_new_tokens=longest))
+    split = args.split or "train"
     spec = RunSpec(args.teacher, args.student, args.problems, args.heldout, config,
-                   dict(args.columns), args.split or "train",
-                   args.heldout_split or args.split or "train",
-                   args.config_name)
+                   dict(args.columns), split, args.heldout_split or split, args.config_name)
     problems, heldout, rules = spec.read(task)
     try_out(task, problems[0], student.tokenizer)
     # 2) what will happen: how answers are read, and the plan with which the run was started

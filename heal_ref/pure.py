@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -251,16 +251,16 @@ def pure_threshold(reference: Sequence[PureScore], config: PureConfig | None = N
         warnings.warn("PURE is off: there is no unaided correct solution to calibrate its "
                       "threshold on, so nothing is dropped", RuntimeWarning, stacklevel=2)
         return math.inf
-    limit = float(np.quantile([s.score for s in reference], config.keep_quantile))
+    tokens = (end - start for s in reference for start, end in s.trajectory.steps)
+    return limit_of([s.score for s in reference], tokens, config)
+
+
+def limit_of(scores: Sequence[float], tokens: Iterable[int], config: PureConfig) -> float:
+    """The threshold that reference scores set, whose steps have so many `tokens` each."""
+    limit = float(np.quantile(scores, config.keep_quantile))
     if config.reading != "typicality":
         return limit
-    steps = [step for s in reference for step in s.trajectory.steps]
-    return max(limit, floor_of([end - start for start, end in steps], config))
-
-
-def floor_of(tokens: Sequence[int], config: PureConfig) -> float:
-    """The least threshold of `typicality`, in nats per token, for steps of so many tokens."""
-    return config.floor / float(np.median(tokens))
+    return max(limit, config.floor / float(np.median(list(tokens))))
 
 
 def pure_filter(

@@ -27,7 +27,7 @@ from heal_ref.model import LM, processes
 from heal_ref.records import InputError, Problem, from_row, read_json, write_jsonl, write_text
 from heal_ref.tasks.base import Task
 
-OURS = ("config.json", "report.json", "[1-6]-*/*.jsonl", "[1-6]-*/*/*.jsonl")
+SHARDS = ("[1-6]-*/*.jsonl", "[1-6]-*/*/*.jsonl")
 
 
 def short_hash(content: Any) -> str:
@@ -58,12 +58,14 @@ def task_source(task: Task) -> str:
     files, text = list[Path](), list[str]()
     for kind in type(task).__mro__[:-1]:
         try:
-            files.append(Path(inspect.getfile(kind)))
-            files[-1].read_bytes()
+            file = Path(inspect.getfile(kind))
         except (OSError, TypeError):
+            file = Path("<a prompt>")
+        if not file.is_file():
             functions = filter(inspect.isfunction, vars(kind).values())
             text += [f.__code__.co_code.hex() for f in functions]
-    files = [path for path in dict.fromkeys(files) if path.is_file()]
+        elif file not in files:
+            files.append(file)
     for path in files:  # it grows
         text.append(path.read_text(encoding="utf-8"))
         for line in re.findall(r"^\s*(?:from|import)\s.*", text[-1], re.MULTILINE):
@@ -159,7 +161,7 @@ class RunFolder:
                              "until it ends, stop it, or use another --out") from None
         holder.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
         if not recorded.exists():
-            kept = ("[1-6]-*/*.jsonl", "[1-6]-*/*/*.jsonl", "5-students/*/settings.json")
+            kept = (*SHARDS, "5-students/*/settings.json")
             if found := next((f for pattern in kept for f in self.path.glob(pattern)), None):
                 raise InputError(f"{self.path} holds {found.relative_to(self.path)} but no "
                                  "config.json, so nothing says what run made it; use another "
@@ -167,7 +169,7 @@ class RunFolder:
             return write_text(recorded, json.dumps({"identity": self.identity}, indent=1) + "\n")
         what = "the config.json of a run, so nothing says what the folder belongs to; use another"
         self._compare(read_json(recorded, f"{what} --out", identity=dict)["identity"])
-        for pattern in OURS:
+        for pattern in ("config.json", "report.json", *SHARDS):
             for torn in self.path.glob(f"{pattern}.[0-9]*.tmp"):  # what a kill left
                 torn.unlink(missing_ok=True)
 
