@@ -30,14 +30,14 @@ Counts = dict[str, Any]  # of one problem: id, kind and numbers
 
 READINGS = {  # name -> what chooses the step
     **{f"{step} {signal}": GearConfig(step=step, signal=signal)
-       for step in ("mean", "max", "first") for signal in ("surge", "level", "relative")},
-    **{f"mean surge, window {name}": GearConfig(window=share)
+       for step in ("mean", "max", "first") for signal in ("rise", "surge", "level", "relative")},
+    **{f"mean surge, window {name}": GearConfig(step="mean", signal="surge", window=share)
        for name, share in (("2/3", 2 / 3), ("1/2", 1 / 2), ("1/3", 1 / 3))}}
 BREAKS = {f"{step} {signal}": GearConfig(step=step, signal=signal)
           for step in ("mean", "max") for signal in ("surge", "level", "rise")}
-ANY = "any step"  # expected hits of a step drawn from all of them
-RANDOM = "random step"  # expected hits of a step drawn from those that a surge could choose
-REFUSED = "bridge at surge, answers refused"
+RANDOM = "random step"  # expected hits of a step drawn from all of them
+LATER = "random later step"  # of one drawn from those that a surge could choose: not the first
+DEFAULT, ACCEPTED = "bridge at rise", "bridge at rise, answers accepted"
 RESAMPLE = "sample again"  # rejection sampling: as many samples as GEAR makes continuations
 RARE = {"mastered": 12}  # this kind hardly ever fails, so it is sampled 12 times as often
 BATCH = 100  # problems
@@ -58,10 +58,10 @@ def failures(lm: LM, task: Task, base: Sequence[Trajectory]) -> list[tuple[Traje
     return [(t, k) for t, k in wrong if k is not None]
 
 
-def hit_counts(failed: Sequence[tuple[Trajectory, int]], readings: Mapping[str, GearConfig],
-               control: str, chance: Callable[[Trajectory, int], float]) -> list[Counts]:
-    """Per problem: failed trajectories, how many each reading hits, and how many the `control`
-    would hit on average, whose `chance` is that of one trajectory."""
+def hit_counts(failed: Sequence[tuple[Trajectory, int]], readings: Mapping[str, GearConfig]
+               ) -> list[Counts]:
+    """Per problem: failed trajectories, how many each reading hits, and how many a random step
+    would hit on average."""
     problems: dict[str, list[tuple[Trajectory, int]]] = {}
     for t, k in failed:
         problems.setdefault(t.problem.id, []).append((t, k))
@@ -69,17 +69,18 @@ def hit_counts(failed: Sequence[tuple[Trajectory, int]], readings: Mapping[str, 
     for mine in problems.values():
         hits = {name: sum(breakpoint_of(t, config) == k for t, k in mine)
                 for name, config in readings.items()}
-        problem, expected = mine[0][0].problem, sum(chance(t, k) for t, k in mine)
+        any_step = sum(1 / len(t.steps) for t, k in mine)
+        later = sum((k > 0) / max(len(t.steps) - 1, 1) for t, k in mine)
+        problem = mine[0][0].problem
         out.append({"id": problem.id, "kind": problem.kind, "failed": len(mine), **hits,
-                    control: round(expected, 6)})
+                    RANDOM: round(any_step, 6), LATER: round(later, 6)})
     return out
 
 
 def localisation_counts(lm: LM, task: Task, base: Sequence[Trajectory],
                         readings: Mapping[str, GearConfig] = READINGS) -> list[Counts]:
-    """`hit_counts` with a random step that a surge could choose: each of 1 to K − 1 alike."""
-    return hit_counts(failures(lm, task, base), readings, RANDOM,
-                      lambda t, k: (k > 0) / max(len(t.steps) - 1, 1))
+    """`hit_counts` of the failed samples."""
+    return hit_counts(failures(lm, task, base), readings)
 
 
 def break_evidence(lm: LM, task: Task, problems: Sequence[Problem], *, seed: int = 0,
@@ -95,7 +96,7 @@ def break_evidence(lm: LM, task: Task, problems: Sequence[Problem], *, seed: int
             failed = failures(lm, world, base)
             for where, mine in (("", failed), (", broken in the first step",
                                                [(t, k) for t, k in failed if k == 0])):
-                for c in hit_counts(mine, BREAKS, ANY, lambda t, k: 1 / len(t.steps)):
+                for c in hit_counts(mine, BREAKS):
                     found.append({**c, "kind": f"{c['kind']}, {name}{where}"})
         return {"localisation": found}
 
@@ -120,15 +121,16 @@ def repair_arms(lm: LM, task: Task) -> dict[str, tuple[GearConfig, Cut | None]]:
     """Name → (settings, a cut of its own or None), for each hint at each place of cut."""
     arms: dict[str, tuple[GearConfig, Cut | None]] = {}
     for hint in ("bridge", "answer"):
-        config = GearConfig(hint=hint, refuse_answers=False)
-        arms[f"{hint} at surge"] = config, None
-        arms[f"{hint} at max surge"] = replace(config, step="max"), None
+        config = GearConfig(hint=hint)
+        arms[f"{hint} at rise"] = config, None
+        arms[f"{hint} at mean surge"] = replace(config, step="mean", signal="surge"), None
         arms[f"{hint} at level"] = replace(config, signal="level"), None
         arms[f"{hint} at random step"] = replace(config, signal="random"), None
         # An upper bound for every signal: the checker chooses.
         arms[f"{hint} at first wrong step"] = config, lambda t: first_wrong_step(lm, task, t)
-    return {**arms, "wrong answer at surge": (GearConfig(hint="wrong_answer"), None),
-            REFUSED: (GearConfig(), None)}
+    return {**arms, "wrong answer at rise": (GearConfig(hint="wrong_answer"), None),
+            "no hint at rise": (GearConfig(hint="none"), None),
+            ACCEPTED: (GearConfig(refuse_answers=False), None)}
 
 
 def outcome_counts(lm: LM, task: Task, arm: str, tried: Sequence[Trajectory]) -> list[Counts]:
@@ -224,7 +226,7 @@ def hint_evidence(lm: LM, task: Task, problems: Sequence[Problem], *, seed: int 
     def measure(part: Sequence[Problem], number: int) -> dict[str, list[Counts]]:
         base = sample(lm, task, part, 8, seed=shard_seed(seed, "evidence/base", number))
         own = shard_seed(seed, "evidence/repair", number)
-        counts = repair_counts(lm, task, base, own, [REFUSED, "bridge at surge"])
+        counts = repair_counts(lm, task, base, own, [DEFAULT, ACCEPTED])
         where = {p.id: Chain.parse(p.question).ops[-1][0] == UNLEARNT for p in part}
         kinds = {True: "unlearnt operator last", False: "unlearnt operator earlier"}
         return {"repair": [{**c, "kind": kinds[where[c["id"]]]} for c in counts]}

@@ -14,7 +14,7 @@ from typing import Any
 from heal_lab.evidence import collect
 from heal_lab.stats import auroc, cluster_interval, detected, share_row
 from heal_ref import pure
-from heal_ref.config import GearConfig, PureConfig
+from heal_ref.config import PureConfig
 from heal_ref.evaluate import Row, is_genuine
 from heal_ref.gear import repair
 from heal_ref.generation import sample
@@ -30,6 +30,7 @@ HELPED = ("guided", "repair")
 UNAIDED, WRONG = "unaided", "guided, wrong answer"
 EPSILONS = (0.01, 0.1, 0.3, 1.0, 3.0, 10.0)
 LAMBDAS = (0.1, 0.2, 0.35, 0.5, 0.75, 1.0)
+EASY = (0.0, 0.25, 0.5, 0.75, 0.95)  # share of mastered problems in the reference
 GROUPS = {"all": None, "shaky and frontier": ("shaky", "frontier")}  # besides the kinds
 
 
@@ -105,11 +106,36 @@ def detection_rows(raws: Sequence[Raw]) -> list[Row]:
     return rows
 
 
-def threshold_of(raws: Sequence[Raw], config: PureConfig) -> float:
-    """The filter's threshold, from the unaided correct trajectories."""
+def threshold_of(raws: Sequence[Raw], config: PureConfig, seldom: float = 0.5) -> float:
+    """The filter's threshold, from the unaided correct trajectories (`pure.unaided`)."""
     mine = [r for r in raws if r["source"] == UNAIDED]
+    limit = pure.seldom_limit([r["solved"] for r in mine], seldom)
+    mine = [r for r in mine if r["solved"] <= limit]
     tokens = (n for r in mine for n in r["tokens"])
     return pure.limit_of([reading(r, config) for r in mine], tokens, config)
+
+
+def mix_rows(raws: Sequence[Raw], config: PureConfig | None = None) -> list[Row]:
+    """What the filter makes of the repairs if the training problems hold another share of mastered
+    ones: calibrated on all solved problems, or on the seldom solved ones (the default)."""
+    config, rows = config or PureConfig(), []
+    reference = [r for r in raws if r["source"] == UNAIDED]
+    easy = [r for r in reference if r["kind"] == "mastered"]
+    hard = [r for r in reference if r["kind"] != "mastered"]
+    repairs = [r for r in raws if r["source"] == "repair"]
+    for share in EASY:
+        size = min(len(easy) / share if share else len(hard), len(hard) / (1 - share))
+        some = easy[: round(share * size)] + hard[: round((1 - share) * size)]
+        for name, seldom in (("all solved", 1.0), ("seldom solved", 0.5)):
+            threshold = threshold_of(some, config, seldom)
+            cases = [(r["id"], reading(r, config) <= threshold, r["genuine"]) for r in repairs]
+            metrics = {"genuine kept": [(key, p) for key, p, genuine in cases if genuine],
+                       "genuine after": [(key, g) for key, passed, g in cases if passed]}
+            rows += [share_row(f"reference {name}: filter", f"{share:.0%} mastered", metric, x)
+                     for metric, x in metrics.items()]
+            rows.append(Row(f"reference {name}: filter", f"{share:.0%} mastered", "threshold",
+                            threshold, threshold, threshold, n=len(some)))
+    return rows
 
 
 def filter_rows(raws: Sequence[Raw], config: PureConfig | None = None) -> list[Row]:
@@ -154,12 +180,12 @@ def pure_batch(lm: LM, task: Task, problems: Sequence[Problem], number: int, see
     solved = solved_share(base)
     hard = [p for p in problems if solved[p.id] < 0.5]
     guided = sample(lm, task, hard, 3, seed=own("guided"), guided=True)
-    config = GearConfig(refuse_answers=False)  # as recorded: the record is older than that rule
-    repaired = repair(lm, task, base, config, own("repair"))
+    repaired = repair(lm, task, base, seed=own("repair"))
     sources = {"guided": (_different(guided), m), "repair": (_different(repaired), m),
-               UNAIDED: (pure.unaided(base), 0),
+               UNAIDED: (pure.unaided(base, seldom=1.0), 0),
                WRONG: (wrongly_guided(lm, task, problems, own("wrong")), 0)}
-    return [raw for name, (trajectories, rollouts) in sources.items()
+    return [raw | {"solved": solved[raw["id"]]}
+            for name, (trajectories, rollouts) in sources.items()
             for raw in raw_scores(lm, task, name, trajectories, own(f"rollouts/{name}"), rollouts)]
 
 
@@ -168,6 +194,6 @@ def pure_evidence(lm: LM, task: Task, problems: Sequence[Problem], *, seed: int 
     """`evidence pure`: every reading, baseline and sweep, and the filter."""
     record = collect(lm, problems, seed, command,
                      lambda part, number: {"raw": pure_batch(lm, task, part, number, seed)},
-                     lambda raw: detection_rows(raw) + filter_rows(raw))
+                     lambda raw: detection_rows(raw) + filter_rows(raw) + mix_rows(raw))
     record["provenance"]["threshold"] = threshold_of(record["raw"], PureConfig())
     return record

@@ -166,15 +166,15 @@ def build_clock(out: Path, seed: int = 0, progress: Any = None, scale: float = 1
 
 
 def behaviour(folder: Path, seed: int = 0, limit: int = 0) -> list[Row]:
-    """What a pair can do on validation problems: accuracy; how often largest surge, highest level
+    """What a pair can do on validation problems: accuracy; how often largest rise, highest level
     and a random step are the first wrong step; what guided samples and repairs give."""
-    task, readings = world_of(folder), {"surge": GearConfig(), "level": GearConfig(signal="level")}
+    task, readings = world_of(folder), {"rise": GearConfig(), "level": GearConfig(signal="level")}
     teacher, student = load_lm(folder / "teacher"), load_lm(folder / "student")
     problems = load_problems(folder / "clock" / "validation.jsonl", task)
     problems = limit_by_kind(problems, limit)
     base = sample(teacher, task, problems, seed=seed)
     guided = sample(teacher, task, problems, seed=seed + 1, guided=True)
-    repaired = repair(teacher, task, base, GearConfig(refuse_answers=False), seed + 2)
+    repaired = repair(teacher, task, base, seed=seed + 2)
     rows = rows_of("student", student, task, sample(student, task, problems, seed=seed), [])
     rows += rows_of("teacher", teacher, task, base, [])
     located = evidence.localisation_counts(teacher, task, base, readings)

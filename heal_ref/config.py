@@ -76,8 +76,8 @@ class GearConfig(_Checked):
     continuations: int = _number(2, 1)  # continuations per hint
     hint: Literal["bridge", "answer", "wrong_answer", "none"] = "bridge"  # see `gear.write_hints`
     refuse_answers: bool = True  # a bridge hint that states the answer is not used
-    step: Literal["mean", "max", "first"] = "mean"  # one entropy per step, from its tokens
-    signal: Literal["surge", "rise", "level", "relative", "random"] = "surge"  # see find_breakpoint
+    step: Literal["mean", "max", "first"] = "max"  # one entropy per step, from its tokens
+    signal: Literal["surge", "rise", "level", "relative", "random"] = "rise"  # see find_breakpoint
     window: float = _number(1.0, 1e-6, 1.0)  # share f of the steps that is searched, from the start
 
 
@@ -170,7 +170,8 @@ class HealConfig(_Checked):
         return cls(
             seed=seed,
             sample=SampleConfig(n=30, temperature=0.6, top_p=0.95, max_new_tokens=32768, batch=4),
-            gear=GearConfig(max_correct=1, paths=10, hints=1, continuations=20, window=1 / 3),
+            gear=GearConfig(max_correct=1, paths=10, hints=1, continuations=20, window=1 / 3,
+                            step="mean", signal="surge"),
             pure=PureConfig(reading="forced", aggregate="worst_share", epsilon=0.01, lam=0.2),
             pace=PaceConfig(updates=5000, per_problem=30, batch=8, learning_rate=1e-5, warmup=100),
         )

@@ -6,8 +6,8 @@ dynamics and injects targeted hindsight hints to repair broken trajectories".
 Our reading, one line per step:
 1. take problems that the teacher keeps failing, and some of its wrong trajectories of each
    (`choose_paths`);
-2. the breakpoint is the step at which step entropy surges most (`breakpoint_of`); keep the steps
-   before it;
+2. the breakpoint is the step at which entropy rises most (`breakpoint_of`); keep the steps before
+   it;
 3. the hint is written in hindsight: the teacher sees problem, answer and kept prefix, and says what
    comes next (`write_hints`). A hint that states the answer is refused;
 4. the teacher continues from prefix + hint, without seeing the answer (`repair`);
@@ -38,19 +38,20 @@ def window_end(window: float, steps: int) -> int:
 
 
 def find_breakpoint(
-    step_entropy: Sequence[float], window: float = 1.0, signal: str = "surge"
+    step_entropy: Sequence[float], window: float = 1.0, signal: str = "rise"
 ) -> int | None:
     """The step (0-based) at which reasoning breaks: k* = argmax of the signal within the window.
 
     Paper: "detects critical reasoning breakpoints via entropy dynamics". That it is the *largest
-    surge* in an early part of the trajectory is from secondary sources.
+    surge* in an early part of the trajectory is from secondary sources; the default finds more
+    breaks here (PAPER.md, reading 1).
 
     Args:
         step_entropy: K step entropies in nats.
         window: share f of the steps that is searched, from the start: the first ⌈fK⌉.
-        signal: "surge", Δ_k = H_k − H_{k−1}, which the first step does not have; "relative",
-            Δ_k / H_{k−1}; "rise", over the mean of all steps before, which the first step has,
-            too (see `rises`); or "level", H_k itself.
+        signal: "rise", H_k over the mean of all steps before, which the first step has, too (see
+            `rises`); "surge", Δ_k = H_k − H_{k−1}, which the first step does not have; "relative",
+            Δ_k / H_{k−1}; or "level", H_k itself.
 
     Returns:
         k*, or None if no step in the window has a signal.
@@ -60,10 +61,12 @@ def find_breakpoint(
 
     Example:
         >>> import heal_ref as heal
-        >>> heal.find_breakpoint([0.2, 0.1, 0.9, 0.3])  # the surge from 0.1 to 0.9
+        >>> heal.find_breakpoint([0.2, 0.1, 0.9, 0.3])  # 0.9 is 0.75 over what came before
         2
-        >>> heal.find_breakpoint([1.5, 0.1, 0.9, 0.3], signal="level")
+        >>> heal.find_breakpoint([1.5, 0.1, 0.9, 0.3])  # the chain breaks where it begins
         0
+        >>> heal.find_breakpoint([1.5, 0.1, 0.9, 0.3], signal="surge")
+        2
     """
     if signal == "level":
         values = list(step_entropy)
@@ -81,8 +84,9 @@ def find_breakpoint(
 def breakpoint_of(t: Trajectory, config: GearConfig, seed: int = 0) -> int | None:
     """A trajectory's breakpoint by the configured reading; None if there is none in the window.
 
-    `find_breakpoint` on the step entropies, or, with `config.signal` "random", any step that a
-    surge could have chosen, each equally likely (`seed` is of this control only).
+    `find_breakpoint` on the step entropies, by default on the rise of each step's largest token
+    entropy; or, with `config.signal` "random", any step of the window, each equally likely (`seed`
+    is of this control only).
 
     Example:
         >>> import heal_ref as heal
@@ -97,7 +101,7 @@ def breakpoint_of(t: Trajectory, config: GearConfig, seed: int = 0) -> int | Non
     if config.signal != "random":
         step_entropy = step_values(t.entropy, t.steps, config.step)
         return find_breakpoint(step_entropy, config.window, config.signal)
-    inside = range(1, window_end(config.window, len(t.steps)))
+    inside = range(window_end(config.window, len(t.steps)))
     return random.Random(f"{seed}/{t.problem.id}/{t.index}").choice(inside) if inside else None
 
 

@@ -192,7 +192,7 @@ def rescored(scored: Sequence[PureScore], config: PureConfig) -> list[PureScore]
 
 
 def unaided(
-    base: Sequence[Trajectory], seldom: float = 1.0, least: int = 30
+    base: Sequence[Trajectory], seldom: float = 0.5, least: int = 30
 ) -> list[Trajectory]:
     """What the threshold is calibrated on: the first correct sample of each problem that has one.
 
@@ -202,7 +202,7 @@ def unaided(
 
     Args:
         base: all samples of each problem.
-        seldom: only problems solved in at most this share of their samples.
+        seldom: only problems solved in at most this share of their samples; 1 for all.
         least: with fewer such problems, those solved next most seldom are added up to this number.
 
     Example:
@@ -217,9 +217,13 @@ def unaided(
         right = [t for t in group if t.correct]
         if right:
             first.append((len(right) / len(group), right[0]))
-    enough = sorted(share for share, _ in first)[: least][-1:]
-    limit = max([seldom, *enough])
+    limit = seldom_limit([share for share, _ in first], seldom, least)
     return [t for share, t in first if share <= limit]
+
+
+def seldom_limit(solved: Sequence[float], seldom: float = 0.5, least: int = 30) -> float:
+    """The solved share up to which a problem counts as solved seldom (see `unaided`)."""
+    return max([seldom, *sorted(solved)[:least][-1:]])
 
 
 def pure_threshold(reference: Sequence[PureScore], config: PureConfig | None = None) -> float:

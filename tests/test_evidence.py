@@ -40,11 +40,11 @@ def test_localisation_counted_by_hand(make):
     low, high = [0.1, 0.1], [0.9, 0.9]
     base = [make("p", "a|x|c|", entropy=low + high + low), make("p", "a|x|c|", index=1, entropy=low + low + high),
             make("p", "a|b|c|", index=2), make("p", "a|b|c|", index=3, correct=True)]
-    (counts,) = E.localisation_counts(Letters(), FirstCharacter(), base, {"surge": GearConfig()})
-    assert counts == {"id": "p", "kind": "", "failed": 2, "surge": 1, E.RANDOM: 1.0}  # two steps to choose from, two failures
+    (counts,) = E.localisation_counts(Letters(), FirstCharacter(), base, {"rise": GearConfig()})
+    assert counts == {"id": "p", "kind": "", "failed": 2, "rise": 1, E.RANDOM: 0.666667, E.LATER: 1.0}  # of three steps or two
     rows = {r.arm: r for r in E.localisation_rows([counts])}
-    assert rows["surge"].mean == rows[E.RANDOM].mean == 0.5
-    assert rows["surge"].n == 2
+    assert rows["rise"].mean == rows[E.LATER].mean == 0.5
+    assert rows["rise"].n == 2
 
 
 def test_outcomes_counted_by_hand(make):
@@ -80,7 +80,7 @@ def test_hint_evidence_counts_what_is_refused(teacher, task, validation, tmp_pat
     kinds = {kind for _, kind, _ in rows}
     assert kinds == {"frontier", "unlearnt operator last", "unlearnt operator earlier"}
     accepted, refused = ({kind: rows[arm, kind, "usable hints"]["mean"] for kind in kinds}
-                         for arm in ("bridge at surge", E.REFUSED))
+                         for arm in (E.ACCEPTED, E.DEFAULT))
     assert refused["unlearnt operator last"] < 0.5 < accepted["unlearnt operator last"]
     assert refused["frontier"] < accepted["frontier"] <= 1
     assert record["provenance"]["problems"] == 35
@@ -95,8 +95,8 @@ def test_breaks_are_measured_with_and_without_a_restating_step(teacher, task, va
     assert rows["max rise", whole]["n"] > rows["max rise", first]["n"] > 0
     assert rows["mean surge", first]["mean"] == 0.0  # no surge can choose the first step
     assert rows["max rise", first]["mean"] > 0.5
-    assert rows["max rise", whole]["mean"] > rows["mean surge", whole]["mean"] > rows[E.ANY, whole]["mean"]
-    assert 0.1 < rows[E.ANY, "frontier, restated"]["mean"] < rows[E.ANY, whole]["mean"]
+    assert rows["max rise", whole]["mean"] > rows["mean surge", whole]["mean"] > rows[E.RANDOM, whole]["mean"]
+    assert 0.1 < rows[E.RANDOM, "frontier, restated"]["mean"] < rows[E.RANDOM, whole]["mean"]
 
 
 def test_the_records_rows_follow_from_its_counts():
@@ -115,10 +115,10 @@ def test_a_batch_of_the_record_is_made_again(teacher, task, number):
     heldout = limit_by_kind(heldout, origin["problems"] // 5)
     part = batches(E.interleaved(heldout), origin["batch"])[number]
     ids = {p.id for p in part}
-    arms = ["bridge at surge", "answer at random step"]
+    arms = [E.DEFAULT, "answer at random step"]
     made = E.gear_batch(teacher, task, part, number, origin["seed"], arms)
     for mine, theirs, numbers in (
-            (made["localisation"], [c for c in RECORD["localisation"] if c["id"] in ids], ("failed", "mean surge")),
+            (made["localisation"], [c for c in RECORD["localisation"] if c["id"] in ids], ("failed", "max rise", "mean surge")),
             (made["repair"], [c for c in RECORD["repair"] if c["id"] in ids and c["arm"] in arms], ("correct", "genuine"))):
         theirs = {(c["id"], c.get("arm")): c for c in theirs}
         same = [all(c[n] == theirs.get((c["id"], c.get("arm")), c | {n: -1})[n] for n in numbers) for c in mine]
