@@ -49,6 +49,8 @@ def _parser() -> argparse.ArgumentParser:
       "the name of its folder, and the one in data/ is called shipped")
     x("--seeds", type=int, nargs="+", default=[0], help="seeds of sampling and training, per pair")
     x("--arms", nargs="+", default=lab.ARMS, help="arms, which the record holds")
+    x("--student", default="student", choices=("student", "weak"), help="the pair's base student; "
+      "weak: one that cannot do the mastered steps yet")
     x("--limit", type=int, default=150, help="held-out problems of each kind, 0 for all")
     x("--accept-answers", action="store_true", help="use bridge hints that state the answer, too")
     x = add("build-pair", "runs/pair", "train the tiny teacher and student from nothing")
@@ -97,7 +99,7 @@ def experiment(args: argparse.Namespace, command: str) -> None:
         return replace(preset, gear=gear, eval_limit=args.limit)
 
     record = lab.experiment(_plan(args), args.out, config, args.arms, quiet=args.quiet,
-                            command=command)
+                            command=command, student=args.student)
     path = Path(args.out) / "experiment.json"
     write_record(path, record)
     figures = draw_experiment(Results(record), path.parent)
@@ -116,7 +118,7 @@ def _plan(args: argparse.Namespace) -> list[tuple[str, Path, int]]:
     plan = []
     for name in args.pairs:
         folder = DATA if name == "shipped" else Path(name).resolve()
-        needed = ["teacher/training.json", "student/config.json", "clock/heldout.jsonl"]
+        needed = ["teacher/training.json", f"{args.student}/config.json", "clock/second.jsonl"]
         if missing := [part for part in needed if not (folder / part).is_file()]:
             raise InputError(f"--pairs {name}: no pair here ({', '.join(missing)} missing); "
                              f"`python -m heal_lab build-pair --seed 1 --out {name}` makes one")

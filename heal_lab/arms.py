@@ -12,25 +12,30 @@ from itertools import cycle, islice
 from typing import Any
 
 import numpy as np
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 
 from heal_ref import pace, pure
 from heal_ref.config import HealConfig
 from heal_ref.evaluate import is_genuine
 from heal_ref.gear import Cut
 from heal_ref.generation import sample
-from heal_ref.records import Problem, PureScore, Trajectory
+from heal_ref.model import load_lm
+from heal_ref.records import InputError, Problem, PureScore, Trajectory
 from heal_ref.run.folder import RunFolder, batches
 from heal_ref.run.pipeline import Method
 
 
 @dataclass(frozen=True)
 class ArmData:
-    """What an arm trains on. Cost: teacher tokens generated, and tokens scored by PURE."""
+    """What an arm trains on. Cost: teacher tokens generated, and tokens scored by PURE.
+
+    `shares`: of the updates, for each stage; without them those of the configuration.
+    """
 
     stages: Mapping[str, Dataset]
     generated: int
     scored: int = 0
+    shares: tuple[float, float, float] | None = None
 
     @property
     def tokens(self) -> int:
@@ -39,10 +44,12 @@ class ArmData:
 
 class TeacherData:
     """What the teacher makes with one seed, for all arms; made when an arm first needs it, then
-    kept on disk. `problems` are what the arms may train on."""
+    kept on disk. `problems` are what the arms may train on, `second` those of a second round."""
 
-    def __init__(self, method: Method, problems: Sequence[Problem]):
+    def __init__(self, method: Method, problems: Sequence[Problem],
+                 second: Sequence[Problem] = ()):
         self.method, self.problems, self.config = method, problems, method.config
+        self.second = second
 
     @cached_property
     def base(self) -> list[Trajectory]:
@@ -223,6 +230,44 @@ def heal_restarts(made: TeacherData) -> ArmData:
     return replace(full, stages=dict.fromkeys(pace.STAGES, pace.shuffled(full.stages)["all"]))
 
 
+def heal_equal(made: TeacherData) -> ArmData:
+    """HEAL's examples in PACE's order, each seen as often as any other.
+
+    In PACE an example of the foundation is seen in all three stages, a repair in the last only.
+    Here each example has six rows, spread over the stages that hold it, and the updates follow the
+    rows. `heal_no_pace` is the control: the same examples, the same exposures, no order.
+    """
+    own = made.stages(made.guided, made.repaired(), made.pure, cumulative=False)
+    foundation, guided, repaired = (own.stages[name] for name in pace.STAGES)
+    rows = [[foundation] * 2, [foundation] * 2 + [guided] * 3,
+            [foundation] * 2 + [guided] * 3 + [repaired] * 6]
+    stages = [concatenate_datasets([part for part in mine if len(part)]) for mine in rows]
+    first, second, third = (len(stage) / sum(map(len, stages)) for stage in stages)
+    return replace(own, stages=dict(zip(pace.STAGES, stages, strict=True)),
+                   shares=(first, second, third))
+
+
+def second_round(made: TeacherData, by_student: bool = True) -> ArmData:
+    """HEAL's examples, and what HEAL's student solves of new `shaky` and `double` problems.
+
+    That student was never taught to write hints, so it only samples: `rft_adaptive` of the new
+    problems with HEAL's tokens. In the control, `second_round_teacher`, the teacher samples them.
+    """
+    first, method = heal(made), made.method
+    folder = method.folder.path / "5-students" / "heal"
+    done = sorted(folder.glob("*/curve.json"))
+    if by_student and not done:
+        raise InputError("the second round begins with HEAL's student: run the arm heal, too")
+    lm = load_lm(done[-1].parent) if by_student else method.teacher
+    name = "second-student" if by_student else "second-teacher"
+    own = RunFolder(method.folder.path / name, {**method.folder.identity, "round": name},
+                    method.folder.quiet)
+    new = TeacherData(replace(method, folder=own, teacher=lm), made.second)
+    more = rft_adaptive(new, first.tokens)
+    both = concatenate_datasets([first.stages["repaired"], more.stages["all"]])
+    return ArmData({"all": both}, first.generated + more.generated, first.scored)
+
+
 def heal_first_step(made: TeacherData) -> ArmData:
     """HEAL with every cut at the first step that a surge may choose: it keeps one step."""
     return made.heal("-first", cut=lambda t: 1 if len(t.steps) > 1 else None)
@@ -268,6 +313,9 @@ TRAINED: dict[str, Callable[[TeacherData], ArmData]] = {
     "heal_no_hint": lambda made: made.heal("-none", hint="none"),
     "heal_oracle_filter": lambda made: made.stages(made.guided, made.repaired(), made.checked),
     "heal_restarts": heal_restarts,
+    "heal_equal": heal_equal,
+    "second_round": second_round,
+    "second_round_teacher": lambda made: second_round(made, by_student=False),
     # Each stage holds its own data only: what does the student forget?
     "heal_stage_only": lambda made: made.stages(
         made.guided, made.repaired(), made.pure, cumulative=False),

@@ -199,7 +199,8 @@ def build_tokenizer(hours: int = HOURS) -> PreTrainedTokenizerFast:
 FILES = {  # problems of each kind in each shipped file
     "train": {"mastered": 400, "shaky": 300, "frontier": 300, "misconceived": 200},
     **{name: dict.fromkeys(PROBLEM_KINDS, count)
-       for name, count in (("validation", 300), ("heldout", 400), ("long", 100))}}
+       for name, count in (("validation", 300), ("heldout", 400), ("long", 100))},
+    "second": {"shaky": 150, "double": 150}}  # training problems of a second round
 LENGTHS = {3: 0.3, 4: 0.3, 5: 0.25, 6: 0.15}
 LONG_LENGTHS = {7: 0.5, 8: 0.5}  # longer than anything that teacher or student was trained on
 

@@ -11,6 +11,7 @@
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,16 +66,20 @@ def about(problems: Sequence[Problem], train: Sequence[Problem], hours: int) -> 
 class Trial:
     """One seed on one pair of models: all arms, in one folder."""
 
-    def __init__(self, home: str | Path, pair: Path, config: HealConfig, quiet: bool = False):
+    def __init__(self, home: str | Path, pair: Path, config: HealConfig, quiet: bool = False,
+                 student: str = "student"):
         self.config, self.task = config, world_of(pair)
-        self.teacher, self.student = load_lm(pair / "teacher"), load_lm(pair / "student")
+        self.teacher, self.student = load_lm(pair / "teacher"), load_lm(pair / student)
         self.problems = evaluated(config.eval_limit, pair)
         self.probe = limit_by_kind(problems_of("validation", pair), CURVE_PROBLEMS)
         train = limit_by_kind(problems_of("train", pair), config.train_limit)
-        problems = {"train": train, "validation": self.probe, "held-out": self.problems}
+        second = limit_by_kind(problems_of("second", pair), config.train_limit)
+        problems = {"train": train, "validation": self.probe, "held-out": self.problems,
+                    "second": second}
         models = {"teacher": self.teacher, "student": self.student}
         self.folder = RunFolder(home, identity(config, self.task, models, problems), quiet)
-        self.made = TeacherData(Method(self.folder, self.teacher, self.task, config), train)
+        method = Method(self.folder, self.teacher, self.task, config)
+        self.made = TeacherData(method, train, second)
         self.about = about(self.problems, train, self.task.hours)
 
     def file(self, arm: str) -> Path:
@@ -104,9 +109,10 @@ class Trial:
     def _trained(self, arm: str) -> tuple[LM, dict[str, Any]]:
         """The student; teacher tokens, examples, updates and the learning curve."""
         data, c = TRAINED[arm](self.made), self.config
+        settings = replace(c.pace, shares=data.shares or c.pace.shares)
         home = self.folder.path / "5-students" / arm
         with self.folder.bar(f"train {arm}", c.pace.updates, unit="update") as bar:
-            lm = pace.distill(self.student, self.task, data.stages, c.pace, c.seed, folder=home,
+            lm = pace.distill(self.student, self.task, data.stages, settings, c.seed, folder=home,
                               probe=self.probe, progress=lambda done, _: bar.update(done - bar.n))
         curve = pace.read_curve(home)
         return lm, {"generated": data.generated, "scored": data.scored,
@@ -135,12 +141,14 @@ class Trial:
 
 def experiment(plan: Sequence[tuple[str, Path, int]], out: str | Path,
                config: Callable[[int], HealConfig], arms: Sequence[str] = ARMS, *,
-               quiet: bool = False, command: str = "") -> dict[str, Any]:
+               quiet: bool = False, command: str = "", student: str = "student"
+               ) -> dict[str, Any]:
     """Run what is missing of every (pair's name, its folder, seed) in `plan`; collect the record.
 
     Args:
         config: the configuration for a seed.
         arms: which arms; the record holds these and no others, so that `command` makes it again.
+        student: the folder of the base student in a pair; "weak" is one that cannot calculate.
 
     Returns:
         `provenance` (`commit` is that of the runs); `world`; `pairs` (where each comes from);
@@ -162,7 +170,7 @@ def experiment(plan: Sequence[tuple[str, Path, int]], out: str | Path,
                          "each pair a folder of another name")
     pairs = {pair: folder for pair, folder, _ in plan}
     worlds = [vars(world_of(folder)) for folder in pairs.values()]
-    asked = [[p.question for name in ("train", "heldout", "long")
+    asked = [[p.question for name in ("train", "heldout", "long", "second")
               for p in problems_of(name, folder)] for folder in pairs.values()]
     if any(world != worlds[0] for world in worlds) or any(mine != asked[0] for mine in asked):
         raise InputError("the pairs are of different worlds or have other problems, so that no "
@@ -171,7 +179,7 @@ def experiment(plan: Sequence[tuple[str, Path, int]], out: str | Path,
     # 2) the runs
     began, runs = time.monotonic(), []
     for pair, folder, seed in plan:
-        trial = Trial(Path(out) / pair / f"seed-{seed}", folder, config(seed), quiet)
+        trial = Trial(Path(out) / pair / f"seed-{seed}", folder, config(seed), quiet, student)
         runs += [{"pair": pair, "seed": seed, "arm": arm, **trial.result(arm)}
                  for arm in ARMS if arm in arms]
 
@@ -183,7 +191,7 @@ def experiment(plan: Sequence[tuple[str, Path, int]], out: str | Path,
     for pair, folder in pairs.items():
         training = json.loads((folder / "teacher" / "training.json").read_text(encoding="utf-8"))
         built[pair] = {name: training[name] for name in ("seed", "commit")}
-    record = {"provenance": origin, "world": worlds[0], "pairs": built,
+    record = {"provenance": origin, "world": worlds[0], "pairs": built, "student": student,
               "unit": "pair" if len(pairs) > 1 else "seed", "problems": trial.about, "runs": runs}
     return {**record, **summary(record)}
 

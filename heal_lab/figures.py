@@ -24,6 +24,8 @@ ARM_LABEL = {
     "heal_first_step": "HEAL, cut at the first step", "recall": "every seen fact recalled",
     "heal": "HEAL", "heal_no_gear": "HEAL without GEAR", "heal_no_pure": "HEAL without PURE",
     "heal_no_pace": "HEAL, one shuffled stage", "heal_restarts": "HEAL, restarts without order",
+    "heal_equal": "HEAL, equal exposures", "second_round": "second round, by HEAL's student",
+    "second_round_teacher": "second round, by the teacher",
     "heal_stage_only": "HEAL, stages not cumulative",
     "heal_random_breakpoint": "HEAL, random breakpoint",
     "heal_answer_hint": "HEAL, hint states the answer",

@@ -80,6 +80,7 @@ TEACHER = Recipe(hidden=128, layers=3, heads=4, lessons=(
     Lesson(400, cc.FIRST, 1e-3)), drill=Lesson(400, cc.FIRST, 1e-3))
 STUDENT = Recipe(hidden=96, layers=3, heads=4, lessons=(Lesson(3000, cc.PLAIN),),
                  drill=Lesson(400, cc.PLAIN, 1e-3))
+WEAK = Recipe(hidden=96, layers=3, heads=4, lessons=(Lesson(300, cc.PLAIN),))  # cannot calculate
 SKILL_PROBLEMS = 75  # validation problems that decide whether a model needs another drill
 
 
@@ -157,7 +158,8 @@ def build_clock(out: Path, seed: int = 0, progress: Any = None, scale: float = 1
         rows = ({**asdict(p), "answer": int(p.answer)} for p in problems)
         write_jsonl(out / "clock" / f"{name}.jsonl", rows)
     skill = partial(mastered_skill, task=task) if scale == 1 else None
-    for name, recipe, own in (("teacher", TEACHER, seed), ("student", STUDENT, seed + 1000)):
+    for name, recipe, own in (("teacher", TEACHER, seed), ("student", STUDENT, seed + 1000),
+                              ("weak", WEAK, seed + 2000)):
         build_model(out / name, recipe.scaled(scale).with_dials(**dials), own,
                     progress and progress(name), cc.build_tokenizer(task.hours), cc.example, skill)
     if not (out / "behaviour.json").exists():

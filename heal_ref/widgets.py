@@ -87,9 +87,10 @@ def explore_entropy(lm: LM, task: Task, trajectories: Sequence[Trajectory]) -> V
                 f"first wrong step of {sum(hits)} in {len(hits)} trajectories")
         return text, png(plot_reading(lm.pieces(t.token_ids), t, config, truth))
 
+    step, signal = (Dropdown(options=choices(GearConfig, name), value=getattr(GearConfig(), name))
+                    for name in ("step", "signal"))
     return _explorer(
-        show, trajectory=_menu(trajectories), step=Dropdown(options=choices(GearConfig, "step")),
-        signal=Dropdown(options=choices(GearConfig, "signal")),
+        show, trajectory=_menu(trajectories), step=step, signal=signal,
         window=FloatSlider(1.0, min=0.1, max=1.0, step=0.05))
 
 

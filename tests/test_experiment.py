@@ -13,7 +13,7 @@ from heal_lab.__main__ import main
 from heal_lab.compare import Results
 from heal_ref.config import HealConfig, PaceConfig
 from heal_ref.evaluate import is_genuine
-from heal_ref.records import Problem, limit_by_kind
+from heal_ref.records import InputError, Problem, limit_by_kind
 from heal_ref.run.folder import RunFolder, read_shard
 from heal_ref.run.pipeline import Method
 from heal_ref.run.sources import load_problems
@@ -32,13 +32,14 @@ def record():
 def made(teacher, task, tmp_path_factory):
     config = replace(HealConfig.smoke(seed=3), pace=PaceConfig(updates=6, per_problem=2, shares=(1 / 3, 1 / 3, 1 / 3)))
     method = Method(RunFolder(tmp_path_factory.mktemp("made"), {"test": 1}, quiet=True), teacher, task, config)
-    return A.TeacherData(method, limit_by_kind(load_problems(DATA / "clock" / "train.jsonl", task), 16))
+    train, second = (load_problems(DATA / "clock" / f"{name}.jsonl", task) for name in ("train", "second"))
+    return A.TeacherData(method, limit_by_kind(train, 16), limit_by_kind(second, 6))
 
 
 @pytest.fixture(scope="module")
 def data(made):
-    """What each arm trains on, by name; other budgets have a test of their own."""
-    return {name: arm(made) for name, arm in A.TRAINED.items() if "@" not in name}
+    """What each arm trains on, by name; other budgets and the second round have tests of their own."""
+    return {name: arm(made) for name, arm in A.TRAINED.items() if "@" not in name and name != "second_round"}
 
 
 def sources(arm):
@@ -70,6 +71,34 @@ def test_the_factorial_crosses_what_is_added_with_the_filter(data):
         assert filtered.generated == whole.generated
         assert filtered.scored > whole.scored == 0
         assert examples(filtered) != examples(whole)
+
+
+def test_equal_exposures(data):
+    arm, plain = data["heal_equal"], data["heal_no_pace"].stages["all"]
+    rows = Counter((r["id"], r["source"], r["completion"]) for stage in arm.stages.values() for r in stage)
+    assert rows.keys() == {(r["id"], r["source"], r["completion"]) for r in plain}
+    assert min(rows.values()) == 6
+    assert sum(rows.values()) < 6.2 * len(rows)  # a text may have been sampled twice
+    assert arm.shares == pytest.approx([len(stage) / sum(rows.values()) for stage in arm.stages.values()])
+    assert sources(arm) == sources(data["heal"])
+
+
+def test_a_second_round_adds_new_problems_that_heals_student_solves(made, data, teacher):
+    with pytest.raises(InputError, match="run the arm heal, too"):
+        A.second_round(made)
+    home = made.method.folder.path / "5-students" / "heal" / "3-repaired"
+    home.mkdir(parents=True)
+    teacher.model.save_pretrained(home)  # a stand-in for the student
+    teacher.tokenizer.save_pretrained(home)
+    (home / "curve.json").write_text("{}")
+    first, second = {p.id for p in made.problems}, {p.id for p in made.second}
+    for arm in (A.second_round(made), data["second_round_teacher"]):
+        ids = set(arm.stages["all"]["id"])
+        assert ids <= first | second
+        assert ids & second
+        assert examples(data["heal"]) <= examples(arm)
+        assert arm.tokens > data["heal"].tokens
+    assert (made.method.folder.path / "second-student").is_dir()
 
 
 def test_without_pure_what_the_filter_drops_is_trained_on(made, data):

@@ -96,7 +96,7 @@ def test_repair_keeps_prefix_and_leaves_the_hint_out(repaired, teacher):
         cut = parent.steps[t.breakpoint][0]
         assert t.source == "repair"
         assert t.token_ids[:cut] == parent.token_ids[:cut]
-        assert t.breakpoint == find_breakpoint(parent.step_entropy)
+        assert t.breakpoint == find_breakpoint(step_values(parent.entropy, parent.steps, "max"))
         assert len(t.entropy) == len(t.logprob) == len(t.token_ids)
         assert "Hint" not in t.text
         assert t.hint not in t.text

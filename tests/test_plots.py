@@ -67,12 +67,12 @@ def test_reading_says_what_it_shows(teacher, task, failed):
     figure = plot_reading(teacher.pieces(t.token_ids), t, heal.GearConfig(), wrong)
     k = heal.breakpoint_of(t, heal.GearConfig())
     assert t.problem.question in title(figure)
-    assert f"Mean surge chooses step {k + 1}; the first wrong step is {wrong + 1}" in title(figure)
+    assert f"Max rise chooses step {k + 1}; the first wrong step is {wrong + 1}" in title(figure)
     drawn = {text.get_text() for text in figure.axes[0].texts}
     assert {piece.replace("\n", "") for piece in teacher.pieces(t.token_ids)} <= drawn
     marks = {text for text in drawn if re.match("[✂✗]", text)}
     assert marks == ({f"✂✗ {k + 1}"} if k == wrong else {f"✂ {k + 1}", f"✗ {wrong + 1}"})
-    narrow = plot_reading(teacher.pieces(t.token_ids), t, heal.GearConfig(window=0.01))
+    narrow = plot_reading(teacher.pieces(t.token_ids), t, heal.GearConfig(signal="surge", window=0.01))
     assert "No step to cut at" in title(narrow)
     assert_inside(figure)
 
