@@ -25,6 +25,7 @@ from heal_ref.records import Problem, PureScore, Trajectory, by_problem, limit_b
 from heal_ref.run.folder import RunFolder, batches, identity, rendered
 from heal_ref.run.sources import read_problems, whole
 from heal_ref.tasks.base import Task
+from heal_ref.train import check_training
 
 PROBE = 40  # held-out problems per kind on the learning curve: shown, never used to choose
 COPY = "# The settings of this run, to read and for --config; what counts is config.json.\n"
@@ -110,6 +111,7 @@ def run(spec: RunSpec, out: str | Path, task: Task, *, lms: Sequence[LM] = (), q
     began, c = time.monotonic(), spec.config
     train_set, heldout, _ = spec.read(task)
     teacher, student = lms or (load_lm(spec.teacher), load_lm(spec.student))
+    check_training(student, c.pace)
     what = identity(c, task, {"teacher": teacher, "student": student},
                     {"training": train_set, "held-out": heldout})
     folder = RunFolder(out, what, quiet, lambda: rendered(task, train_set[0]))
