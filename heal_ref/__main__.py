@@ -2,11 +2,10 @@
 
 import argparse
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
-from heal_ref.config import PRESETS
+from heal_ref.config import PRESETS, HealConfig, doubts
 from heal_ref.evaluate import rows_from_report
 from heal_ref.model import load_lm, load_tokenizer, processes
 from heal_ref.records import DATA, InputError, limit_by_kind, write_text
@@ -15,6 +14,7 @@ from heal_ref.run.pipeline import PROBE, RunSpec, run
 from heal_ref.run.plan import measure, plan, plan_text
 from heal_ref.run.report import table, text_table, write_page
 from heal_ref.run.sources import FIELDS, read_problems, whole
+from heal_ref.settings import each_once, parse_setting
 from heal_ref.tasks import ChatMathTask, task_for
 from heal_ref.tasks.own import try_out
 
@@ -59,7 +59,12 @@ def _parser() -> argparse.ArgumentParser:
     for sub in (demo, run):
         option, out = sub.add_argument, "runs/demo" if sub is demo else None
         option("--preset", default="tiny", choices=tuple(PRESETS), help="named settings")
-        option("--seed", type=int, default=0, help="seed of sampling, training and data order")
+        option("--config", metavar="FILE", help="settings in TOML, over the preset's; settings.toml"
+               " of a run folder is such a file")
+        option("--set", action="append", default=[], metavar="NAME=VALUE",
+               help="a setting over those, such as gear.paths=4; repeat it for more. Other options "
+               "win over it")
+        option("--seed", type=int, help="seed of sampling, training and data order (a preset's: 0)")
         option("--out", default=out, required=out is None, help="run folder")
         option("--student", default=str(DATA / "student"), help="model folder or hub name")
         option("--problems", default=str(DATA / "clock" / "train.jsonl"),
@@ -68,12 +73,26 @@ def _parser() -> argparse.ArgumentParser:
         option("--heldout-split", help="split of --heldout, where it is another one")
         option("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"),
                help="of the teacher's weights; auto: as they were saved")
-        option("--max-new-tokens", type=int, help="length limit (default: the preset's, at least "
-               "1024 for chat)")
+        option("--max-new-tokens", type=int, help="length limit (if not set anywhere: the preset's,"
+               " at least 1024 for chat)")
+        option("--lora", type=int, metavar="RANK", help="train adapters of this rank, merged at the "
+               "end, instead of all weights (needs peft)")
         option("--max-batch", type=int, default=512, help="sequences in a model at once")
         option("--dry-run", action="store_true", help="print the plan; write nothing")
         option("--quiet", action="store_true", help="no progress bars")
     return parser
+
+
+def _settings(args: argparse.Namespace, preset: HealConfig) -> HealConfig:
+    """`preset`, and over it the file of --config, each --set, and the options of their own."""
+    config = HealConfig.from_file(args.config, over=preset) if args.config is not None else preset
+    options = {"seed": args.seed, "sample.max_new_tokens": args.max_new_tokens,
+               "pace.lora": args.lora}
+    try:
+        config = config.with_settings(each_once([parse_setting(text) for text in args.set]))
+    except InputError as e:
+        raise InputError(f"--set: {e}") from e
+    return config.with_settings({name: v for name, v in options.items() if v is not None})
 
 
 def _run(args: argparse.Namespace, command: str) -> None:
@@ -87,14 +106,15 @@ def _run(args: argparse.Namespace, command: str) -> None:
         raise InputError(f"--max-batch {args.max_batch}: at least one sequence must go through")
     if out.exists() and not out.is_dir():
         raise InputError(f"--out {out} is a file; give a folder")
+    config = _settings(args, preset := PRESETS[args.preset]())
+    if first and (args.command == "demo" or args.dry_run):
+        print(*doubts(config), sep="\n", end="\n" * bool(doubts(config)), file=sys.stderr)
     teacher = load_lm(args.teacher, dtype=args.dtype, max_batch=args.max_batch)
     student = load_lm(args.student, max_batch=args.max_batch)
-    task, config = task_for(args.task, teacher.tokenizer), PRESETS[args.preset](args.seed)
-    longest = args.max_new_tokens
-    if longest is None:
-        least = 1024 if isinstance(task, ChatMathTask) else 0
-        longest = max(least, config.sample.max_new_tokens)
-    config = replace(config, sample=replace(config.sample, max_new_tokens=longest))
+    task = task_for(args.task, teacher.tokenizer)
+    if isinstance(task, ChatMathTask):
+        longest = max(1024, preset.sample.max_new_tokens)
+        config = _settings(args, preset.with_settings({"sample.max_new_tokens": longest}))
     split = args.split or "train"
     spec = RunSpec(args.teacher, args.student, args.problems, args.heldout, config,
                    dict(args.columns), split, args.heldout_split or split, args.config_name)
@@ -113,7 +133,7 @@ def _run(args: argparse.Namespace, command: str) -> None:
             if args.dry_run:
                 print(text)
             else:
-                write_text(kept, text + "\n")
+                write_text(kept, "\n".join([text, *doubts(config), ""]))
         if kept.exists():
             print(kept.read_text(encoding="utf-8"), file=sys.stderr)
     if args.dry_run:
@@ -123,7 +143,8 @@ def _run(args: argparse.Namespace, command: str) -> None:
     if first:
         page = write_page(out, report, teacher, task, config.pure)
         print(f"\n{text_table(table(rows_from_report(report)))}\n", *report["notes"], sep="\n")
-        print(f"Mean and 95 % interval over held-out problems. Page: {page}   Report: "
+        print(f"Mean and 95 % interval over held-out problems; "
+              f"{report['provenance']['evaluation']}.\nPage: {page}   Report: "
               f"{out / 'report.json'}\nMore: jupyter lab notebooks/00_world.ipynb")
 
 

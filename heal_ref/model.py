@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ MAX_BATCH = 512  # sequences that are generated or scored at once
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 ADAPTER = re.compile(r"(^|[_.-])(adapters?|lora)([_.-].*)?\.(json|safetensors|bin|pt|npz)$", re.I)
 LAYER = re.compile(r"(.+?)\.(\d+)\.")  # stack and number of the layer in the name of a weight
+LONGEST_WAIT = timedelta(days=7)
 OutOfMemory = torch.OutOfMemoryError
 
 
@@ -44,8 +46,13 @@ def quiet() -> None:
 
 
 def processes() -> PartialState:
-    """accelerate's view of this run: `process_index` of `num_processes`, `device`, barriers."""
-    return PartialState() if torch.accelerator.is_available() else PartialState(cpu=True)
+    """accelerate's view of this run: `process_index` of `num_processes`, `device`, barriers.
+
+    A process that is done waits for the others for up to `LONGEST_WAIT`: one may still be at a
+    shard of many hours, and after torch's own 10 or 30 minutes the launch would be stopped. (A
+    process that ends with an error needs no timeout: the launcher stops the others.)
+    """
+    return PartialState(cpu=not torch.accelerator.is_available(), timeout=LONGEST_WAIT)
 
 
 @dataclass

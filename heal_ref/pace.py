@@ -23,7 +23,13 @@ from heal_ref.evaluate import accuracy
 from heal_ref.model import LM
 from heal_ref.records import InputError, Problem, Trajectory, by_problem
 from heal_ref.tasks.base import Task
-from heal_ref.train import claim, examples_of, read_curve, train_stage  # noqa: F401
+from heal_ref.train import (  # noqa: F401
+    check_training,
+    claim,
+    examples_of,
+    read_curve,
+    train_stage,
+)
 
 STAGES = ("foundation", "guided", "repaired")
 
@@ -128,8 +134,9 @@ def distill(student: LM, task: Task, stages: Mapping[str, Dataset],
             every `config.curve_every` updates and after each stage, at `sampling`'s length.
         progress: called as `progress(done, total)` after each update, over all stages.
 
-    InputError if there is nothing to train on, the stages are not for this student, or the folder
-    holds others; its subclass `train.TrainingError` if the loss becomes NaN or infinite.
+    With `config.lora` adapters are trained (`heal_ref.lora`), and the student that comes back has
+    them merged. InputError if there is nothing to train on, the stages are not for this student, or
+    the folder holds others; its subclass `train.TrainingError` if the loss becomes NaN or infinite.
 
     Example:
         >>> import heal_ref as heal
@@ -140,14 +147,18 @@ def distill(student: LM, task: Task, stages: Mapping[str, Dataset],
         torch.float32
     """
     config = config or PaceConfig()
+    check_training(student, config)
     plan = updates_of(stages, config)
     if not plan:
         raise InputError("there is nothing to train on: every stage is empty, since no solution in "
                          "them is correct or none passed PURE; sample more, or easier problems")
     # 1) What the student learns in all stages, so that faults show at once.
     data = {name: examples_of(student, task, stages[name], config.thoughts) for name in plan}
-    # 2) Float32 weights: a step of 1e-5 is lost in the rounding of bfloat16.
-    lm = replace(student, model=copy.deepcopy(student.model).float())
+    # 2) Float32 weights: a step of 1e-5 is lost in the rounding of bfloat16. (An adapter has its
+    #    own, and a stage makes its own copy of the student below it.)
+    lm, before = student, None
+    if not config.lora:
+        lm = replace(student, model=copy.deepcopy(student.model).float())
     own, done = task.for_tokenizer(student.tokenizer), 0
 
     def report(step: int, _: int) -> None:
@@ -163,8 +174,8 @@ def distill(student: LM, task: Task, stages: Mapping[str, Dataset],
         claim(home, student, data, config, seed)
         for number, (name, updates) in enumerate(plan.items(), start=1):
             lm = train_stage(lm, data[name], home / f"{number}-{name}", config, updates,
-                             seed=seed + number - 1, first=number == 1, progress=report,
+                             seed=seed + number - 1, before=before, base=student, progress=report,
                              measure=measure if probe else None,
                              save_as=student.model.dtype if number == len(plan) else None)
-            done += updates
+            done, before = done + updates, home / f"{number}-{name}"
     return lm

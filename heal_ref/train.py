@@ -27,6 +27,7 @@ from transformers.trainer_utils import set_seed
 from transformers.utils import is_torch_bf16_gpu_available
 
 from heal_ref.config import PaceConfig
+from heal_ref.lora import ADAPTER, adapted, import_peft, merged
 from heal_ref.model import LM, load_lm, processes
 from heal_ref.records import InputError, Problem, read_json, write_text
 from heal_ref.tasks.base import Task
@@ -198,8 +199,9 @@ def last_complete_checkpoint(folder: Path) -> Path | None:
 
 def train(model: Any, tokenizer: Any, data: Any, *, folder: Path, updates: int, batch: int,
           learning_rate: float, warmup: int = 0, seed: int = 0, accumulate: int = 1,
-          save_every: int = 0, progress: Any = None, measure: Callable | None = None,
-          measure_every: int = 0, save_to: Path | None = None) -> list[dict[str, Any]]:
+          save_every: int = 0, checkpointing: bool = False, progress: Any = None,
+          measure: Callable | None = None, measure_every: int = 0, save_to: Path | None = None
+          ) -> list[dict[str, Any]]:
     """Fine-tune `model` in place; returns the log, lines of `step` with `loss` or `accuracy`.
 
     Weights and optimizer keep the dtype of `model`; accelerators with bfloat16 compute in it.
@@ -210,6 +212,8 @@ def train(model: Any, tokenizer: Any, data: Any, *, folder: Path, updates: int, 
         folder: for checkpoints, one every `save_every` updates (0: none; in tens, or the first
             loss after a resume is a mean over fewer); the same folder resumes from the last.
         batch: examples per update, over all processes, computed in `accumulate` equal parts.
+        checkpointing: keep the activations of layers' inputs only and compute the others again for
+            the gradient, which stays the same.
         progress: called as `progress(done, total)` after each update.
         measure: accuracies by kind; every `measure_every` updates (0: never) and after the last.
         save_to: folder for the trained model, whole: with FSDP, `model` is a part in each process.
@@ -231,7 +235,8 @@ def train(model: Any, tokenizer: Any, data: Any, *, folder: Path, updates: int, 
         logging_nan_inf_filter=False, report_to="none", disable_tqdm=True, log_level="error",
         save_strategy="steps" if save_every else "no", save_steps=max(save_every, 1),
         save_total_limit=2, dataloader_pin_memory=False, remove_unused_columns=False,
-        ddp_find_unused_parameters=False)
+        ddp_find_unused_parameters=False, activation_checkpointing=checkpointing,
+        activation_checkpointing_kwargs={"use_reentrant": False})
     trainer = _Trainer(model=model, args=args, train_dataset=data,
                        data_collator=collate(tokenizer.pad_token_id),
                        callbacks=[_Watch(progress, measure, measure_every)])
@@ -252,28 +257,36 @@ def train(model: Any, tokenizer: Any, data: Any, *, folder: Path, updates: int, 
 
 
 def train_stage(lm: LM, examples: Sequence[Any], folder: Path, config: PaceConfig, updates: int, *,
-                seed: int, first: bool, save_as: torch.dtype | None, progress: Any,
-                measure: Callable[[LM], dict[str, float]] | None) -> LM:
+                seed: int, before: Path | None, base: LM, save_as: torch.dtype | None,
+                progress: Any, measure: Callable[[LM], dict[str, float]] | None) -> LM:
     """Train `lm` on one stage, or find it finished; returns the student as `folder` holds it.
 
     The folder appears complete or not at all: weights (in dtype `save_as`, if the configuration
-    says so), tokenizer, learning curve (of the `first` stage from step 0).
+    says so), tokenizer, learning curve (of the first stage, without one `before`, from step 0).
+    With `config.lora` an adapter to `base` is trained, on from that of the stage before: it is kept
+    in `folder`/adapter, beside the weights into which it is merged.
     """
     work = folder.with_name(f"{folder.name}.training")
     processes().wait_for_everyone()  # all processes look before one of them writes
     if folder.exists():
         shutil.rmtree(work, ignore_errors=True)  # what a kill just after the rename left
     else:
-        log = [{"step": 0, "accuracy": measure(lm)}] if measure and first else []
+        if config.lora:
+            last = None if before is None else before / ADAPTER
+            lm = replace(lm, model=adapted(base.model, config.lora, last, seed))
+        log = [{"step": 0, "accuracy": measure(lm)}] if measure and before is None else []
         log += train(
             lm.model, lm.tokenizer, examples, folder=work, updates=updates, batch=config.batch,
             learning_rate=config.learning_rate, warmup=min(config.warmup, updates), seed=seed,
             accumulate=parts_of_a_batch(config, lm), save_every=config.save_every,
-            progress=progress, measure=partial(measure, lm) if measure else None,
-            measure_every=config.curve_every, save_to=work / "done")
+            checkpointing=config.checkpointing, progress=progress,
+            measure=partial(measure, lm) if measure else None, measure_every=config.curve_every,
+            save_to=work / "done" / (ADAPTER if config.lora else ""))
         curve = {"stage": folder.name.partition("-")[2], "updates": updates,
                  "examples": len(examples), "log": log}
         if processes().is_main_process:
+            if config.lora:
+                merged(base.model, work / "done" / ADAPTER).save_pretrained(work / "done")
             lm.tokenizer.save_pretrained(work / "done")
             if save_as is not None and config.save_dtype == "own":
                 load_lm(work / "done").model.to(save_as).save_pretrained(work / "done")
@@ -283,6 +296,15 @@ def train_stage(lm: LM, examples: Sequence[Any], folder: Path, config: PaceConfi
         processes().wait_for_everyone()
     # With FSDP the model in memory is a part of the student; what was saved is whole.
     return replace(lm, model=load_lm(folder, max_batch=lm.max_batch).model)
+
+
+def check_training(student: LM, config: PaceConfig) -> None:
+    """InputError if this student cannot be trained so; better asked before hours of sampling."""
+    if config.lora:
+        import_peft()
+    if config.checkpointing and not student.model.supports_gradient_checkpointing:
+        raise InputError(f"{type(student.model).__name__} does not support gradient checkpointing; "
+                         "leave pace.checkpointing out")
 
 
 def parts_of_a_batch(config: PaceConfig, lm: LM) -> int:

@@ -169,7 +169,7 @@ class RunFolder:
             return write_text(recorded, json.dumps({"identity": self.identity}, indent=1) + "\n")
         what = "the config.json of a run, so nothing says what the folder belongs to; use another"
         self._compare(read_json(recorded, f"{what} --out", identity=dict)["identity"])
-        for pattern in ("config.json", "report.json", *SHARDS):
+        for pattern in ("config.json", "settings.toml", "report.json", *SHARDS):
             for torn in self.path.glob(f"{pattern}.[0-9]*.tmp"):  # what a kill left
                 torn.unlink(missing_ok=True)
 

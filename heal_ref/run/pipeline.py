@@ -17,7 +17,7 @@ import torch
 import transformers
 
 from heal_ref import gear, pace, pure, records
-from heal_ref.config import GearConfig, HealConfig, SampleConfig
+from heal_ref.config import GearConfig, HealConfig, SampleConfig, doubts
 from heal_ref.evaluate import rows_of
 from heal_ref.generation import sample
 from heal_ref.model import LM, load_lm
@@ -25,8 +25,10 @@ from heal_ref.records import Problem, PureScore, Trajectory, by_problem, limit_b
 from heal_ref.run.folder import RunFolder, batches, identity, rendered
 from heal_ref.run.sources import read_problems, whole
 from heal_ref.tasks.base import Task
+from heal_ref.train import check_training
 
 PROBE = 40  # held-out problems per kind on the learning curve: shown, never used to choose
+COPY = "# The settings of this run, to read and for --config; what counts is config.json.\n"
 
 
 @dataclass(frozen=True)
@@ -109,9 +111,13 @@ def run(spec: RunSpec, out: str | Path, task: Task, *, lms: Sequence[LM] = (), q
     began, c = time.monotonic(), spec.config
     train_set, heldout, _ = spec.read(task)
     teacher, student = lms or (load_lm(spec.teacher), load_lm(spec.student))
+    check_training(student, c.pace)
     what = identity(c, task, {"teacher": teacher, "student": student},
                     {"training": train_set, "held-out": heldout})
     folder = RunFolder(out, what, quiet, lambda: rendered(task, train_set[0]))
+    copy, text = folder.path / "settings.toml", COPY + c.to_toml()
+    if folder.state.is_main_process and not (copy.exists() and copy.read_bytes() == text.encode()):
+        records.write_text(copy, text)
     folder.log(f"started; {provenance(teacher, command, c.seed, began)}")
 
     # 2) what the teacher makes, and what PURE keeps of it
@@ -124,7 +130,7 @@ def run(spec: RunSpec, out: str | Path, task: Task, *, lms: Sequence[LM] = (), q
     kept = {name: pure.pure_filter(s, c.pure, reference) if reference
             else [one.trajectory for one in s] for name, s in scored.items()}
     stages = pace.build_stages(base, kept["guided"], kept["repaired"], c.pace)
-    notes = notes_of(base, guided, repaired, reference)
+    notes = [*doubts(c), *notes_of(base, guided, repaired, reference)]
 
     # 3) two students; with nothing to learn from, a student stays the base student
     students = {"student": student, "teacher": teacher, "rft": student, "heal": student}
@@ -139,16 +145,16 @@ def run(spec: RunSpec, out: str | Path, task: Task, *, lms: Sequence[LM] = (), q
                 probe=limit_by_kind(heldout, PROBE), sampling=c.sample,
                 progress=lambda done, _, bar=bar: bar.update(done - bar.n))
 
-    # 4) evaluation, at temperature 1 and greedily, and report
+    # 4) evaluation, with the settings of sampling and greedily, and report
     rows: list[dict[str, Any]] = []
-    once = SampleConfig(max_new_tokens=c.sample.max_new_tokens)
+    greedily = replace(c.sample, temperature=0.0)
     for arm, lm in students.items():
         if arm != "student" and lm is student:  # untrained, so measured already
             rows += [row | {"arm": arm} for row in rows if row["arm"] == "student"]
             continue
         its = Method(folder, lm, task if arm == "teacher" else own_task, c)
-        many = its.sampled(heldout, f"6-eval/{arm}", c.eval_n, once)
-        greedy = its.sampled(heldout, f"6-eval/{arm}-greedy", 1, replace(once, temperature=0.0))
+        many = its.sampled(heldout, f"6-eval/{arm}", c.eval_n)
+        greedy = its.sampled(heldout, f"6-eval/{arm}-greedy", 1, greedily)
         rows += [row.to_dict() for row in rows_of(arm, lm, its.task, many, greedy)]
     counts = {"train problems": len(train_set), "held-out problems": len(heldout),
               **counts_of(base, guided, repaired), "reference": len(reference),
@@ -157,12 +163,20 @@ def run(spec: RunSpec, out: str | Path, task: Task, *, lms: Sequence[LM] = (), q
               **{f"{name} kept": len(k) for name, k in kept.items()},
               **{f"stage {name}": len(data) for name, data in stages.items()}}
     report = {"rows": rows, "notes": notes, "provenance": {
-        **provenance(teacher, command, c.seed, began), "config": folder.identity, "counts": counts}}
+        **provenance(teacher, command, c.seed, began), "evaluation": evaluated(c),
+        "config": folder.identity, "counts": counts}}
     if folder.state.is_main_process:
         records.write_text(folder.path / "report.json",
                            json.dumps(report, indent=1, allow_nan=False) + "\n")
     folder.log("; ".join(["finished: report.json", *notes]))
     return report
+
+
+def evaluated(config: HealConfig) -> str:
+    """How the rows of a report are sampled."""
+    c = config.sample
+    return (f"{config.eval_n} samples per problem at temperature {c.temperature:g} and top_p "
+            f"{c.top_p:g}, pass@1_greedy one at temperature 0; at most {c.max_new_tokens} tokens")
 
 
 def notes_of(base: Sequence[Trajectory], guided: Sequence[Trajectory],
