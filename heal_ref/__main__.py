@@ -1,6 +1,7 @@
 """Command line: `python -m heal_ref demo | run | check`. Exit codes: `run.command.execute`."""
 
 import argparse
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -8,11 +9,13 @@ from typing import NoReturn
 
 from heal_ref.config import PRESETS
 from heal_ref.evaluate import rows_from_report
-from heal_ref.model import load_lm, load_tokenizer, processes
+from heal_ref.memory import lazy_lm
+from heal_ref.model import load_tokenizer, processes
 from heal_ref.records import DATA, InputError, limit_by_kind, write_text
 from heal_ref.run.command import execute
+from heal_ref.run.phases import cost_table
 from heal_ref.run.pipeline import PROBE, RunSpec, run
-from heal_ref.run.plan import measure, plan, plan_text
+from heal_ref.run.plan import by_phase, measure, memory, plan, plan_text
 from heal_ref.run.report import table, text_table, write_page
 from heal_ref.run.sources import FIELDS, read_problems, whole
 from heal_ref.tasks import ChatMathTask, task_for
@@ -71,6 +74,8 @@ def _parser() -> argparse.ArgumentParser:
         option("--max-new-tokens", type=int, help="length limit (default: the preset's, at least "
                "1024 for chat)")
         option("--max-batch", type=int, default=512, help="sequences in a model at once")
+        option("--measure", type=float, default=60.0, metavar="SECONDS",
+               help="for the plan, at most; the longer, the better it knows how long texts are")
         option("--dry-run", action="store_true", help="print the plan; write nothing")
         option("--quiet", action="store_true", help="no progress bars")
     return parser
@@ -87,8 +92,8 @@ def _run(args: argparse.Namespace, command: str) -> None:
         raise InputError(f"--max-batch {args.max_batch}: at least one sequence must go through")
     if out.exists() and not out.is_dir():
         raise InputError(f"--out {out} is a file; give a folder")
-    teacher = load_lm(args.teacher, dtype=args.dtype, max_batch=args.max_batch)
-    student = load_lm(args.student, max_batch=args.max_batch)
+    teacher = lazy_lm(args.teacher, dtype=args.dtype, max_batch=args.max_batch)
+    student = lazy_lm(args.student, max_batch=args.max_batch)
     task, config = task_for(args.task, teacher.tokenizer), PRESETS[args.preset](args.seed)
     longest = args.max_new_tokens
     if longest is None:
@@ -105,15 +110,17 @@ def _run(args: argparse.Namespace, command: str) -> None:
     if first and (args.command == "run" or args.dry_run):
         print(rules, file=sys.stderr)
         if args.dry_run or not (kept.exists() or (out / "config.json").exists()):
-            print("Measuring for at most a minute ...", file=sys.stderr)
-            speed = measure(teacher, student, task, problems, config)
+            print(f"Measuring for about {args.measure:.0f} seconds ...", file=sys.stderr)
+            speed = measure(teacher, student, task, problems, config, args.measure)
             stages = plan(config, len(problems), len(heldout), speed, processes().num_processes,
-                          len(limit_by_kind(heldout, PROBE)))
+                          len(limit_by_kind(heldout, PROBE)), args.max_batch)
             text = plan_text(stages, teacher, student, config, speed)
             if args.dry_run:
                 print(text)
             else:
                 write_text(kept, text + "\n")
+                needs = memory(stages, teacher, student, config, speed)
+                write_text(out / "plan.json", json.dumps(by_phase(stages, needs), indent=1) + "\n")
         if kept.exists():
             print(kept.read_text(encoding="utf-8"), file=sys.stderr)
     if args.dry_run:
@@ -123,6 +130,8 @@ def _run(args: argparse.Namespace, command: str) -> None:
     if first:
         page = write_page(out, report, teacher, task, config.pure)
         print(f"\n{text_table(table(rows_from_report(report)))}\n", *report["notes"], sep="\n")
+        cost = text_table(cost_table(report["provenance"]["phases"]))
+        print(f"Planned (expected) and measured:\n{cost}\n")
         print(f"Mean and 95 % interval over held-out problems. Page: {page}   Report: "
               f"{out / 'report.json'}\nMore: jupyter lab notebooks/00_world.ipynb")
 
