@@ -1,17 +1,20 @@
 """Command line: `python -m heal_ref demo | run | check`. Exit codes: `run.command.execute`."""
 
 import argparse
+import json
 import sys
 from pathlib import Path
 from typing import NoReturn
 
 from heal_ref.config import PRESETS, HealConfig, doubts
 from heal_ref.evaluate import rows_from_report
-from heal_ref.model import load_lm, load_tokenizer, processes
+from heal_ref.memory import lazy_lm
+from heal_ref.model import load_tokenizer, processes
 from heal_ref.records import DATA, InputError, limit_by_kind, write_text
 from heal_ref.run.command import execute
+from heal_ref.run.phases import cost_table
 from heal_ref.run.pipeline import PROBE, RunSpec, run
-from heal_ref.run.plan import measure, plan, plan_text
+from heal_ref.run.plan import by_phase, measure, memory, plan, plan_text
 from heal_ref.run.report import table, text_table, write_page
 from heal_ref.run.sources import FIELDS, read_problems, whole
 from heal_ref.settings import each_once, parse_setting
@@ -78,6 +81,8 @@ def _parser() -> argparse.ArgumentParser:
         option("--lora", type=int, metavar="RANK", help="train adapters of this rank, merged at the "
                "end, instead of all weights (needs peft)")
         option("--max-batch", type=int, default=512, help="sequences in a model at once")
+        option("--measure", type=float, default=60.0, metavar="SECONDS",
+               help="for the plan, at most; the longer, the better it knows how long texts are")
         option("--dry-run", action="store_true", help="print the plan; write nothing")
         option("--quiet", action="store_true", help="no progress bars")
     return parser
@@ -109,8 +114,8 @@ def _run(args: argparse.Namespace, command: str) -> None:
     config = _settings(args, preset := PRESETS[args.preset]())
     if first and (args.command == "demo" or args.dry_run):
         print(*doubts(config), sep="\n", end="\n" * bool(doubts(config)), file=sys.stderr)
-    teacher = load_lm(args.teacher, dtype=args.dtype, max_batch=args.max_batch)
-    student = load_lm(args.student, max_batch=args.max_batch)
+    teacher = lazy_lm(args.teacher, dtype=args.dtype, max_batch=args.max_batch)
+    student = lazy_lm(args.student, max_batch=args.max_batch)
     task = task_for(args.task, teacher.tokenizer)
     if isinstance(task, ChatMathTask):
         longest = max(1024, preset.sample.max_new_tokens)
@@ -125,15 +130,17 @@ def _run(args: argparse.Namespace, command: str) -> None:
     if first and (args.command == "run" or args.dry_run):
         print(rules, file=sys.stderr)
         if args.dry_run or not (kept.exists() or (out / "config.json").exists()):
-            print("Measuring for at most a minute ...", file=sys.stderr)
-            speed = measure(teacher, student, task, problems, config)
+            print(f"Measuring for about {args.measure:.0f} seconds ...", file=sys.stderr)
+            speed = measure(teacher, student, task, problems, config, args.measure)
             stages = plan(config, len(problems), len(heldout), speed, processes().num_processes,
-                          len(limit_by_kind(heldout, PROBE)))
+                          len(limit_by_kind(heldout, PROBE)), args.max_batch)
             text = plan_text(stages, teacher, student, config, speed)
             if args.dry_run:
                 print(text)
             else:
                 write_text(kept, "\n".join([text, *doubts(config), ""]))
+                needs = memory(stages, teacher, student, config, speed)
+                write_text(out / "plan.json", json.dumps(by_phase(stages, needs), indent=1) + "\n")
         if kept.exists():
             print(kept.read_text(encoding="utf-8"), file=sys.stderr)
     if args.dry_run:
@@ -143,6 +150,8 @@ def _run(args: argparse.Namespace, command: str) -> None:
     if first:
         page = write_page(out, report, teacher, task, config.pure)
         print(f"\n{text_table(table(rows_from_report(report)))}\n", *report["notes"], sep="\n")
+        cost = text_table(cost_table(report["provenance"]["phases"]))
+        print(f"Planned (expected) and measured:\n{cost}\n")
         print(f"Mean and 95 % interval over held-out problems; "
               f"{report['provenance']['evaluation']}.\nPage: {page}   Report: "
               f"{out / 'report.json'}\nMore: jupyter lab notebooks/00_world.ipynb")

@@ -6,7 +6,6 @@ an adapter learns a change of rank r: W + 2·B·A, with A (r, in) random and B (
 
 from __future__ import annotations
 
-import copy
 import os
 import warnings
 from pathlib import Path
@@ -31,13 +30,13 @@ def import_peft() -> Any:
 
 
 def adapted(model: Any, rank: int, adapter: Path | None, seed: int) -> Any:
-    """A copy of `model` with adapters that learn: those in the folder `adapter`, or new ones.
+    """`model` with adapters that learn: those in the folder `adapter`, or new ones.
 
-    The copy keeps bfloat16 weights, since none of them changes; adapters are float32. Their scale
+    It keeps bfloat16 weights, since none of them changes; adapters are float32. Their scale
     is alpha / rank = 2, as in TRL's defaults (32 / 16), without dropout, so that a run that is
     resumed learns the same.
     """
-    peft, base = import_peft(), copy.deepcopy(model)
+    peft, base = import_peft(), model
     sharded = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"  # wants one dtype
     if base.dtype != torch.bfloat16 or sharded:
         base = base.float()
@@ -54,7 +53,7 @@ def adapted(model: Any, rank: int, adapter: Path | None, seed: int) -> Any:
 
 
 def merged(model: Any, adapter: Path) -> Any:
-    """A copy of `model`, in float32, with the adapters in the folder `adapter` added to it."""
-    peft, base = import_peft(), copy.deepcopy(model).float()
+    """`model`, in float32, with the adapters in the folder `adapter` added to it."""
+    peft, base = import_peft(), model.float()
     with warnings.catch_warnings(action="ignore", category=FutureWarning):
         return peft.PeftModel.from_pretrained(base, adapter).merge_and_unload()

@@ -5,6 +5,8 @@ Device and number of processes are accelerate's business: nothing here is told w
 
 from __future__ import annotations
 
+import copy
+import hashlib
 import json
 import re
 import warnings
@@ -86,6 +88,34 @@ class LM:
         return self.model.device
 
     @property
+    def config(self) -> Any:
+        return self.model.config
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.dtype
+
+    @property
+    def weights(self) -> str:
+        """A hash of every bit of the weights as loaded, whatever files they came from."""
+        return weights_hash(self.model)
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of a part of each weight, which is enough to tell two models apart."""
+        digest = hashlib.sha256()
+        for p in self.model.parameters():
+            digest.update(p.detach().flatten()[:64].float().cpu().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def own_model(self) -> Any:
+        """A model with these weights that may be changed: a copy of the caller's."""
+        return copy.deepcopy(self.model)
+
+    def free(self) -> None:
+        """Let go of weights that can be loaded again (`memory.LazyLM`); these are the caller's."""
+
+    @property
     def end(self) -> int | None:
         """What ends a turn in the chat template, or the tokenizer's end of text: it is learnt."""
         turn = turn_end(self.tokenizer)
@@ -111,6 +141,15 @@ class LM:
         for i in set(ids) - self._pieces.keys():
             self._pieces[i] = self.decode([i])
         return [self._pieces[i] for i in ids]
+
+
+def weights_hash(model: torch.nn.Module) -> str:
+    """A hash of every bit of the weights as loaded, whatever files they came from."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {list(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
 
 
 def left_pad(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[Ids, Ids]:

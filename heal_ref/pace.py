@@ -9,10 +9,8 @@ The student always sees the *plain* prompt: no answer, no hint.
 
 from __future__ import annotations
 
-import copy
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +119,10 @@ def distill(student: LM, task: Task, stages: Mapping[str, Dataset],
             config: PaceConfig | None = None, seed: int = 0, *, folder: str | Path | None = None,
             probe: Sequence[Problem] = (), sampling: SampleConfig | None = None,
             progress: Any = None) -> LM:
-    """Train a copy of `student` through the stages, each starting from what the last one left.
+    """Train `student` through the stages, each starting from what the last one left.
+
+    A student that was loaded stays as it is: a copy is trained. One that loads itself
+    (`memory.lazy_lm`) is trained itself, so that its weights are in memory once.
 
     Paper: "organizes training from foundational alignment to frontier breakthrough"; "RL-free", so
     by supervised fine-tuning alone; of {"all": stages["foundation"]} it is rejection-sampling
@@ -129,7 +130,8 @@ def distill(student: LM, task: Task, stages: Mapping[str, Dataset],
 
     Args:
         task: the one that made the prompts of the stages.
-        folder: keep each stage's student there and resume from it; several processes need one.
+        folder: keep each stage's student there and resume from it; several processes need one. The
+            result loads its weights from there when they are first used.
         probe: problems whose greedy accuracy is the learning curve (`read_curve`), measured first,
             every `config.curve_every` updates and after each stage, at `sampling`'s length.
         progress: called as `progress(done, total)` after each update, over all stages.
@@ -154,12 +156,8 @@ def distill(student: LM, task: Task, stages: Mapping[str, Dataset],
                          "them is correct or none passed PURE; sample more, or easier problems")
     # 1) What the student learns in all stages, so that faults show at once.
     data = {name: examples_of(student, task, stages[name], config.thoughts) for name in plan}
-    # 2) Float32 weights: a step of 1e-5 is lost in the rounding of bfloat16. (An adapter has its
-    #    own, and a stage makes its own copy of the student below it.)
-    lm, before = student, None
-    if not config.lora:
-        lm = replace(student, model=copy.deepcopy(student.model).float())
-    own, done = task.for_tokenizer(student.tokenizer), 0
+    lm, own, done = student, task.for_tokenizer(student.tokenizer), 0
+    before: Path | None = None
 
     def report(step: int, _: int) -> None:
         if progress is not None:
@@ -168,7 +166,7 @@ def distill(student: LM, task: Task, stages: Mapping[str, Dataset],
     def measure(lm: LM) -> dict[str, float]:
         return accuracy(lm, own, probe, sampling)
 
-    # 3) One stage after the other.
+    # 2) One stage after the other.
     with tempfile.TemporaryDirectory() as scratch:
         home = Path(folder or scratch)
         claim(home, student, data, config, seed)
@@ -176,6 +174,8 @@ def distill(student: LM, task: Task, stages: Mapping[str, Dataset],
             lm = train_stage(lm, data[name], home / f"{number}-{name}", config, updates,
                              seed=seed + number - 1, before=before, base=student, progress=report,
                              measure=measure if probe else None,
-                             save_as=student.model.dtype if number == len(plan) else None)
+                             save_as=student.dtype if number == len(plan) else None)
             done, before = done + updates, home / f"{number}-{name}"
+        if folder is None:
+            lm = LM(lm.model, lm.tokenizer, lm.max_batch)  # loaded, before the folder is gone
     return lm

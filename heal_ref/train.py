@@ -13,7 +13,7 @@ import shutil
 import unicodedata
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from transformers.utils import is_torch_bf16_gpu_available
 
 from heal_ref.config import PaceConfig
 from heal_ref.lora import ADAPTER, adapted, import_peft, merged
+from heal_ref.memory import lazy_lm, release_memory
 from heal_ref.model import LM, load_lm, processes
 from heal_ref.records import InputError, Problem, read_json, write_text
 from heal_ref.tasks.base import Task
@@ -63,7 +64,7 @@ def examples_of(student: LM, task: Task, stage: Any, thoughts: str = "keep") -> 
     all of them, or if thoughts mean nothing to the student.
     """
     own, tokenizer = task.for_tokenizer(student.tokenizer), student.tokenizer
-    limit = getattr(student.model.config.get_text_config(), "max_position_embeddings", math.inf)
+    limit = getattr(student.config.get_text_config(), "max_position_embeddings", math.inf)
     examples, unwritten, too_long = [], 0, 0
     for row in stage:
         # 1) The prompt.
@@ -261,10 +262,11 @@ def train_stage(lm: LM, examples: Sequence[Any], folder: Path, config: PaceConfi
                 progress: Any, measure: Callable[[LM], dict[str, float]] | None) -> LM:
     """Train `lm` on one stage, or find it finished; returns the student as `folder` holds it.
 
-    The folder appears complete or not at all: weights (in dtype `save_as`, if the configuration
-    says so), tokenizer, learning curve (of the first stage, without one `before`, from step 0).
-    With `config.lora` an adapter to `base` is trained, on from that of the stage before: it is kept
-    in `folder`/adapter, beside the weights into which it is merged.
+    The weights are `lm.own_model()`'s, in float32: a step of 1e-5 is lost in the rounding of
+    bfloat16. The folder appears complete or not at all: weights (in dtype `save_as`, if the
+    configuration says so), tokenizer, learning curve (of the first stage, without one `before`,
+    from step 0). With `config.lora` an adapter to `base` is trained, on from that of the stage
+    before: it is kept in `folder`/adapter, beside the weights into which it is merged.
     """
     work = folder.with_name(f"{folder.name}.training")
     processes().wait_for_everyone()  # all processes look before one of them writes
@@ -273,20 +275,27 @@ def train_stage(lm: LM, examples: Sequence[Any], folder: Path, config: PaceConfi
     else:
         if config.lora:
             last = None if before is None else before / ADAPTER
-            lm = replace(lm, model=adapted(base.model, config.lora, last, seed))
-        log = [{"step": 0, "accuracy": measure(lm)}] if measure and before is None else []
+            model = adapted(base.own_model(), config.lora, last, seed)
+        else:
+            model = lm.own_model().float()
+        own = LM(model, lm.tokenizer, lm.max_batch)
+        log = [{"step": 0, "accuracy": measure(own)}] if measure and before is None else []
         log += train(
-            lm.model, lm.tokenizer, examples, folder=work, updates=updates, batch=config.batch,
+            own.model, own.tokenizer, examples, folder=work, updates=updates, batch=config.batch,
             learning_rate=config.learning_rate, warmup=min(config.warmup, updates), seed=seed,
-            accumulate=parts_of_a_batch(config, lm), save_every=config.save_every,
+            accumulate=parts_of_a_batch(config, own), save_every=config.save_every,
             checkpointing=config.checkpointing, progress=progress,
-            measure=partial(measure, lm) if measure else None, measure_every=config.curve_every,
+            measure=partial(measure, own) if measure else None, measure_every=config.curve_every,
             save_to=work / "done" / (ADAPTER if config.lora else ""))
+        del own, model
+        release_memory()  # the Trainer's: weights, gradients and optimizer
+        length = sum(len(e["input_ids"]) for e in examples) / len(examples)
         curve = {"stage": folder.name.partition("-")[2], "updates": updates,
-                 "examples": len(examples), "log": log}
+                 "examples": len(examples), "tokens": round(updates * config.batch * length),
+                 "log": log}
         if processes().is_main_process:
             if config.lora:
-                merged(base.model, work / "done" / ADAPTER).save_pretrained(work / "done")
+                merged(base.own_model(), work / "done" / ADAPTER).save_pretrained(work / "done")
             lm.tokenizer.save_pretrained(work / "done")
             if save_as is not None and config.save_dtype == "own":
                 load_lm(work / "done").model.to(save_as).save_pretrained(work / "done")
@@ -294,8 +303,8 @@ def train_stage(lm: LM, examples: Sequence[Any], folder: Path, config: PaceConfi
             os.replace(work / "done", folder)
             shutil.rmtree(work)
         processes().wait_for_everyone()
-    # With FSDP the model in memory is a part of the student; what was saved is whole.
-    return replace(lm, model=load_lm(folder, max_batch=lm.max_batch).model)
+    # With FSDP the model in memory was a part of the student; what was saved is whole.
+    return lazy_lm(folder, max_batch=lm.max_batch, tokenizer=lm.tokenizer)
 
 
 def check_training(student: LM, config: PaceConfig) -> None:
@@ -317,8 +326,8 @@ def parts_of_a_batch(config: PaceConfig, lm: LM) -> int:
 
 
 def read_curve(folder: str | Path) -> list[dict[str, Any]]:
-    """What `distill` kept of each finished stage, in order: `stage`, `updates`, `examples`, and
-    its `log`: lines of `step` (within the stage) with `loss`, or with `accuracy` by kind."""
+    """What `distill` kept of each finished stage, in order: `stage`, `updates`, `examples`,
+    `tokens` (learnt from, prompts included), and its `log`: lines of `step` (within the stage) with `loss`, or with `accuracy` by kind."""
     what = ("the learning curve of a stage, so nothing says how it was trained; delete the stage's "
             "folder and start the same command again, which trains it again")
     return [read_json(file, what, stage=str, updates=int, examples=int, log=list)
@@ -327,14 +336,12 @@ def read_curve(folder: str | Path) -> list[dict[str, Any]]:
 
 def claim(home: Path, student: LM, data: Mapping[str, Any], config: PaceConfig, seed: int) -> None:
     """Make `home` the folder of one student, data and settings; InputError if it is of others."""
-    learnt, weights = hashlib.sha256(), hashlib.sha256()
+    learnt = hashlib.sha256()
     for name, examples in data.items():
         for example in examples:
             learnt.update(json.dumps([name, example]).encode())
-    for p in student.model.parameters():  # a part of each is enough to tell two models apart
-        weights.update(p.detach().flatten()[:64].float().cpu().numpy().tobytes())
     settings = {**json.loads(json.dumps(asdict(config))), "seed": seed,
-                "student": weights.hexdigest()[:16], "examples": learnt.hexdigest()[:16]}
+                "student": student.fingerprint, "examples": learnt.hexdigest()[:16]}
     path = home / "settings.json"
     with processes().main_process_first():
         if not path.exists() and not list(home.glob("*/curve.json")):

@@ -143,7 +143,7 @@ def test_merging_rounds_once(tmp_path):
     layer = model.get_submodule(f"base_model.model.{name}")
     a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
     assert torch.allclose(sums.get_submodule(name).weight, base[f"{name}.weight"].float() + 2 * b @ a, atol=1e-7)
-    assert same({k: v for k, v in base.items()}, student.model.state_dict())
+    assert same(dict(base.items()), student.model.state_dict())
 
 
 def test_new_adapters_follow_from_the_seed(random_lm):

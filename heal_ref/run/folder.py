@@ -18,12 +18,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
 from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
 from heal_ref.config import HealConfig
-from heal_ref.model import LM, processes
+from heal_ref.model import LM, processes, weights_hash  # noqa: F401
 from heal_ref.records import InputError, Problem, from_row, read_json, write_jsonl, write_text
 from heal_ref.tasks.base import Task
 
@@ -33,15 +32,6 @@ SHARDS = ("[1-6]-*/*.jsonl", "[1-6]-*/*/*.jsonl")
 def short_hash(content: Any) -> str:
     """Sixteen hexadecimal digits for plain JSON types."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def weights_hash(model: torch.nn.Module) -> str:
-    """A hash of every bit of the weights as loaded, whatever files they came from."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {list(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()[:16]
 
 
 def tokenizer_hash(tokenizer: Any) -> str:
@@ -97,9 +87,10 @@ def identity(config: HealConfig, task: Task, models: Mapping[str, LM],
     flat: dict[str, Any] = {"version of heal_ref": metadata.version("heal_ref"),
                             "version of math-verify": "".join(verifier) or "not installed"}
     for name, lm in models.items():
-        flat[f"weights of the {name}"] = weights_hash(lm.model)
+        flat[f"weights of the {name}"] = lm.weights
         flat[f"tokenizer of the {name}"] = tokenizer_hash(lm.tokenizer)
         flat[f"end tokens of the {name}"] = list(lm.ends)
+        lm.free()  # so that no two are in memory together
     for name, mine in problems.items():
         flat[f"{name} problems"] = f"{len(mine)}, {short_hash([vars(p) for p in mine])}"
     flat["task"] = f"{type(task).__module__}.{type(task).__qualname__}"

@@ -20,9 +20,11 @@ from heal_ref import gear, pace, pure, records
 from heal_ref.config import GearConfig, HealConfig, SampleConfig, doubts
 from heal_ref.evaluate import rows_of
 from heal_ref.generation import sample
-from heal_ref.model import LM, load_lm
+from heal_ref.memory import lazy_lm
+from heal_ref.model import LM
 from heal_ref.records import Problem, PureScore, Trajectory, by_problem, limit_by_kind
 from heal_ref.run.folder import RunFolder, batches, identity, rendered
+from heal_ref.run.phases import Phases
 from heal_ref.run.sources import read_problems, whole
 from heal_ref.tasks.base import Task
 from heal_ref.train import check_training
@@ -101,16 +103,20 @@ def run(spec: RunSpec, out: str | Path, task: Task, *, lms: Sequence[LM] = (), q
         command: str = "") -> dict[str, Any]:
     """Run the whole method in folder `out`, or what is left of it.
 
+    A model is in memory only while a phase has work for it: the teacher while it samples and
+    scores, a student while it is trained, each of the four while it is evaluated.
+
     Args:
-        lms: teacher and student, if they are loaded already.
+        lms: teacher and student, if they are loaded already: these stay in memory, unless they
+            are of `memory.lazy_lm`.
 
     Returns:
         The report, also in `out`/report.json: `rows`, `notes` and `provenance`.
     """
     # 1) what the run is made of, and its folder
-    began, c = time.monotonic(), spec.config
+    phases, began, c = Phases(), time.monotonic(), spec.config
     train_set, heldout, _ = spec.read(task)
-    teacher, student = lms or (load_lm(spec.teacher), load_lm(spec.student))
+    teacher, student = lms or (lazy_lm(spec.teacher), lazy_lm(spec.student))
     check_training(student, c.pace)
     what = identity(c, task, {"teacher": teacher, "student": student},
                     {"training": train_set, "held-out": heldout})
@@ -119,14 +125,22 @@ def run(spec: RunSpec, out: str | Path, task: Task, *, lms: Sequence[LM] = (), q
     if folder.state.is_main_process and not (copy.exists() and copy.read_bytes() == text.encode()):
         records.write_text(copy, text)
     folder.log(f"started; {provenance(teacher, command, c.seed, began)}")
+    phases.end("start", folder)
 
     # 2) what the teacher makes, and what PURE keeps of it
     method = Method(folder, teacher, task, c)
     base = method.sampled(train_set)
-    guided, repaired = method.guided(base), method.repaired(base)
+    phases.end("sample", folder, sum(t.tokens_spent for t in base))
+    guided = method.guided(base)
+    phases.end("guided", folder, sum(t.tokens_spent for t in guided))
+    repaired = method.repaired(base)
+    phases.end("repair", folder, sum(t.tokens_spent for t in repaired))
     reference = method.scored("4-scores/reference", pure.unaided(base))
     scored = {name: method.scored(f"4-scores/{name}", made)
               for name, made in (("guided", guided), ("repaired", repaired))}
+    read = [s.trajectory for part in (reference, *scored.values()) for s in part]
+    phases.end("score", folder, sum(len(teacher.encode(t.prompt)) + len(t.token_ids) for t in read))
+    teacher.free()
     kept = {name: pure.pure_filter(s, c.pure, reference) if reference
             else [one.trajectory for one in s] for name, s in scored.items()}
     stages = pace.build_stages(base, kept["guided"], kept["repaired"], c.pace)
@@ -139,11 +153,13 @@ def run(spec: RunSpec, out: str | Path, task: Task, *, lms: Sequence[LM] = (), q
         if not any(len(stage) for stage in data.values()):
             notes.append(f"{arm}: there is nothing to train on, so this is the base student")
             continue
+        home = folder.path / "5-students" / arm
         with folder.bar(f"5-students/{arm}", c.pace.updates, unit="update") as bar:
             students[arm] = pace.distill(
-                student, task, data, c.pace, c.seed, folder=folder.path / "5-students" / arm,
+                student, task, data, c.pace, c.seed, folder=home,
                 probe=limit_by_kind(heldout, PROBE), sampling=c.sample,
                 progress=lambda done, _, bar=bar: bar.update(done - bar.n))
+        phases.end("train", folder, sum(stage.get("tokens", 0) for stage in pace.read_curve(home)))
 
     # 4) evaluation, with the settings of sampling and greedily, and report
     rows: list[dict[str, Any]] = []
@@ -156,6 +172,8 @@ def run(spec: RunSpec, out: str | Path, task: Task, *, lms: Sequence[LM] = (), q
         many = its.sampled(heldout, f"6-eval/{arm}", c.eval_n)
         greedy = its.sampled(heldout, f"6-eval/{arm}-greedy", 1, greedily)
         rows += [row.to_dict() for row in rows_of(arm, lm, its.task, many, greedy)]
+        phases.end("evaluate", folder, sum(t.tokens_spent for t in (*many, *greedy)))
+        lm.free()
     counts = {"train problems": len(train_set), "held-out problems": len(heldout),
               **counts_of(base, guided, repaired), "reference": len(reference),
               "threshold": round(pure.pure_threshold(reference, c.pure), 6) if reference else None,
@@ -164,7 +182,7 @@ def run(spec: RunSpec, out: str | Path, task: Task, *, lms: Sequence[LM] = (), q
               **{f"stage {name}": len(data) for name, data in stages.items()}}
     report = {"rows": rows, "notes": notes, "provenance": {
         **provenance(teacher, command, c.seed, began), "evaluation": evaluated(c),
-        "config": folder.identity, "counts": counts}}
+        "config": folder.identity, "counts": counts, "phases": phases.beside_the_plan(folder)}}
     if folder.state.is_main_process:
         records.write_text(folder.path / "report.json",
                            json.dumps(report, indent=1, allow_nan=False) + "\n")
