@@ -1,8 +1,8 @@
-"""Trains a student in the CPU processes that torchrun starts: `fsdp_driver.py OUT [fsdp] [die]`.
+"""Trains a student in the CPU processes that torchrun starts: `fsdp_driver.py OUT [fsdp] [die] [lora]`.
 
 accelerate offers FSDP on accelerators only, though torch's own works on CPUs too. So with `fsdp` the state that `accelerate
 launch --use_fsdp` would make is made here by hand; all that comes behind it (Trainer, our training, learning curve, saving)
-is the real code. With `die` all processes are killed in the middle of the second stage.
+is the real code. With `die` all processes are killed in the middle of the second stage; with `lora` adapters are trained.
 """
 
 import gc
@@ -41,7 +41,8 @@ problems = heal.load_problems(heal.DATA / "clock" / "validation.jsonl", task)[:4
 text = "We start at {}.\n\nSo the answer is \\boxed{{{}}}."
 rows = [{"id": p.id, "prompt": task.prompt(p), "completion": text.format(i % 23, p.answer)} for i, p in enumerate(problems)]
 stages = {name: Dataset.from_list(rows) for name in ("foundation", "guided")}
-config = heal.PaceConfig(updates=8, batch=8, warmup=1, learning_rate=3e-3, save_every=2, curve_every=2)
+config = heal.PaceConfig(updates=8, batch=8, warmup=1, learning_rate=3e-3, save_every=2, curve_every=2,
+                         lora=4 * ("lora" in sys.argv))
 seen = set()  # what weights are while training: a DTensor is a part of one
 
 

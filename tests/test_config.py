@@ -17,8 +17,6 @@ from heal_ref.settings import LARGEST, parse_setting
 from heal_ref.tasks import ClockTask
 from tests.conftest import DATA
 
-TRAIN, HELDOUT = (str(DATA / "clock" / f"{name}.jsonl") for name in ("train", "heldout"))
-
 
 def resolved(*args, preset="smoke"):
     return _settings(_parser().parse_args(["run", "--out", "DIR", *map(str, args)]), PRESETS[preset]())
@@ -235,36 +233,41 @@ def test_no_file(capsys, tmp_path):
 # ----------------------------------------------------------------------------------- in a run folder
 
 
-def spec(config):
-    return RunSpec("t", "s", TRAIN, HELDOUT, config)
+@pytest.fixture
+def spec(tmp_path):
+    """A run of one problem, as the shortest there is."""
+    (tmp_path / "p.jsonl").write_text('{"question": "Start 5; # 3", "answer": 13}\n')
+
+    def build(**sample):
+        config = replace(HealConfig.smoke(), eval_n=5, pace=heal.PaceConfig(updates=2, batch=4, warmup=0, curve_every=0))
+        one = str(tmp_path / "p.jsonl")
+        return RunSpec("t", "s", one, one, replace(config, sample=replace(config.sample, **sample)))
+
+    return build
 
 
-def small(**sample):
-    config = replace(HealConfig.smoke(), train_limit=2, eval_limit=2, pace=heal.PaceConfig(updates=2, batch=4, warmup=0))
-    return replace(config, sample=replace(config.sample, **sample))
-
-
-def test_a_run_leaves_settings_that_start_it_again(tmp_path, teacher):
+def test_a_run_leaves_settings_that_start_it_again(tmp_path, teacher, spec, capsys):
     """Complete, and the same run: the command with that file alone continues the folder."""
     lms = (teacher, heal.load_lm(DATA / "student"))
-    config = small(temperature=0.7)
-    report = run(spec(config), tmp_path / "run", ClockTask(), lms=lms, quiet=True)
+    config = spec(temperature=0.7).config
+    report = run(spec(temperature=0.7), tmp_path / "run", ClockTask(), lms=lms, quiet=True)
     file = tmp_path / "run" / "settings.toml"
     assert HealConfig.from_file(file) == config
     assert resolved("--config", file, preset="paper") == config
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*.jsonl")}
-    args = ["run", "--preset", "tiny", "--config", str(file), "--out", str(tmp_path / "run"), "--quiet"]
-    text = file.read_text()
+    text, copy, one = file.read_text(), tmp_path / "copy.toml", str(tmp_path / "p.jsonl")
+    args = ["demo", "--preset", "paper", "--problems", one, "--heldout", one, "--out", str(tmp_path / "run"), "--quiet"]
+    copy.write_text(text)
     file.write_text("seed = 7\n")  # edited there, it changes nothing: config.json counts
-    assert main([*args[:4], str(tmp_path / "copy.toml"), *args[5:]]) == 2
-    (tmp_path / "copy.toml").write_text(text)
-    assert main([*args[:4], str(tmp_path / "copy.toml"), *args[5:]]) == 0
+    assert main([*args, "--config", str(file)]) == 2
+    assert "seed: 0 in the folder, 7 now" in capsys.readouterr().err
+    assert main([*args, "--config", str(copy)]) == 0
     assert file.read_text() == text
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*.jsonl")} == before
     assert json.loads((tmp_path / "run" / "report.json").read_text())["rows"] == report["rows"]
 
 
-def test_evaluation_uses_the_configured_sampling(tmp_path, teacher, monkeypatch):
+def test_evaluation_uses_the_configured_sampling(tmp_path, teacher, spec, monkeypatch):
     """Temperature, nucleus and length; the greedy row is at temperature 0 and else the same; the report says so."""
     seen = {}
 
@@ -273,8 +276,8 @@ def test_evaluation_uses_the_configured_sampling(tmp_path, teacher, monkeypatch)
         return heal.sample(lm, task, problems, n, sampling=sampling, **more)
 
     monkeypatch.setattr("heal_ref.run.pipeline.sample", sample)
-    config = replace(small(temperature=0.6, top_p=0.9, max_new_tokens=50, n=3), eval_n=5)
-    report = run(spec(config), tmp_path / "run", ClockTask(), lms=(teacher, heal.load_lm(DATA / "student")), quiet=True)
+    settings = spec(temperature=0.6, top_p=0.9, max_new_tokens=50, n=3)
+    report = run(settings, tmp_path / "run", ClockTask(), lms=(teacher, heal.load_lm(DATA / "student")), quiet=True)
     assert set(seen) == {(3, 0.6, 0.9, 50), (4, 0.6, 0.9, 50), (5, 0.6, 0.9, 50), (1, 0.0, 0.9, 50)}
     assert report["provenance"]["evaluation"] == (
         "5 samples per problem at temperature 0.6 and top_p 0.9, pass@1_greedy one at temperature 0; at most 50 tokens")

@@ -68,29 +68,45 @@ def test_killed_together_two_processes_still_make_what_one_makes(one, tmp_path):
         assert moved < 0.1 * HealConfig.smoke().pace.learning_rate, stage  # sums in another order, no more
 
 
-def test_fsdp_trains_the_student_that_one_process_trains(tmp_path):
-    """Two processes hold half of each weight; what is saved is whole; a kill in the second stage changes nothing."""
+@pytest.mark.parametrize("how", [["fsdp"], ["fsdp", "lora"], ["lora"]], ids=" ".join)
+def test_two_processes_train_the_student_that_one_process_trains(tmp_path, how):
+    """FSDP: each holds half of each weight; what is saved is whole; a kill in the second stage changes nothing."""
     driver, env = str(Path(__file__).parent / "fsdp_driver.py"), {**os.environ, "OMP_NUM_THREADS": "1"}
-    two = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc_per_node",
-        "2",
-        driver,
-        str(tmp_path / "two"),
-        "fsdp",
-    ]
-    subprocess.run(
-        [sys.executable, driver, str(tmp_path / "one")], env=env, check=True, capture_output=True, timeout=300
-    )
+    one = [sys.executable, driver, str(tmp_path / "one"), *[word for word in how if word != "fsdp"]]
+    two = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", driver, str(tmp_path / "two"), *how]
+    subprocess.run(one, env=env, check=True, capture_output=True, timeout=300)
     assert subprocess.run([*two, "die"], env=env, capture_output=True, timeout=300).returncode != 0
     assert [p.name for p in (tmp_path / "two").iterdir() if p.name[0] == "2"] == ["2-guided.training"]
     subprocess.run(two, env=env, check=True, capture_output=True, timeout=300)
-    assert "DTensor" in (tmp_path / "two" / "seen.txt").read_text()
+    assert ("DTensor" in (tmp_path / "two" / "seen.txt").read_text()) == ("fsdp" in how)
     for stage in ("1-foundation", "2-guided"):
         one, both = (load_file(tmp_path / name / stage / "model.safetensors") for name in ("one", "two"))
         assert max((one[k] - both[k]).abs().max().item() for k in one) < 1e-4, stage  # sums in another order
         heal.load_lm(tmp_path / "two" / stage)
         logs = [json.loads((tmp_path / name / stage / "curve.json").read_text())["log"] for name in ("one", "two")]
         assert [row for row in logs[0] if "accuracy" in row] == [row for row in logs[1] if "accuracy" in row]
+
+
+WAITS = """
+import time
+import torch
+from transformers import TrainingArguments
+from heal_ref import model
+state = model.processes()
+TrainingArguments(output_dir="{out}", use_cpu=True)  # makes accelerate's state again
+group = torch.distributed.distributed_c10d._get_default_group()._get_backend(torch.device("cpu"))
+if model.processes().process_index:
+    time.sleep(2)  # a longer shard
+model.processes().wait_for_everyone()
+print("allowed", group.options._timeout.total_seconds(), flush=True)
+"""
+
+
+def test_a_process_waits_for_the_longest_shard(tmp_path):
+    """torch's own 10 or 30 minutes do not apply, and training does not bring them back."""
+    (tmp_path / "waits.py").write_text(WAITS.format(out=tmp_path))
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", str(tmp_path / "waits.py")]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout.count(f"allowed {heal.model.LONGEST_WAIT.total_seconds()}") == 2
+    assert heal.model.LONGEST_WAIT.total_seconds() >= 24 * 3600
