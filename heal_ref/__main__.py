@@ -139,7 +139,7 @@ def _run(args: argparse.Namespace, command: str) -> None:
                 print(text)
             else:
                 write_text(kept, "\n".join([text, *doubts(config), ""]))
-                needs = memory(stages, teacher, student, config, speed)
+                needs = memory(stages, teacher, student, config, speed, expected=True)
                 write_text(out / "plan.json", json.dumps(by_phase(stages, needs), indent=1) + "\n")
         if kept.exists():
             print(kept.read_text(encoding="utf-8"), file=sys.stderr)

@@ -114,7 +114,7 @@ def test_killed_in_a_stage_it_ends_in_the_same_weights(trained, task, tmp_path, 
 def test_a_bfloat16_student_keeps_its_weights_and_learns_in_float32():
     """The frozen weights take half the room; adapters and the merged student are float32."""
     student = load_lm(DATA / "chat" / "teacher", dtype="bfloat16")
-    model = adapted(student.model, 2, None, seed=0)
+    model = adapted(student.own_model(), 2, None, seed=0)
     assert {(p.dtype, p.requires_grad) for p in model.parameters()} == {(torch.bfloat16, False), (torch.float32, True)}
     task = heal.ChatMathTask(student.tokenizer, verify=False)
     rows = [{"id": str(i), "prompt": "<|user|>\nHi", "completion": "It is \\boxed{12}."} for i in range(4)]
@@ -132,13 +132,13 @@ def test_a_bfloat16_student_keeps_its_weights_and_learns_in_float32():
 def test_merging_rounds_once(tmp_path):
     """What is saved in the student's own dtype is the float32 sum, rounded: not a rounded sum of rounded parts."""
     student = load_lm(DATA / "chat" / "teacher", dtype="bfloat16")
-    model = adapted(student.model, 2, None, seed=0)
+    model = adapted(student.own_model(), 2, None, seed=0)
     for name, p in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(p, std=1e-3)
     model.save_pretrained(tmp_path)
     base = {name: w.clone() for name, w in student.model.state_dict().items()}
-    sums = merged(student.model, tmp_path)
+    sums = merged(student.own_model(), tmp_path)
     assert sums.dtype == torch.float32
     name = "model.layers.0.self_attn.q_proj"
     layer = model.get_submodule(f"base_model.model.{name}")
@@ -148,12 +148,12 @@ def test_merging_rounds_once(tmp_path):
 
 
 def test_new_adapters_follow_from_the_seed(random_lm):
-    one, two, other = (dict(adapted(random_lm.model, 2, None, seed).named_parameters()) for seed in (1, 1, 2))
+    one, two, other = (dict(adapted(random_lm.own_model(), 2, None, seed).named_parameters()) for seed in (1, 1, 2))
     names = [name for name in one if "lora_A" in name]
     assert names
     assert all(torch.equal(one[n], two[n]) and not torch.equal(one[n], other[n]) for n in names)
     ids = torch.tensor([random_lm.encode("Problem: Start 5; + 3\n")])
-    assert torch.equal(adapted(random_lm.model, 2, None, 1)(ids).logits, random_lm.model(ids).logits)  # nothing yet
+    assert torch.equal(adapted(random_lm.own_model(), 2, None, 1)(ids).logits, random_lm.model(ids).logits)  # nothing yet
 
 
 # ---------------------------------------------------------------------------------- checkpointing

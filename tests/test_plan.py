@@ -7,9 +7,26 @@ import pytest
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
+import heal_ref as heal
 from heal_ref.__main__ import main
 from heal_ref.config import GearConfig, HealConfig, PureConfig
-from heal_ref.run.plan import Speed, cache_bytes, measure, parameters, plan, plan_text, sampling_bytes, training_bytes
+from heal_ref.run.plan import (
+    Expected,
+    Speed,
+    Writer,
+    by_phase,
+    cache_bytes,
+    longest,
+    measure,
+    memory,
+    parameters,
+    plan,
+    plan_text,
+    sampling_bytes,
+    scoring_bytes,
+    training_bytes,
+)
+from tests.conftest import DATA
 
 SPEED = Speed(sampled=100.0, scored=1000.0, learnt=500.0, prompt=20.0, solution=50.0)
 
@@ -33,6 +50,7 @@ def test_counts_by_hand():
     scored = 7 * 30 + 7 * 200 + 7
     assert stages["score"].sequences == scored
     assert (stages["uncertainty"].sequences, stages["uncertainty"].tokens) == (8 * scored, 8 * scored)
+    assert all(s.expected == s[1:4] for s in stages.values())  # nothing was measured
     halved = by_name(config, processes=2)
     assert halved["score"].hours == stages["score"].hours / 2
 
@@ -104,12 +122,107 @@ def test_the_plan_says_when_the_memory_is_not_there(teacher, monkeypatch):
     assert "MORE THAN THERE IS: 0.00 GiB are free; lower --max-batch" in plan_text(
         stages, teacher, teacher, config, SPEED
     )
-    few = dataclasses.replace(teacher, max_batch=1)
-    lines = [
-        next(x for x in plan_text(stages, lm, lm, config, SPEED).splitlines() if "sampling: weights" in x)
-        for lm in (teacher, few)
-    ]
-    assert lines[0] != lines[1]
+
+
+def test_each_phase_has_the_memory_of_its_largest_batch(teacher):
+    """Settings and max_batch that change a batch change the memory of its phase, and of no other."""
+    def needs(lm=teacher, **changes):
+        config = dataclasses.replace(HealConfig.tiny(), **changes)
+        return memory(plan(config, 100, 10, SPEED), lm, lm, config, SPEED)
+
+    usual = needs()
+    assert set(usual) == {"sample", "guided", "repair", "score", "train", "evaluate"}
+    assert {phase for phase, need in needs(dataclasses.replace(teacher, max_batch=1)).items() if need != usual[phase]} == set(usual)
+    for change, phases in (({"gear": GearConfig(continuations=9)}, {"repair"}), ({"eval_n": 3}, {"evaluate"}),
+                           ({"pace": dataclasses.replace(HealConfig.tiny().pace, accumulate=4)}, {"train"})):
+        assert {phase for phase, need in needs(**change).items() if need != usual[phase]} == phases, change
+
+
+def test_a_phase_holds_the_weights_of_one_model(teacher, random_lm):
+    needs = memory(plan(HealConfig.tiny(), 9, 9, SPEED), teacher, random_lm, HealConfig.tiny(), SPEED)
+    assert needs["sample"]["weights"] == needs["score"]["weights"] == 4 * parameters(teacher.config)
+    assert needs["train"]["states"] == 16 * parameters(random_lm.config)
+    assert needs["evaluate"]["weights"] == 4 * parameters(teacher.config)  # the larger of the two
+
+
+def test_activations_are_those_that_autograd_keeps(teacher):
+    """Bytes of all tensors that a forward pass saves for its gradient, apart from the weights."""
+    model, held = teacher.model, {}
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+
+    def keep(tensor):
+        if tensor.untyped_storage().data_ptr() not in weights:
+            held[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    ids = torch.ones(4, 64, dtype=torch.long)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        model(input_ids=ids, labels=ids)
+    saved = sum(t.untyped_storage().nbytes() for t in held.values())
+    need = training_bytes(model.config, 4, 64, width=4)
+    assert need["activations"] + need["logits"] / 3 == pytest.approx(saved, rel=0.25)
+    less = training_bytes(model.config, 4, 64, width=4, checkpointing=True, learnt=10)
+    assert less["activations"] < need["activations"] / 2
+    assert less["states"] == 4 * parameters(model.config) + 120
+
+
+def test_scoring_needs_a_layer_and_a_tile_whatever_the_vocabulary():
+    big, small = (Qwen3Config(hidden_size=64, num_hidden_layers=2, vocab_size=size) for size in (9_000, 150_000))
+    assert scoring_bytes(big, 8, 500)["tile"] == scoring_bytes(small, 8, 500)["tile"]
+
+
+def test_the_longest_of_many_texts():
+    assert longest([5.0], 7) == 5
+    assert longest([1.0, 3.0], 1) == 2
+    assert longest([1.0, 3.0], 2) == 0.25 * 1 + 0.75 * 3
+    assert longest([1.0, 3.0], 99) == pytest.approx(3)
+
+
+def test_expected_work_by_hand():
+    """What was measured decides; the bound stays. A batch takes as many steps as its longest text."""
+    config = dataclasses.replace(HealConfig.tiny(), gear=GearConfig(paths=2, hints=1, continuations=3))
+    speed = SPEED._replace(teacher=Writer(each=0.01, step=0.5, lengths=(20.0, 40.0), most=96),
+                           student=Writer(each=0.001, step=0.1, lengths=(96.0,), most=96),
+                           expected=Expected(guided=0.5, solved=0.75, paths=1.0, kept=10.0, usable=0.5, hints=(8.0,)))
+    stages = {s.name: s for s in plan(config, problems=8, heldout=5, speed=speed)}
+    sample, hints, repairs = stages["sample"], stages["hints"], stages["repairs"]
+    assert (sample.sequences, sample.tokens) == (32, 32 * 96)
+    assert (sample.expected.sequences, sample.expected.tokens) == (32, 32 * 30)
+    assert sample.expected.hours == pytest.approx(40 * (0.5 + 0.01 * 32) / 3600, rel=1e-3)
+    assert stages["answer-guided"].expected.sequences == stages["answer-guided"].sequences / 2
+    assert (hints.expected.sequences, hints.expected.tokens) == (8, 64)
+    assert (repairs.sequences, repairs.expected.sequences, repairs.expected.tokens) == (48, 12, 12 * 20)
+    for s in stages.values():
+        assert s.expected.sequences <= s.sequences
+        assert s.expected.tokens <= s.tokens
+        assert s.expected.hours <= s.hours * (1 + 1e-9)
+    phases = by_phase(list(stages.values()), {"repair": {"weights": 2**30}})
+    assert phases["repair"]["tokens"] == 64 + 240
+    assert phases["repair"]["GiB"] == 1
+
+
+def test_what_is_expected_is_what_was_sampled(teacher, task, validation):
+    """On problems that the teacher always solves, nothing is guided or repaired; the bound remains."""
+    config = dataclasses.replace(HealConfig.smoke(), eval_n=1)
+    mastered = [p for p in validation if p.kind == "mastered"][:8]
+    speed = measure(teacher, teacher, task, mastered, config)
+    assert speed.expected.guided == speed.expected.paths == 0
+    assert speed.expected.solved == 1
+    stages = {s.name: s for s in plan(config, 8, 8, speed)}
+    assert stages["repairs"].expected.sequences == 0 < stages["repairs"].sequences
+    frontier = [p for p in validation if p.kind == "frontier"][:8]
+    speed = measure(teacher, teacher, task, frontier, config)
+    assert speed.expected.paths > 0.5
+    assert 0 < speed.expected.kept < 96
+    assert len(speed.expected.hints) >= 1
+
+
+def test_a_student_of_another_tokenizer_is_measured_in_its_own(teacher, task, validation):
+    """The teacher's ids mean nothing to it, and may be more than it has."""
+    many = heal.load_lm(DATA / "chat" / "teacher")  # 1,002 tokens; the student has 71
+    config = dataclasses.replace(HealConfig.smoke(), sample=heal.SampleConfig(n=1, max_new_tokens=4))
+    assert len(many.tokenizer) > teacher.config.vocab_size
+    assert measure(many, teacher, task, validation[:4], config, seconds=0.5).learnt > 0
 
 
 def test_measuring_keeps_to_max_batch(teacher, task, validation, monkeypatch):
@@ -121,7 +234,8 @@ def test_measuring_keeps_to_max_batch(teacher, task, validation, monkeypatch):
         return forward(self, input_ids=input_ids, **more)
 
     monkeypatch.setattr(type(teacher.model), "forward", watch)
-    measure(dataclasses.replace(teacher, max_batch=3), teacher, task, validation[:8], HealConfig.smoke(), seconds=0.1)
+    few = dataclasses.replace(teacher, max_batch=3)
+    measure(few, few, task, validation[:8], HealConfig.smoke(), seconds=0.1)
     assert max(sizes) <= 3
 
 
@@ -130,5 +244,5 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(tmp_path, capsys):
     assert main(["run", "--preset", "smoke", "--out", str(out), "--dry-run"]) == 0
     said = capsys.readouterr().out
     assert "repairs" in said
-    assert "memory, teacher, sampling: weights" in said
+    assert "memory, train: " in said
     assert not out.exists()

@@ -360,16 +360,18 @@ def plan(config: HealConfig, problems: int, heldout: int, speed: Speed, processe
     return stages
 
 
-def memory(stages: Sequence[Stage], teacher: LM, student: LM, config: HealConfig, speed: Speed
-           ) -> dict[str, dict[str, int]]:
-    """Bytes of the largest batch of each phase, by what they are for; `base` is the process."""
+def memory(stages: Sequence[Stage], teacher: LM, student: LM, config: HealConfig, speed: Speed,
+           expected: bool = False) -> dict[str, dict[str, int]]:
+    """Bytes of the largest batch of each phase, by what they are for; `base` is the process. At
+    most, or with as many sequences as `expected`."""
     kept = speed.expected.kept if speed.expected else speed.solution
     most = speed.teacher.most if speed.teacher else speed.solution
     length, whole = (math.ceil(speed.prompt + n) for n in (most, most + kept))  # repairs are longer
     out: dict[str, dict[str, int]] = {}
     for s in stages:
         for lm in {"train": (student,), "evaluate": (teacher, student)}.get(s.phase, (teacher,)):
-            width, rows = lm.dtype.itemsize, min(s.rows, lm.max_batch)
+            share = s.expected.sequences / s.sequences if expected else 1.0
+            width, rows = lm.dtype.itemsize, min(math.ceil(s.rows * share), lm.max_batch)
             if s.name == "score":
                 need = scoring_bytes(lm.config, rows, whole, width)
             elif s.name == "train two students":
@@ -404,10 +406,11 @@ def plan_text(stages: Sequence[Stage], teacher: LM, student: LM, config: HealCon
     for name, *both in (*works, ("total", *total)):
         lines.append(f"{name:<22}" + "".join(f"{count:>12,}{tokens:>16,}{hours:>9.2f}"
                                              for count, tokens, hours in both))
-    needs = memory(stages, teacher, student, config, speed)
+    needs, fewer = (memory(stages, teacher, student, config, speed, e) for e in (False, True))
     for phase, need in needs.items():
         parts = ", ".join(f"{k} {v / GIB:.2f}" for k, v in need.items() if v)
-        lines.append(f"memory, {phase}: {sum(need.values()) / GIB:.2f} GiB ({parts})")
+        lines.append(f"memory, {phase}: at most {sum(need.values()) / GIB:.2f} GiB ({parts}), "
+                     f"expected {sum(fewer[phase].values()) / GIB:.2f}")
     held = {id(lm.model): lm.model for lm in (teacher, student) if "model" in vars(lm)}
     cards = len(set(getattr(next(iter(held.values()), None), "hf_device_map", {"": 0}).values()))
     free = cards * free_bytes(teacher.device) + speed.base
