@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,17 @@ from heal_ref.config import GearConfig, HealConfig, SampleConfig
 from heal_ref.evaluate import rows_of
 from heal_ref.generation import sample
 from heal_ref.model import LM, load_lm
-from heal_ref.records import Problem, PureScore, Trajectory, by_problem, limit_by_kind
+from heal_ref.records import (
+    Problem,
+    PureScore,
+    Trajectory,
+    light,
+    limit_by_kind,
+    select,
+    trajectories_of,
+)
 from heal_ref.run.folder import RunFolder, batches, identity, rendered
+from heal_ref.run.shards import Records
 from heal_ref.run.sources import read_problems, whole
 from heal_ref.tasks.base import Task
 
@@ -64,22 +74,22 @@ class Method:
     config: HealConfig
 
     def sampled(self, problems: Sequence[Problem], stage: str = "1-base", n: int | None = None,
-                sampling: SampleConfig | None = None, guided: bool = False) -> list[Trajectory]:
+                sampling: SampleConfig | None = None, guided: bool = False) -> Records:
         """n samples per problem; number and sampling are the configured ones if not given."""
         c, sampling = self.config, sampling or self.config.sample
         return self.folder.shards(stage, batches(problems, c.sample.batch), lambda part, seed: (
             sample(self.teacher, self.task, part, n or c.sample.n, seed=seed, sampling=sampling,
                    guided=guided)), c.seed)
 
-    def guided(self, base: Sequence[Trajectory]) -> list[Trajectory]:
+    def guided(self, base: Sequence[Trajectory]) -> Records:
         """Answer-guided samples of the problems that the teacher mostly fails."""
         c, solved = self.config.pace, pace.solved_share(base)
-        hard = [g[0].problem for key, g in by_problem(base).items() if solved[key] < c.guided_below]
-        return self.sampled(hard, "2-guided", c.per_problem, guided=True)
+        hard = {t.problem.id: t.problem for t in light(base)
+                if solved[t.problem.id] < c.guided_below}
+        return self.sampled(list(hard.values()), "2-guided", c.per_problem, guided=True)
 
     def repaired(self, base: Sequence[Trajectory], stage: str = "3-repaired",
-                 config: GearConfig | None = None, cut: gear.Cut | None = None
-                 ) -> list[Trajectory]:
+                 config: GearConfig | None = None, cut: gear.Cut | None = None) -> Records:
         """GEAR's repairs by the configured reading or by another one, unusable hints included;
         `cut`: at a step of the caller's."""
         c = self.config
@@ -88,9 +98,10 @@ class Method:
             self.teacher, self.task, part, config or c.gear, seed, sampling=c.sample, cut=cut),
             c.seed)
 
-    def scored(self, stage: str, trajectories: Sequence[Trajectory]) -> list[PureScore]:
-        """PURE scores of the correct ones."""
-        c, right = self.config, [t for t in trajectories if t.correct]
+    def scored(self, stage: str, trajectories: Sequence[Trajectory]) -> Records:
+        """PURE scores of the correct ones, which must be in shards."""
+        c, rows = self.config, [i for i, t in enumerate(light(trajectories)) if t.correct]
+        right = select(trajectories, rows)
         return self.folder.shards(stage, batches(right, 256), lambda part, seed: pure.pure_scores(
             self.teacher, self.task, part, c.pure, seed, sampling=c.sample), c.seed)
 
@@ -122,8 +133,9 @@ def run(spec: RunSpec, out: str | Path, task: Task, *, lms: Sequence[LM] = (), q
     scored = {name: method.scored(f"4-scores/{name}", made)
               for name, made in (("guided", guided), ("repaired", repaired))}
     kept = {name: pure.pure_filter(s, c.pure, reference) if reference
-            else [one.trajectory for one in s] for name, s in scored.items()}
-    stages = pace.build_stages(base, kept["guided"], kept["repaired"], c.pace)
+            else trajectories_of(s) for name, s in scored.items()}
+    stages = pace.build_stages(base, kept["guided"], kept["repaired"], c.pace,
+                               folder.path / "5-stages")
     notes = notes_of(base, guided, repaired, reference)
 
     # 3) two students; with nothing to learn from, a student stays the base student
@@ -169,7 +181,7 @@ def notes_of(base: Sequence[Trajectory], guided: Sequence[Trajectory],
              repaired: Sequence[Trajectory], reference: Sequence[PureScore]) -> list[str]:
     """What a reader of the results must know: parts of the method that had nothing to do."""
     notes = []
-    if not any(t.correct for t in base):
+    if not any(t.correct for t in light(base)):
         notes.append("the teacher solved no training problem by itself")
     if not reference:
         notes.append("PURE is off: without an unaided correct solution there is no threshold, so "
@@ -177,7 +189,7 @@ def notes_of(base: Sequence[Trajectory], guided: Sequence[Trajectory],
     if not guided and not repaired:
         notes.append("the teacher solved every training problem often enough: nothing was guided "
                      "or repaired")
-    elif all(t.hint is None for t in repaired):
+    elif all(t.hint is None for t in light(repaired)):
         notes.append("GEAR repaired nothing")
     return notes
 
@@ -185,13 +197,14 @@ def notes_of(base: Sequence[Trajectory], guided: Sequence[Trajectory],
 def counts_of(base: Sequence[Trajectory], guided: Sequence[Trajectory],
               repaired: Sequence[Trajectory]) -> dict[str, int]:
     """How many trajectories there are, what became of GEAR's hints, and the tokens of all that."""
+    base, guided, repaired = light(base), light(guided), light(repaired)
     unusable = Counter(t.note for t in repaired if t.hint is None)
     return {"base": len(base), "base correct": sum(t.correct for t in base), "guided": len(guided),
-            "repaired": sum(t.hint is not None for t in repaired),
+            "repaired": len(repaired) - unusable.total(),
             "paths repaired": len({(t.problem.id, t.parent) for t in repaired}),
             "hints unusable": unusable.total(),
             **{f"hints unusable: {why}": count for why, count in sorted(unusable.items())},
-            "teacher tokens": sum(t.tokens_spent for t in [*base, *guided, *repaired])}
+            "teacher tokens": sum(t.tokens_spent for t in chain(base, guided, repaired))}
 
 
 def provenance(lm: LM, command: str, seed: int | list[int], began: float) -> dict[str, Any]:
