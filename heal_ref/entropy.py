@@ -79,12 +79,14 @@ def split_steps(pieces: Sequence[str], separator: str) -> list[tuple[int, int]]:
 def step_ends(text: str, parts: Sequence[str]) -> list[int]:
     """Where each step ends in `text`, in characters; `parts` are the steps' own texts.
 
-    Decoded alone, a step may lack the blank that it begins with: so each is looked for.
+    Decoded alone, a step may lack the blank that it begins with, so each is looked for; white
+    space belongs to the step before it.
     """
     ends, end = list[int](), 0
     for part in map(str.strip, parts):
         found = text.find(part, end)
         end = end if found < 0 else found + len(part)
+        end = len(text) - len(text[end:].lstrip())
         ends.append(end)
     return [*ends[:-1], len(text)] if ends else []
 

@@ -185,7 +185,7 @@ def make_trajectory(lm: LM, task: Task, problem: Problem, source: str, rollout: 
     return Trajectory(
         problem=problem, source=source, prompt=task.prompt(problem), text=text,
         token_ids=rollout.ids, entropy=rollout.entropy, logprob=rollout.logprob,
-        steps=steps, answer=answer, correct=task.is_correct(problem, answer),
+        steps=steps, answer=answer, correct=bool(task.is_correct(problem, answer)),
         finished=rollout.finished,
         step_ends=step_ends(text, [lm.decode(rollout.ids[a:b]) for a, b in steps]),
         **{"tokens_spent": rollout.tokens_spent, **origin})

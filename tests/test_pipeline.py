@@ -13,7 +13,9 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 from transformers import AutoTokenizer
 
 from heal_ref.__main__ import main
@@ -21,8 +23,9 @@ from heal_ref.config import HealConfig, PaceConfig, SampleConfig
 from heal_ref.generation import sample
 from heal_ref.model import LM, load_lm
 from heal_ref.records import InputError, Problem, limit_by_kind, write_text
-from heal_ref.run.folder import RunFolder, identity, read_shard, shard_seed, task_source, weights_hash
+from heal_ref.run.folder import RunFolder, identity, shard_seed, task_source, weights_hash
 from heal_ref.run.pipeline import RunSpec, counts_of, run
+from heal_ref.run.shards import read_shard, records_in
 from heal_ref.run.sources import load_problems
 from heal_ref.tasks import ClockTask
 from tests.conftest import DATA, ROOT
@@ -69,7 +72,7 @@ def test_report_of_a_whole_run(whole):
 
 
 def test_counts_of_hints_are_those_of_the_records(whole):
-    records = [r for f in sorted((whole / "3-repaired").glob("*.jsonl")) for r in read_shard(f)]
+    records = list(records_in(whole, "3-repaired"))
     counts = strict(whole / "report.json")["provenance"]["counts"]
     stubs = [t for t in records if t.hint is None]
     assert counts["repaired"] == len(records) - len(stubs) > 0
@@ -304,28 +307,74 @@ def test_finished_shards_are_not_made_again(tmp_path, make):
         calls.append((item, seed))
         return [make(item)]
 
-    first = folder.shards("s", ["a", "b"], work, seed=0)
-    (tmp_path / "s" / "00001.jsonl").unlink()
-    write_text(tmp_path / "s" / "00001.jsonl.tmp.other", "half a shard")
-    assert folder.shards("s", ["a", "b"], work, seed=0) == first
+    first = list(folder.shards("s", ["a", "b"], work, seed=0))
+    (tmp_path / "s" / "00001.parquet").unlink()
+    write_text(tmp_path / "s" / "00001.parquet.tmp.other", "half a shard")
+    assert list(folder.shards("s", ["a", "b"], work, seed=0)) == first
     assert [item for item, _ in calls] == ["a", "b", "b"]
     assert calls[1] == calls[2]  # the same seed again
 
 
-def test_a_shard_knows_its_count(tmp_path, make):
+def damage(content):
+    """Name -> a shard's bytes, spoilt."""
+    middle = len(content) // 3
+    return {
+        "empty": b"",
+        "cut off": content[:-5],
+        "the first half": content[: len(content) // 2],
+        "without its beginning": content[4:],
+        "a byte changed": content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :],
+        "zeros": b"\0" * len(content),
+        "JSON Lines": b'{"records": 0}\n',
+    }
+
+
+def test_a_shard_is_whole_or_refused(tmp_path, make):
     folder = RunFolder(tmp_path, {}, quiet=True)
-    made = folder.shards("s", ["a"], lambda item, _: [make(item, index=i) for i in range(3)], seed=0)
-    path = tmp_path / "s" / "00000.jsonl"
-    assert json.loads(path.read_text().splitlines()[-1]) == {"records": 3}
-    assert read_shard(path) == made
-    for part in ("", "\n".join(path.read_text().splitlines()[:2]), path.read_text()[:-5], "[]\n", '{"records": 0}x'):
-        path.write_text(part)
+
+    def work(item, seed):
+        return [make(item, text="ab|cd|" * 20, index=i) for i in range(3)]
+
+    made = list(folder.shards("s", ["a", "b"], work, seed=0))
+    assert [(t.problem.id, t.index) for t in made] == [(p, i) for p in "ab" for i in range(3)]
+    assert [t.place for t in made] == [(f"s/0000{f}.parquet", row) for f in (0, 1) for row in range(3)]
+    path = tmp_path / "s" / "00000.parquet"
+    whole, other = path.read_bytes(), (tmp_path / "s" / "00001.parquet").read_bytes()
+    assert list(read_shard(path)) == made[:3]
+    for part in damage(whole).values():
+        path.write_bytes(part)
         with pytest.raises(
-            InputError, match="00000.jsonl is not a whole shard .*; delete it and start the same command again"
+            InputError, match=r"00000.parquet is not a whole shard \(.*\); delete it and start the same command again"
         ):
-            folder.shards("s", ["a"], lambda *_: [], seed=0)
+            list(folder.shards("s", ["a", "b"], work, seed=0))
+    path.write_bytes(other)
+    with pytest.raises(InputError, match=r"00000.parquet is not a whole shard \(its shard is 1, not 0\)"):
+        folder.shards("s", ["a", "b"], work, seed=0)
     path.unlink()
-    assert folder.shards("s", ["a"], lambda *_: [], seed=0) == []  # a shard may be empty
+    assert list(folder.shards("s", ["a"], lambda *_: [], seed=0)) == []  # a shard may be empty
+
+
+def test_a_shard_of_another_stage_or_run_is_refused(tmp_path, make):
+    for name in ("one", "two"):
+        folder = RunFolder(tmp_path / name, {"name": name}, quiet=True)
+        for stage in ("s", "t"):
+            folder.shards(stage, ["a"], lambda item, _: [make(item)], seed=0)
+    theirs = tmp_path / "one" / "s" / "00000.parquet"
+    for stage, why in (("t", "its stage is 's', not 't'"), ("s", "its run is ")):
+        shutil.copy(theirs, tmp_path / "two" / stage / "00000.parquet")
+        with pytest.raises(InputError, match=why):
+            folder.shards(stage, ["a"], lambda *_: [], seed=0)
+    path = tmp_path / "two" / "s" / "00000.parquet"
+    parquet.write_table(pa.table({"a": [1]}), path)
+    with pytest.raises(InputError, match="is not a whole shard .it was not written by a run"):
+        folder.shards("s", ["a"], lambda *_: [], seed=0)
+
+
+def test_a_folder_of_json_lines_is_refused(tmp_path):
+    RunFolder(tmp_path, {})
+    write_text(tmp_path / "4-scores" / "guided" / "00000.jsonl", "{}")
+    with pytest.raises(InputError, match=r"older version \(4-scores/guided/00000.jsonl\), .* use another --out"):
+        RunFolder(tmp_path, {})
 
 
 def test_a_full_disk_is_said_and_the_folder_goes_on(tmp_path, make, monkeypatch):
@@ -341,9 +390,9 @@ def test_a_full_disk_is_said_and_the_folder_goes_on(tmp_path, make, monkeypatch)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr("heal_ref.records.os.fsync", full)
-    with pytest.raises(InputError, match="00001.jsonl cannot be written: No space left on device; make room"):
+    with pytest.raises(InputError, match="00001.parquet cannot be written: No space left on device; make room"):
         folder.shards("s", ["a", "b", "c"], work, seed=0)
-    assert [p.name for p in sorted((tmp_path / "s").iterdir())] == ["00000.jsonl"]
+    assert [p.name for p in sorted((tmp_path / "s").iterdir())] == ["00000.parquet"]
     monkeypatch.undo()
     assert [t.problem.id for t in folder.shards("s", ["a", "b", "c"], work, seed=0)] == ["a", "b", "c"]
     assert made == ["a", "b", "b", "c"]
@@ -393,7 +442,7 @@ def undisturbed(tmp_path_factory):
 def test_killed_at_every_write_ends_the_same(undisturbed, tmp_path):
     """Every stage boundary, and the middle of every shard."""
     killed = drive(tmp_path / "run", "writes")
-    assert killed >= 2 * len(list(undisturbed.rglob("*.jsonl")))
+    assert killed >= 2 * len(list(undisturbed.rglob("*.parquet")))
     assert content(tmp_path / "run") == content(undisturbed)
 
 
@@ -446,7 +495,7 @@ def test_ctrl_c_keeps_what_is_done_and_says_so(tmp_path, whole):
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # noqa: PLW1509
     for _ in range(600):
-        if list(out.glob("2-guided/*.jsonl")):
+        if list(out.glob("2-guided/*.parquet")):
             break
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)

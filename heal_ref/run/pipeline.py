@@ -6,6 +6,7 @@ problems -> base samples -> repairs and answer-guided samples -> PURE scores -> 
 
 import json
 import platform
+import shutil
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -134,8 +135,8 @@ def run(spec: RunSpec, out: str | Path, task: Task, *, lms: Sequence[LM] = (), q
               for name, made in (("guided", guided), ("repaired", repaired))}
     kept = {name: pure.pure_filter(s, c.pure, reference) if reference
             else trajectories_of(s) for name, s in scored.items()}
-    stages = pace.build_stages(base, kept["guided"], kept["repaired"], c.pace,
-                               folder.path / "5-stages")
+    scratch = folder.path / "5-stages"  # made anew by each launch
+    stages = pace.build_stages(base, kept["guided"], kept["repaired"], c.pace, scratch)
     notes = notes_of(base, guided, repaired, reference)
 
     # 3) two students; with nothing to learn from, a student stays the base student
@@ -150,6 +151,8 @@ def run(spec: RunSpec, out: str | Path, task: Task, *, lms: Sequence[LM] = (), q
                 student, task, data, c.pace, c.seed, folder=folder.path / "5-students" / arm,
                 probe=limit_by_kind(heldout, PROBE), sampling=c.sample,
                 progress=lambda done, _, bar=bar: bar.update(done - bar.n))
+    folder.state.wait_for_everyone()
+    shutil.rmtree(scratch, ignore_errors=True)
 
     # 4) evaluation, at temperature 1 and greedily, and report
     rows: list[dict[str, Any]] = []

@@ -22,7 +22,6 @@ from pyarrow import parquet
 from heal_ref.records import InputError, Problem, PureScore, Trajectory, write_bytes
 
 
-
 def _list(of: pa.DataType) -> pa.ListType:
     return pa.list_(pa.field("element", of))  # as Parquet names it
 
