@@ -1,4 +1,4 @@
-"""A run of SHARDS shards with made-up trajectories of 4,000 tokens: `memory_driver.py SHARDS OUT`.
+"""A run of SHARDS shards with made-up trajectories of 2,000 tokens: `memory_driver.py SHARDS OUT`.
 
 What models do is replaced; all that goes through the run folder, into stages, examples, rows and page is the real
 code. Prints the peak of the resident memory in MB, and the number of tokens in shards.
@@ -23,7 +23,7 @@ from heal_ref.run import pipeline, report  # noqa: E402
 from heal_ref.run.pipeline import RunSpec, run  # noqa: E402
 from heal_ref.tasks import ClockTask  # noqa: E402
 
-TOKENS, PROBLEMS, SAMPLES = 4000, 2, 8  # per trajectory, shard, problem
+TOKENS, PROBLEMS, SAMPLES = 2000, 2, 8  # per trajectory, shard, problem
 shards, out = int(sys.argv[1]), Path(sys.argv[2])
 rng, written = random.Random(0), 0
 

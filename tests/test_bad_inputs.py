@@ -669,6 +669,36 @@ def test_run_folders(tmp_path, capsys, finished, name):
     assert all(path.read_bytes() == content for path, content in before.items())
 
 
+SHOW = {  # arguments of show after the folder, a change of a finished run -> what the message must hold
+    "no such folder": ([], lambda h: shutil.rmtree(h / "run"), "is not the folder of a run (it has no config.json); give"),
+    "not a run": ([], lambda h: (h / "run/config.json").unlink(), "is not the folder of a run"),
+    "config.json is empty": ([], lambda h: (h / "run/config.json").write_text(""), "is not the config.json of a run"),
+    "no such problem": (["--id", "p"], None, "has no trajectory of a problem 'p'; ids are such as train-"),
+    "no such stage": (["--stage", "7-x"], None, "has no stage '7-x'; it has 1-base, 2-guided, 3-repaired, 6-eval/heal"),
+    "scores are no trajectories": (["--stage", "4-scores/guided"], None, "has no stage '4-scores/guided'"),
+    "no such source": (["--source", "x"], None, "invalid choice: 'x' (choose from"),
+    "kept and dropped": (["--kept", "--dropped"], None, "not allowed with argument --kept"),
+    "fewer than none": (["--limit", "-1"], None, "--limit -1: it must be 0, for all, or more"),
+    "nothing yet": ([], lambda h: [f.unlink() for f in (h / "run").rglob("*.parquet")], "holds no trajectories yet"),
+    "an older version": ([], old_format, "holds records of an older version"),
+    "a damaged shard": ([], torn(lambda x: x[:3000]), "1-base/00000.parquet is not a whole shard"),
+    "scores of something else": (
+        ["--source", "guided"],
+        another("4-scores/reference/00000.parquet", "4-scores/guided/00000.parquet"),
+        "4-scores/guided/00000.parquet is not a whole shard (its stage is",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SHOW)
+def test_show(tmp_path, capsys, finished, name):
+    more, change, message = SHOW[name]
+    shutil.copytree(finished[0], tmp_path / "home")
+    if change:
+        change(tmp_path / "home")
+    refused(capsys, ["show", tmp_path / "home" / "run", *more], message)
+
+
 def test_a_moved_model_and_copied_problems_are_the_same_run(tmp_path, finished, capsys):
     home = tmp_path / "home"
     shutil.copytree(finished[0], home)

@@ -102,6 +102,100 @@ def test_counts_by_hand(make):
     }
 
 
+# ------------------------------------------------------------------------------------- the ledger
+
+
+def shown(capsys, *args):
+    """What `show` prints: the lines about trajectories, and how many there are of each verdict, by stage."""
+    capsys.readouterr()
+    assert main(["show", *map(str, args)]) == 0
+    lines, _, sums = capsys.readouterr().out.partition("\n\n" if "--steps" not in args and "--id" not in args else "shown")
+    counts, stage = {}, ""
+    for line in sums.splitlines()[1:]:
+        if line.startswith("  "):
+            number, _, why = line.strip().partition("  ")
+            counts[stage][why] = int(number.replace(",", ""))
+        else:
+            stage = line.partition(":")[0]
+            counts[stage] = {}
+    return lines.splitlines(), counts
+
+
+def test_the_ledger_adds_up_to_the_report(whole, capsys):
+    lines, sums = shown(capsys, whole, "--limit", 0)
+    counts = strict(whole / "report.json")["provenance"]["counts"]
+    assert len(lines) == sum(sum(stage.values()) for stage in sums.values())
+    assert sum(sums["1-base"].values()) == counts["base"]
+    kept = {stage: sum(n for why, n in found.items() if why.startswith("kept")) for stage, found in sums.items()}
+    assert kept["1-base"] == counts["stage foundation"]
+    assert kept["1-base"] + kept["2-guided"] == counts["stage guided"]
+    assert sum(kept.values()) == counts["stage repaired"]
+    for name in ("guided", "repaired"):
+        stage = sums["2-guided" if name == "guided" else "3-repaired"]
+        passed = {"kept: score within PURE's threshold", "dropped: the text of an earlier one"}
+        assert sum(stage.get(why, 0) for why in passed) == counts[f"{name} kept"]
+        assert sum(stage.get(why, 0) for why in {*passed, "dropped: score above PURE's threshold"}) == counts[f"{name} correct"]
+    assert sums["3-repaired"]["dropped: hint states the answer"] == counts["hints unusable: hint states the answer"]
+
+
+def test_what_is_shown_can_be_chosen(whole, capsys):
+    kept, sums = shown(capsys, whole, "--source", "repair", "--kept", "--limit", 0)
+    dropped, _ = shown(capsys, whole, "--stage", "3-repaired", "--dropped", "--limit", 0)
+    assert list(sums) == ["3-repaired"]
+    assert len(kept) + len(dropped) == sum(sums["3-repaired"].values())
+    assert all("kept: score within" in line for line in kept)
+    assert all("dropped: " in line for line in dropped)
+    few, _ = shown(capsys, whole, "--limit", 3)
+    assert len(few) == 3
+    evaluated, sums = shown(capsys, whole, "--stage", "6-eval/heal-greedy", "--limit", 0)
+    assert len(evaluated) == sum(sums["6-eval/heal-greedy"].values()) == 80
+    assert set(sums["6-eval/heal-greedy"]) <= {"right", "wrong answer", "no answer that counts", "cut off by the length limit"}
+
+
+def test_a_trajectory_is_shown_with_all_that_is_known_of_it(whole, capsys):
+    scored = next(s for s in records_in(whole, "4-scores/repaired") if s.trajectory.breakpoint)
+    t = scored.trajectory
+    lines, _ = shown(capsys, whole, "--id", t.problem.id)
+    text = "\n".join(lines)
+    assert f"repairs base #{t.parent}, cut before step {t.breakpoint}; hint: {t.hint}" in text
+    for k, (h, ratio, step) in enumerate(zip(t.step_entropy, scored.ratio, t.step_texts, strict=True)):
+        mark = "cut>" if k == t.breakpoint else ""
+        assert f"{mark:>5}{k:4d}{h:9.3f}{ratio:9.3f}   {step.strip()}" in lines
+    threshold = strict(whole / "report.json")["provenance"]["counts"]["threshold"]
+    assert f"score {scored.score:.6f}, threshold {threshold:.6f}" in text
+    assert f"{t.problem.id} base #{t.parent}  ({t.problem.kind})" in text
+    assert sum("cut>" in line for line in lines) >= 2  # in the sample, and in its repair
+    assert f"{len(t.token_ids)} tokens, {t.tokens_spent} spent" in text
+
+
+def test_an_unfinished_run_is_shown(whole, tmp_path, capsys):
+    out = tmp_path / "run"
+    shutil.copytree(whole, out)
+    for name in ("4-scores/repaired", "5-students", "6-eval"):
+        shutil.rmtree(out / name)
+    (out / "report.json").unlink()
+    _, sums = shown(capsys, out)
+    assert "open: not scored yet" in sums["3-repaired"]
+    assert "kept: score within PURE's threshold" in sums["2-guided"]
+    shutil.rmtree(out / "4-scores")
+    _, sums = shown(capsys, out)
+    assert {why for why in sums["2-guided"] if why[:4] != "drop"} == {"open: not scored yet"}
+    for name in ("2-guided", "3-repaired"):
+        shutil.rmtree(out / name)
+    _, sums = shown(capsys, out)
+    assert list(sums) == ["1-base"]
+    (out / "1-base" / "00001.parquet").write_bytes(b"")
+    assert main(["show", str(out)]) == 2
+    assert "00001.parquet is not a whole shard" in capsys.readouterr().err
+
+
+def test_show_ends_with_the_program_that_reads_it(whole):
+    command = f"{sys.executable} -m heal_ref show {whole} --limit 0 | head -1"
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stdout.startswith("1-base/00000:0 ")
+    assert done.stderr == ""
+
+
 # ----------------------------------------------------------------------- nothing, and everything
 
 
@@ -480,6 +574,22 @@ def test_a_run_that_the_system_stops_from_writing_exits_with_2(tmp_path, whole, 
     if stage == "5-students":
         assert subprocess.run(args, cwd=ROOT, capture_output=True, check=False, timeout=300).returncode == 0
         assert strict(out / "report.json")["rows"] == strict(whole / "report.json")["rows"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak of memory from /proc")
+def test_memory_does_not_grow_with_the_number_of_shards(tmp_path):
+    """Shards of 32,000 tokens, made up: 20 times as many need at most 1.2 times the memory."""
+    env = {key: value for key, value in os.environ.items() if not key.startswith("MALLOC_")}
+    peaks = {}
+    for shards in (1, 20):
+        args = [sys.executable, str(ROOT / "tests" / "memory_driver.py"), str(shards), str(tmp_path / str(shards))]
+        done = subprocess.run(args, capture_output=True, text=True, check=False, timeout=900, env=env)
+        assert done.returncode == 0, done.stderr[-2000:]
+        peak, tokens = map(float, done.stdout.split())
+        assert tokens > shards * 100_000
+        peaks[shards] = peak
+    assert peaks[20] <= 1.2 * peaks[1], peaks
 
 
 @pytest.mark.slow
