@@ -22,7 +22,7 @@ from heal_ref.generation import sample
 from heal_ref.model import load_lm
 from heal_ref.records import InputError, Problem, PureScore, Trajectory
 from heal_ref.run.folder import RunFolder, batches
-from heal_ref.run.pipeline import Method
+from heal_ref.run.pipeline import Method, tokens_of
 
 
 @dataclass(frozen=True)
@@ -52,22 +52,23 @@ class TeacherData:
         self.second = second
 
     @cached_property
-    def base(self) -> list[Trajectory]:
+    def base(self) -> Sequence[Trajectory]:
         return self.method.sampled(self.problems)
 
     @cached_property
-    def guided(self) -> list[Trajectory]:
+    def guided(self) -> Sequence[Trajectory]:
         return self.method.guided(self.base)
 
     @cached_property
-    def reference(self) -> list[PureScore]:
+    def reference(self) -> Sequence[PureScore]:
         return self.method.scored("4-scores/reference", pure.unaided(self.base))
 
     @cached_property
-    def guided_scores(self) -> list[PureScore]:
+    def guided_scores(self) -> Sequence[PureScore]:
         return self.method.scored("4-scores/guided", self.guided)
 
-    def repaired(self, variant: str = "", cut: Cut | None = None, **gear: Any) -> list[Trajectory]:
+    def repaired(self, variant: str = "", cut: Cut | None = None, **gear: Any
+                 ) -> Sequence[Trajectory]:
         """GEAR's repairs; a variant has changed settings or cuts, and a name of its own."""
         config = replace(self.config.gear, **gear)
         return self.method.repaired(self.base, f"3-repaired{variant}", config, cut)
@@ -87,7 +88,7 @@ class TeacherData:
         samples, turn = list(self.base), 0
         spent = _tokens(samples)
         while spent < budget and (left := todo(samples)):
-            more = self.method.sampled(left, f"{stage}/{turn}", n=n)
+            more = list(self.method.sampled(left, f"{stage}/{turn}", n=n))
             # The last round is cut off: shuffled, so that no kind is favoured.
             random.Random(f"{self.config.seed}/{turn}").shuffle(more)
             for t in more:
@@ -97,7 +98,7 @@ class TeacherData:
             turn += 1
         return samples, spent
 
-    def pure(self, scored: Sequence[PureScore]) -> list[Trajectory]:
+    def pure(self, scored: Sequence[PureScore]) -> Sequence[Trajectory]:
         """What PURE keeps."""
         return pure.pure_filter(scored, self.config.pure, self.reference)
 
@@ -110,15 +111,16 @@ class TeacherData:
                keep: Callable | None, variant: str = "", **settings: Any) -> ArmData:
         """PACE's stages, with changed settings, of the helped solutions that `keep` chooses among
         PURE's scores; without it, of all. `variant` is that of the repairs."""
-        scored, config = list[PureScore](), replace(self.config.pace, **settings)
+        lengths, config = list[int](), replace(self.config.pace, **settings)
         generated = _tokens(self.base, guided, repaired)
         if keep:
             first = self.guided_scores if guided else []
             then = self.method.scored(f"4-scores/repaired{variant}", repaired) if repaired else []
-            scored = [*self.reference, *first, *then]
+            lengths = [len(s.trajectory.token_ids) for scored in (self.reference, first, then)
+                       for s in scored]
             guided, repaired = keep(first), keep(then)
         stages = pace.build_stages(self.base, guided, repaired, config)
-        return ArmData(stages, generated, sum(len(s.trajectory.token_ids) for s in scored))
+        return ArmData(stages, generated, sum(lengths))
 
     def heal(self, variant: str = "", cut: Cut | None = None, **gear: Any) -> ArmData:
         """GEAR with changed settings or cuts, PURE and PACE."""
@@ -143,7 +145,7 @@ def scaled_config(config: HealConfig, x: float) -> HealConfig:
 
 
 def _tokens(*sources: Sequence[Trajectory]) -> int:
-    return sum(t.tokens_spent for source in sources for t in source)
+    return sum(map(tokens_of, sources))
 
 
 def rft(made: TeacherData) -> ArmData:

@@ -1,7 +1,8 @@
-"""Command line: `python -m heal_ref demo | run | check`. Exit codes: `run.command.execute`."""
+"""Command line: `python -m heal_ref demo | run | check | show`. Exit codes: `run.command.execute`."""
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 from typing import NoReturn
@@ -16,6 +17,7 @@ from heal_ref.run.phases import cost_table
 from heal_ref.run.pipeline import PROBE, RunSpec, run
 from heal_ref.run.plan import by_phase, measure, memory, plan, plan_text
 from heal_ref.run.report import table, text_table, write_page
+from heal_ref.run.show import STAGES, show
 from heal_ref.run.sources import FIELDS, read_problems, whole
 from heal_ref.settings import each_once, parse_setting
 from heal_ref.tasks import ChatMathTask, task_for
@@ -49,6 +51,16 @@ def _parser() -> argparse.ArgumentParser:
     demo = add("demo", "the whole method on the shipped tiny pair: table, figures and a page")
     run = add("run", "the whole method on your models and problems; the same command continues it")
     check = add("check", "look for mistakes in a file of problems")
+    ledger = add("show", "what became of each trajectory of a run, finished or not, and why")
+    ledger.add_argument("folder", help="the --out of a run")
+    which, verdict = (ledger.add_mutually_exclusive_group() for _ in range(2))
+    which.add_argument("--source", choices=tuple(STAGES), help="unaided, answer-guided or repaired")
+    which.add_argument("--stage", help="the same by its folder, such as 6-eval/heal-greedy")
+    ledger.add_argument("--id", help="of one problem, step by step")
+    verdict.add_argument("--kept", action="store_true", help="what students learn from")
+    verdict.add_argument("--dropped", action="store_true", help="what they do not")
+    ledger.add_argument("--steps", action="store_true", help="step by step, not on one line each")
+    ledger.add_argument("--limit", type=int, default=20, help="trajectories shown, 0 for all")
     for sub in (demo, run, check):
         option = sub.add_argument
         option("--teacher", default=str(DATA / "teacher"), help="model folder or hub name")
@@ -177,9 +189,22 @@ def _check(args: argparse.Namespace, command: str) -> None:
     print(f"{reading.rules}\n{args.file}: {len(reading.problems)} problems, no mistakes found")
 
 
+def _show(args: argparse.Namespace, command: str) -> None:
+    stage = STAGES[args.source] if args.source else args.stage
+    kept = True if args.kept else False if args.dropped else None
+    if args.limit < 0:
+        raise InputError(f"--limit {args.limit}: it must be 0, for all, or more")
+    try:
+        for line in show(Path(args.folder), stage, args.id, kept, args.limit,
+                         args.steps or args.id is not None):
+            print(line)
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code."""
-    return execute(_parser(), {"demo": _run, "run": _run, "check": _check}, argv)
+    return execute(_parser(), {"demo": _run, "run": _run, "check": _check, "show": _show}, argv)
 
 
 if __name__ == "__main__":

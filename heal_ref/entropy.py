@@ -76,6 +76,21 @@ def split_steps(pieces: Sequence[str], separator: str) -> list[tuple[int, int]]:
     return steps
 
 
+def step_ends(text: str, parts: Sequence[str]) -> list[int]:
+    """Where each step ends in `text`, in characters; `parts` are the steps' own texts.
+
+    Decoded alone, a step may lack the blank that it begins with, so each is looked for; white
+    space belongs to the step before it.
+    """
+    ends, end = list[int](), 0
+    for part in map(str.strip, parts):
+        found = text.find(part, end)
+        end = end if found < 0 else found + len(part)
+        end = len(text) - len(text[end:].lstrip())
+        ends.append(end)
+    return [*ends[:-1], len(text)] if ends else []
+
+
 def step_values(entropy: Sequence[float], steps: Sequence[tuple[int, int]],
                 aggregate: str = "mean") -> list[float]:
     """One entropy per step, in nats. How the tokens of a step become one number is our reading.

@@ -16,7 +16,7 @@ import numpy as np
 from heal_ref.config import SampleConfig
 from heal_ref.generation import sample
 from heal_ref.model import LM
-from heal_ref.records import Problem, Trajectory, by_problem
+from heal_ref.records import Problem, Trajectory, light
 from heal_ref.tasks.base import Task
 
 BOOTSTRAP = 2000
@@ -144,18 +144,25 @@ def rows_of(arm: str, lm: LM, task: Task, sampled: Sequence[Trajectory],
             greedy: Sequence[Trajectory]) -> list[Row]:
     """Rows of one arm by kind: pass@1, pass@8 (of 8 samples or more), genuine (where the task has a
     step checker: the share of all samples that are right in every step), pass@1_greedy."""
+    # 1) Per kind and problem: samples, correct ones, genuine ones; the greedy one.
+    counts: dict[str, dict[str, list[int]]] = {}
+    for t in sampled if task.knows_truth else light(sampled):
+        genuine = task.knows_truth and is_genuine(lm, task, t)
+        mine = counts.setdefault(t.problem.kind, {}).setdefault(t.problem.id, [0, 0, 0])
+        mine[:] = mine[0] + 1, mine[1] + t.correct, mine[2] + genuine
+    once: dict[str, dict[str, float]] = {}
+    for t in light(greedy):
+        once.setdefault(t.problem.kind, {})[t.problem.id] = float(t.correct)
+    # 2) One row per kind and metric.
     rows = []
-    for kind in dict.fromkeys(t.problem.kind for t in (*sampled, *greedy)):
-        groups = by_problem([t for t in sampled if t.problem.kind == kind])
-        right = {key: sum(t.correct for t in g) for key, g in groups.items()}
-        metrics = {"pass@1": {key: right[key] / len(g) for key, g in groups.items()}}
-        if all(len(g) >= 8 for g in groups.values()):
-            metrics["pass@8"] = {k: pass_at_k(len(g), right[k], 8) for k, g in groups.items()}
+    for kind in dict.fromkeys([*counts, *once]):
+        groups = counts.get(kind, {})
+        metrics = {"pass@1": {key: right / n for key, (n, right, _) in groups.items()}}
+        if all(n >= 8 for n, _, _ in groups.values()):
+            metrics["pass@8"] = {k: pass_at_k(n, right, 8) for k, (n, right, _) in groups.items()}
         if task.knows_truth:
-            metrics["genuine"] = {key: sum(is_genuine(lm, task, t) for t in g) / len(g)
-                                  for key, g in groups.items()}
-        metrics["pass@1_greedy"] = {t.problem.id: float(t.correct) for t in greedy
-                                    if t.problem.kind == kind}
+            metrics["genuine"] = {key: genuine / n for key, (n, _, genuine) in groups.items()}
+        metrics["pass@1_greedy"] = once.get(kind, {})
         rows += [Row.of(arm, kind, name, rates) for name, rates in metrics.items() if rates]
     return rows
 

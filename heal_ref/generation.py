@@ -20,7 +20,7 @@ from transformers.cache_utils import DummyLayer, DynamicLayer
 from transformers.cache_utils import LinearAttentionCacheLayerMixin as Recurrent
 
 from heal_ref.config import SampleConfig
-from heal_ref.entropy import Ids, entropy_and_log_total, split_steps
+from heal_ref.entropy import Ids, entropy_and_log_total, split_steps, step_ends
 from heal_ref.model import LM, left_pad
 from heal_ref.records import Problem, Trajectory
 from heal_ref.tasks.base import Task
@@ -179,14 +179,15 @@ def make_trajectory(lm: LM, task: Task, problem: Problem, source: str, rollout: 
                     **origin: Any) -> Trajectory:
     """A `Trajectory` from generated tokens. Its answer counts only if generation finished, and not
     if a helped solution mentions its help."""
-    text = lm.decode(rollout.ids)
+    text, steps = lm.decode(rollout.ids), split_steps(lm.pieces(rollout.ids), task.separator)
     tells = source != "base" and task.reveals_help(problem, text)
     answer = task.extract_answer(text) if rollout.finished and not tells else None
     return Trajectory(
         problem=problem, source=source, prompt=task.prompt(problem), text=text,
         token_ids=rollout.ids, entropy=rollout.entropy, logprob=rollout.logprob,
-        steps=split_steps(lm.pieces(rollout.ids), task.separator), answer=answer,
-        correct=task.is_correct(problem, answer), finished=rollout.finished,
+        steps=steps, answer=answer, correct=bool(task.is_correct(problem, answer)),
+        finished=rollout.finished,
+        step_ends=step_ends(text, [lm.decode(rollout.ids[a:b]) for a, b in steps]),
         **{"tokens_spent": rollout.tokens_spent, **origin})
 
 

@@ -9,48 +9,58 @@ The student always sees the *plain* prompt: no answer, no hint.
 
 from __future__ import annotations
 
+import hashlib
+import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset
+from datasets import Dataset, Features, List, Value, concatenate_datasets
 
 from heal_ref.config import PaceConfig, SampleConfig
 from heal_ref.evaluate import accuracy
-from heal_ref.model import LM
-from heal_ref.records import InputError, Problem, Trajectory, by_problem
+from heal_ref.model import LM, processes
+from heal_ref.records import InputError, Problem, Trajectory, light, select
 from heal_ref.tasks.base import Task
 from heal_ref.train import (  # noqa: F401
     check_training,
     claim,
+    data_set,
     examples_of,
     read_curve,
     train_stage,
 )
 
 STAGES = ("foundation", "guided", "repaired")
+ROW = Features({**dict.fromkeys(("prompt", "completion", "id", "source", "question", "answer"),
+                                Value("string")), "token_ids": List(Value("int32"))})
 
 
 def solved_share(base: Sequence[Trajectory]) -> dict[str, float]:
     """Share of correct samples, by problem id."""
-    return {key: sum(t.correct for t in g) / len(g) for key, g in by_problem(base).items()}
+    tried, right = Counter[str](), Counter[str]()
+    for t in light(base):
+        tried[t.problem.id] += 1
+        right[t.problem.id] += t.correct
+    return {key: right[key] / count for key, count in tried.items()}
 
 
-def _capped(trajectories: Sequence[Trajectory], limit: int) -> list[Trajectory]:
-    """The first `limit` correct trajectories per problem, no completion twice."""
-    out = []
-    for group in by_problem([t for t in trajectories if t.correct]).values():
-        first: dict[str, Trajectory] = {}
-        for t in group:
-            first.setdefault(t.text, t)
-        out += list(first.values())[:limit]
-    return out
+def chosen(trajectories: Sequence[Trajectory], limit: int) -> list[int]:
+    """The numbers of the first `limit` correct trajectories per problem, no completion twice."""
+    first: dict[str, dict[bytes, int]] = {}  # problem -> a hash of each completion -> its number
+    for i, t in enumerate(light(trajectories)):
+        if t.correct:
+            text = hashlib.blake2b(t.text.encode(), digest_size=16).digest()
+            first.setdefault(t.problem.id, {}).setdefault(text, i)
+    return [i for mine in first.values() for i in list(mine.values())[:limit]]
 
 
 def build_stages(base: Sequence[Trajectory], guided: Sequence[Trajectory],
-                 repaired: Sequence[Trajectory], config: PaceConfig | None = None
-                 ) -> dict[str, Dataset]:
+                 repaired: Sequence[Trajectory], config: PaceConfig | None = None,
+                 folder: str | Path | None = None) -> dict[str, Dataset]:
     """The stages "foundation", "guided" and "repaired": data sets with one row per example.
 
     Paper: "a three-stage distillation strategy that organizes training from foundational alignment
@@ -63,6 +73,8 @@ def build_stages(base: Sequence[Trajectory], guided: Sequence[Trajectory],
         guided: answer-guided samples that passed PURE; used for problems whose base samples are
             correct in less than `config.guided_below`.
         repaired: GEAR's repairs that passed PURE.
+        folder: write the examples to files there, which are mapped into memory; without it they
+            are in memory.
 
     Example:
         >>> import heal_ref as heal
@@ -73,15 +85,18 @@ def build_stages(base: Sequence[Trajectory], guided: Sequence[Trajectory],
     """
     config = config or PaceConfig()
     solved = solved_share(base)
-    hard = [t for t in guided if solved.get(t.problem.id, 0.0) < config.guided_below]
+    hard = select(guided, [i for i, t in enumerate(light(guided))
+                           if solved.get(t.problem.id, 0.0) < config.guided_below])
     stages: dict[str, Dataset] = {}
-    rows: list[dict[str, Any]] = []
+    parts: list[Dataset] = []
     for name, source in zip(STAGES, (base, hard, repaired), strict=True):
-        new = [{"prompt": t.prompt, "completion": t.text, "id": t.problem.id, "source": t.source,
-                "question": t.problem.question, "answer": t.problem.answer,
-                "token_ids": t.token_ids} for t in _capped(source, config.per_problem)]
-        rows = rows + new if config.cumulative else new
-        stages[name] = Dataset.from_list(rows)
+        new = select(source, chosen(source, config.per_problem))
+        rows = ({"prompt": t.prompt, "completion": t.text, "id": t.problem.id, "source": t.source,
+                 "question": t.problem.question, "answer": t.problem.answer,
+                 "token_ids": t.token_ids} for t in new)
+        data = data_set(rows, ROW, Path(folder) / f"{name}.arrow" if folder else None)
+        parts = [*parts, data] if config.cumulative else [data]
+        stages[name] = concatenate_datasets(parts)
     return stages
 
 
@@ -113,6 +128,17 @@ def shuffled(stages: Mapping[str, Dataset]) -> dict[str, Dataset]:
     """
     rows = {(r["id"], r["source"], r["completion"]): r for s in stages.values() for r in s}
     return {"all": Dataset.from_list(list(rows.values()))}
+
+
+@contextmanager
+def _removed(folder: str | Path | None) -> Iterator[Path | None]:
+    """A place beside a student's folder for what it learns, which goes when it has learnt it."""
+    beside = Path(f"{folder}.examples") if folder else None
+    try:
+        yield beside
+    finally:
+        if beside and processes().is_main_process:
+            shutil.rmtree(beside, ignore_errors=True)
 
 
 def distill(student: LM, task: Task, stages: Mapping[str, Dataset],
@@ -154,8 +180,6 @@ def distill(student: LM, task: Task, stages: Mapping[str, Dataset],
     if not plan:
         raise InputError("there is nothing to train on: every stage is empty, since no solution in "
                          "them is correct or none passed PURE; sample more, or easier problems")
-    # 1) What the student learns in all stages, so that faults show at once.
-    data = {name: examples_of(student, task, stages[name], config.thoughts) for name in plan}
     lm, own, done = student, task.for_tokenizer(student.tokenizer), 0
     before: Path | None = None
 
@@ -166,8 +190,11 @@ def distill(student: LM, task: Task, stages: Mapping[str, Dataset],
     def measure(lm: LM) -> dict[str, float]:
         return accuracy(lm, own, probe, sampling)
 
-    # 2) One stage after the other.
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, _removed(folder) as beside:
+        # 1) What the student learns in all stages, so that faults show at once.
+        data = {name: examples_of(student, task, stages[name], config.thoughts,
+                                  beside and beside / f"{name}.arrow") for name in plan}
+        # 2) One stage after the other.
         home = Path(folder or scratch)
         claim(home, student, data, config, seed)
         for number, (name, updates) in enumerate(plan.items(), start=1):

@@ -26,7 +26,7 @@ import numpy as np
 from heal_ref.config import PureConfig, SampleConfig
 from heal_ref.generation import generate
 from heal_ref.model import LM
-from heal_ref.records import PureScore, Trajectory, by_problem
+from heal_ref.records import PureScore, Trajectory, light, select, trajectories_of
 from heal_ref.scoring import text_stats
 from heal_ref.tasks.base import Task
 
@@ -193,7 +193,7 @@ def rescored(scored: Sequence[PureScore], config: PureConfig) -> list[PureScore]
 
 def unaided(
     base: Sequence[Trajectory], seldom: float = 0.5, least: int = 30
-) -> list[Trajectory]:
+) -> Sequence[Trajectory]:
     """What the threshold is calibrated on: the first correct sample of each problem that has one.
 
     On problems that the teacher always solves, every step is certain, and no score can be far from
@@ -212,13 +212,14 @@ def unaided(
         >>> len(heal.unaided(heal.sample(teacher, task, [easy], n=4)))
         1
     """
-    first: list[tuple[float, Trajectory]] = []
-    for group in by_problem(base).values():
-        right = [t for t in group if t.correct]
-        if right:
-            first.append((len(right) / len(group), right[0]))
+    right: dict[str, list[int]] = {}  # problem -> the correct samples, by their numbers
+    tried = Counter[str]()
+    for i, t in enumerate(light(base)):
+        tried[t.problem.id] += 1
+        right.setdefault(t.problem.id, []).extend([i] * t.correct)
+    first = [(len(rows) / tried[key], rows[0]) for key, rows in right.items() if rows]
     limit = seldom_limit([share for share, _ in first], seldom, least)
-    return [t for share, t in first if share <= limit]
+    return select(base, [row for share, row in first if share <= limit])
 
 
 def seldom_limit(solved: Sequence[float], seldom: float = 0.5, least: int = 30) -> float:
@@ -255,8 +256,11 @@ def pure_threshold(reference: Sequence[PureScore], config: PureConfig | None = N
         warnings.warn("PURE is off: there is no unaided correct solution to calibrate its "
                       "threshold on, so nothing is dropped", RuntimeWarning, stacklevel=2)
         return math.inf
-    tokens = (end - start for s in reference for start, end in s.trajectory.steps)
-    return limit_of([s.score for s in reference], tokens, config)
+    scores, tokens = [], []
+    for s in light(reference):
+        scores.append(s.score)
+        tokens += [end - start for start, end in s.trajectory.steps]
+    return limit_of(scores, tokens, config)
 
 
 def limit_of(scores: Sequence[float], tokens: Iterable[int], config: PureConfig) -> float:
@@ -270,7 +274,7 @@ def limit_of(scores: Sequence[float], tokens: Iterable[int], config: PureConfig)
 def pure_filter(
     scored: Sequence[PureScore], config: PureConfig | None = None,
     reference: Sequence[PureScore] | None = None,
-) -> list[Trajectory]:
+) -> Sequence[Trajectory]:
     """The trajectories whose score is not above the threshold (paper: "filtering protocol").
 
     Args:
@@ -288,4 +292,5 @@ def pure_filter(
     if not scored:
         return []
     limit = pure_threshold(scored if reference is None else reference, config)
-    return [s.trajectory for s in scored if s.score <= limit]
+    passed = [i for i, s in enumerate(light(scored)) if s.score <= limit]
+    return select(trajectories_of(scored), passed)

@@ -1,6 +1,7 @@
 """Problems and trajectories: the two things that flow through HEAL, and their files.
 
-Numbers per token are rounded to 6 decimals when a trajectory is made: memory and file agree.
+Numbers per token are rounded to 6 decimals when a trajectory is made, and again when it is read
+from a shard, which holds them as float32 (`run/shards.py`): memory and file agree.
 """
 
 import contextlib
@@ -9,7 +10,8 @@ import os
 import subprocess
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +83,13 @@ class Trajectory:
     breakpoint: int | None = None  # its step (0-based) at which it was cut
     hint: str | None = None
     note: str = ""
+    step_ends: list[int] = field(default_factory=list)  # K: where each ends in `text` (characters)
+    place: tuple[str, int] | None = field(default=None, compare=False, repr=False)  # shard and row
+
+    @property
+    def step_texts(self) -> list[str]:
+        """The text of each step, cut from `text`: no tokenizer is needed."""
+        return [self.text[a:b] for a, b in pairwise([0, *self.step_ends])]
 
     @property
     def step_entropy(self) -> list[float]:
@@ -116,7 +125,12 @@ def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` atomically: temporary name, flush, fsync, rename.
+    """`write_bytes` in UTF-8."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: Any) -> None:
+    """Write `content`, bytes or a buffer, atomically: temporary name, flush, fsync, rename.
 
     InputError if it cannot be written (disk full, no permission); the old file then stays.
     """
@@ -124,8 +138,8 @@ def write_text(path: Path, text: str) -> None:
     tmp = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # one of its own for each process
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(tmp, "w", encoding="utf-8", newline="\n") as f:
-            f.write(text)
+        with open(tmp, "wb") as f:
+            f.write(content)
             f.flush()
             os.fsync(f.fileno())
         os.replace(tmp, path)
@@ -148,12 +162,22 @@ def read_json(path: Path, what: str, **fields: type) -> dict[str, Any]:
         raise InputError(f"{path} is not {what}") from e
 
 
-def from_row(row: dict[str, Any]) -> Trajectory | PureScore:
-    """Rebuild the `Trajectory` or `PureScore` that `dataclasses.asdict` took apart."""
-    if "trajectory" in row:
-        return PureScore(**{**row, "trajectory": from_row(row["trajectory"])})
-    steps = [(a, b) for a, b in row["steps"]]
-    return Trajectory(**{**row, "problem": Problem(**row["problem"]), "steps": steps})
+def light(records: Sequence[Any]) -> Sequence[Any]:
+    """The same records; of those in shards without token ids, entropies and log-probs, which are
+    then not read: for going through all records of a stage. A list stays as it is."""
+    return getattr(records, "light", records)
+
+
+def select(records: Sequence[Any], rows: Sequence[int]) -> Sequence[Any]:
+    """The records with these numbers: a list, or, of records in shards, another sequence that
+    reads them while one goes through it."""
+    return records.select(rows) if hasattr(records, "select") else [records[i] for i in rows]
+
+
+def trajectories_of(scored: Sequence[PureScore]) -> Sequence[Trajectory]:
+    """The trajectories of these scores: a list, or a sequence that reads them from shards."""
+    found = getattr(scored, "trajectories", None)
+    return [s.trajectory for s in scored] if found is None else found
 
 
 def by_problem(trajectories: Sequence[Trajectory]) -> dict[str, list[Trajectory]]:

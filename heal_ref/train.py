@@ -12,13 +12,16 @@ import os
 import shutil
 import unicodedata
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset, Features, List, Value
+from datasets.arrow_writer import ArrowWriter
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Sampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
@@ -54,8 +57,30 @@ def encode_example(tokenizer: Any, prompt: str, completion: str | Sequence[int],
     return {"input_ids": context + target, "labels": [IGNORE] * len(context) + target}
 
 
-def examples_of(student: LM, task: Task, stage: Any, thoughts: str = "keep") -> list[dict]:
-    """What the student learns from each row of a stage: `input_ids`, `labels` and `name`.
+EXAMPLE = Features({"input_ids": List(Value("int32")), "labels": List(Value("int32")),
+                    "name": Value("string")})
+
+
+def data_set(rows: Iterable[Mapping[str, Any]], features: Features, path: Path | None = None
+             ) -> Dataset:
+    """A data set of these rows; with a `path` they lie in this file, mapped into memory, which the
+    first of several processes writes."""
+    if path is None:
+        return Dataset.from_list(list(rows), features=features)
+    with processes().main_process_first():
+        if processes().is_main_process:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with ArrowWriter(features=features, path=str(path), writer_batch_size=64) as writer:
+                for row in rows:
+                    writer.write(row)
+                writer.finalize()
+    return Dataset.from_file(str(path))
+
+
+def examples_of(student: LM, task: Task, stage: Any, thoughts: str = "keep",
+                path: Path | None = None) -> Dataset:
+    """What the student learns from each row of a stage: `input_ids`, `labels` and `name`; with a
+    `path` in a file (`data_set`).
 
     The prompt is the row's, or the problem in the student's own template if that renders it
     otherwise than `task`. The completion is what was sampled, id by id, if these ids spell it in
@@ -63,9 +88,34 @@ def examples_of(student: LM, task: Task, stage: Any, thoughts: str = "keep") -> 
     than its positions, are left out with a warning; InputError if that is more than 1 in 100, or
     all of them, or if thoughts mean nothing to the student.
     """
+    limit, counts = _positions(student), Counter[str]()
+    data = data_set(_examples(student, task, stage, thoughts, counts), EXAMPLE, path)
+    unwritten, too_long, tokenizer = counts["unwritten"], counts["too long"], student.tokenizer
+    if unwritten > FOREIGN * len(stage):
+        raise InputError(f"the student's tokenizer ({len(tokenizer)} tokens) cannot write "
+                         f"{unwritten} of {len(stage)} examples: some of their text becomes the "
+                         "unknown token or comes back changed; use a student whose tokenizer "
+                         "covers it")
+    long = f"they are longer than the student's {limit} positions"
+    if too_long and not len(data):
+        raise InputError(f"no example is left: {long}; sample shorter solutions")
+    for count, why in ((unwritten, "the student's tokenizer cannot write them"), (too_long, long)):
+        if count:
+            warnings.warn(f"{count} of {len(stage)} examples are left out: {why}",
+                          RuntimeWarning, stacklevel=3)
+    return data
+
+
+def _positions(lm: LM) -> float:
+    """The longest text that a model can take, in tokens."""
+    return getattr(lm.config.get_text_config(), "max_position_embeddings", math.inf)
+
+
+def _examples(student: LM, task: Task, stage: Any, thoughts: str, counts: Counter
+              ) -> Iterator[dict[str, Any]]:
+    """The examples of `examples_of` one by one; how many rows are left out is added to `counts`."""
     own, tokenizer = task.for_tokenizer(student.tokenizer), student.tokenizer
-    limit = getattr(student.config.get_text_config(), "max_position_embeddings", math.inf)
-    examples, unwritten, too_long = [], 0, 0
+    limit = _positions(student)
     for row in stage:
         # 1) The prompt.
         problem = Problem(row["id"], row.get("question") or "", row.get("answer") or "")
@@ -88,23 +138,9 @@ def examples_of(student: LM, task: Task, stage: Any, thoughts: str = "keep") -> 
         example = encode_example(tokenizer, prompt, ids, student.end)
         fits = len(example["input_ids"]) <= limit
         if written and fits:
-            examples.append({**example, "name": row["id"]})
-        unwritten += not written
-        too_long += written and not fits
-    # 4) What was left out.
-    if unwritten > FOREIGN * len(stage):
-        raise InputError(f"the student's tokenizer ({len(tokenizer)} tokens) cannot write "
-                         f"{unwritten} of {len(stage)} examples: some of their text becomes the "
-                         "unknown token or comes back changed; use a student whose tokenizer "
-                         "covers it")
-    long = f"they are longer than the student's {limit} positions"
-    if too_long and not examples:
-        raise InputError(f"no example is left: {long}; sample shorter solutions")
-    for count, why in ((unwritten, "the student's tokenizer cannot write them"), (too_long, long)):
-        if count:
-            warnings.warn(f"{count} of {len(stage)} examples are left out: {why}",
-                          RuntimeWarning, stacklevel=3)
-    return examples
+            yield {**example, "name": str(row["id"])}
+        counts["unwritten"] += not written
+        counts["too long"] += written and not fits
 
 
 def _plain(text: str) -> str:

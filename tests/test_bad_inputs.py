@@ -426,7 +426,7 @@ def test_model_folders(tmp_path, capsys, name, role):
         "clock",
     ]
     refused(capsys, args, message)
-    assert not list(out.rglob("*.jsonl"))
+    assert not list(out.rglob("*.parquet"))
 
 
 # -------------------------------------------------------------------------------------- commands
@@ -456,7 +456,7 @@ def test_commands(tmp_path, capsys, name):
     args, message = COMMANDS[name]
     count = 2 if name in ("no such column", "no such id column") else 1  # both files lack it
     refused(capsys, ["run", "--preset", "smoke", "--out", tmp_path / "run", "--quiet", *args], message, count)
-    assert not list((tmp_path / "run").rglob("*.jsonl"))
+    assert not list((tmp_path / "run").rglob("*.parquet"))
 
 
 @pytest.mark.parametrize(
@@ -539,15 +539,23 @@ def finished(tmp_path_factory):
     return home, command
 
 
-def torn(keep, name="1-base/00000.jsonl"):
-    """A shard without its last lines; the report and what comes after it are gone too."""
+def torn(keep, name="1-base/00000.parquet"):
+    """A shard with other bytes; the report is gone, too."""
 
     def change(home):
-        kept = (home / "run" / name).read_text().splitlines(keepends=True)
-        (home / "run" / name).write_text(keep(kept))
+        (home / "run" / name).write_bytes(keep((home / "run" / name).read_bytes()))
         (home / "run" / "report.json").unlink()
 
     return change
+
+
+def another(name, place="1-base/00000.parquet"):
+    """A shard in the place of another one."""
+    return lambda home: shutil.copy(home / "run" / name, home / "run" / place)
+
+
+def old_format(home):
+    (home / "run" / "1-base" / "00000.jsonl").write_text('{"records": 0}\n')
 
 
 def other_weights(home):
@@ -587,10 +595,10 @@ FOLDERS = {  # a change of a finished run, more of the command line -> what the 
     "config.json is gone": (
         lambda h: (h / "run/config.json").unlink(),
         ["--seed", "1"],
-        "jsonl but no config.json, so nothing says what run made it; use another --out",
+        "parquet but no config.json, so nothing says what run made it; use another --out",
     ),
     "config.json and all but the students is gone": (
-        lambda h: [f.unlink() for f in [h / "run/config.json", *(h / "run").rglob("*.jsonl")]],
+        lambda h: [f.unlink() for f in [h / "run/config.json", *(h / "run").rglob("*.parquet")]],
         [],
         "settings.json but no config.json",
     ),
@@ -599,24 +607,31 @@ FOLDERS = {  # a change of a finished run, more of the command line -> what the 
         [],
         "settings.json is not the settings of a student, so nothing says what it learnt; use another folder",
     ),
-    "head -3 of a shard (K2)": (
-        torn(lambda x: "".join(x[:3])),
+    "the first 3000 bytes of a shard (K2)": (torn(lambda x: x[:3000]), [], "00000.parquet is not a whole shard ("),
+    "a shard without its end (K11)": (torn(lambda x: x[:-9]), [], "; delete it and start the same command again"),
+    "a shard with another byte": (
+        torn(lambda x: x[:5000] + bytes([x[5000] ^ 1]) + x[5001:]),
         [],
-        "00000.jsonl is not a whole shard (lines are missing); delete",
+        "is not a whole shard (",
     ),
-    "a shard without its last record": (
-        torn(lambda x: "".join(x[:-2] + x[-1:])),
+    "an empty shard": (torn(lambda x: b""), [], "is not a whole shard ("),
+    "a shard of something else": (torn(lambda x: b'{"a": 1}'), [], "is not a whole shard ("),
+    "another shard": (
+        another("6-eval/heal/00000.parquet"),
         [],
-        "is not a whole shard (lines are missing)",
+        "1-base/00000.parquet is not a whole shard (its stage is '6-eval/heal', not '1-base')",
     ),
-    "half a line of a shard (K11)": (torn(lambda x: "".join(x)[:-900]), [], "is not a whole shard"),
-    "an empty shard": (torn(lambda x: ""), [], "is not a whole shard"),
-    "a shard of something else": (torn(lambda x: '{"a": 1}\n{"records": 1}\n'), [], "is not a whole shard"),
+    "scores in the place of samples": (
+        another("4-scores/guided/00000.parquet"),
+        [],
+        "(its stage is '4-scores/guided', not '1-base')",
+    ),
     "a shard of scores, cut": (
-        torn(lambda x: "".join(x[1:]), "4-scores/reference/00000.jsonl"),
+        torn(lambda x: x[1:], "4-scores/reference/00000.parquet"),
         [],
-        "is not a whole shard",
+        "is not a whole shard (",
     ),
+    "records of an older version": (old_format, [], "older version (1-base/00000.jsonl), which kept them as JSON"),
     "another model in the folder (K2)": (other_weights, [], "weights of the teacher: '"),
     "one other weight": (one_weight, [], "weights of the teacher: '"),
     "another tokenizer": (
@@ -652,6 +667,36 @@ def test_run_folders(tmp_path, capsys, finished, name):
     command = [str(a).replace(str(finished[0]), str(home)) for a in finished[1]]
     refused(capsys, [*command, *more], message)
     assert all(path.read_bytes() == content for path, content in before.items())
+
+
+SHOW = {  # arguments of show after the folder, a change of a finished run -> what the message must hold
+    "no such folder": ([], lambda h: shutil.rmtree(h / "run"), "is not the folder of a run (it has no config.json); give"),
+    "not a run": ([], lambda h: (h / "run/config.json").unlink(), "is not the folder of a run"),
+    "config.json is empty": ([], lambda h: (h / "run/config.json").write_text(""), "is not the config.json of a run"),
+    "no such problem": (["--id", "p"], None, "has no trajectory of a problem 'p'; ids are such as train-"),
+    "no such stage": (["--stage", "7-x"], None, "has no stage '7-x'; it has 1-base, 2-guided, 3-repaired, 6-eval/heal"),
+    "scores are no trajectories": (["--stage", "4-scores/guided"], None, "has no stage '4-scores/guided'"),
+    "no such source": (["--source", "x"], None, "invalid choice: 'x' (choose from"),
+    "kept and dropped": (["--kept", "--dropped"], None, "not allowed with argument --kept"),
+    "fewer than none": (["--limit", "-1"], None, "--limit -1: it must be 0, for all, or more"),
+    "nothing yet": ([], lambda h: [f.unlink() for f in (h / "run").rglob("*.parquet")], "holds no trajectories yet"),
+    "an older version": ([], old_format, "holds records of an older version"),
+    "a damaged shard": ([], torn(lambda x: x[:3000]), "1-base/00000.parquet is not a whole shard"),
+    "scores of something else": (
+        ["--source", "guided"],
+        another("4-scores/reference/00000.parquet", "4-scores/guided/00000.parquet"),
+        "4-scores/guided/00000.parquet is not a whole shard (its stage is",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SHOW)
+def test_show(tmp_path, capsys, finished, name):
+    more, change, message = SHOW[name]
+    shutil.copytree(finished[0], tmp_path / "home")
+    if change:
+        change(tmp_path / "home")
+    refused(capsys, ["show", tmp_path / "home" / "run", *more], message)
 
 
 def test_a_moved_model_and_copied_problems_are_the_same_run(tmp_path, finished, capsys):
@@ -696,7 +741,7 @@ def test_a_template_with_the_date_is_not_mixed(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("transformers.utils.chat_template_utils.datetime", Clock)
     monkeypatch.setattr("heal_ref.run.pipeline.Method.guided", lambda *_: (_ for _ in ()).throw(InputError("stopped")))
     refused(capsys, command, "stopped")
-    assert list((tmp_path / "run" / "1-base").glob("*.jsonl"))
+    assert list((tmp_path / "run" / "1-base").glob("*.parquet"))
     monkeypatch.undo()
     monkeypatch.setattr("transformers.utils.chat_template_utils.datetime", Clock)
     monkeypatch.setattr(Clock, "day_", 6)
@@ -716,13 +761,13 @@ def test_a_folder_in_use_is_refused(tmp_path, capsys, finished):
     home = tmp_path / "home"
     shutil.copytree(finished[0], home)
     command = [str(a).replace(str(finished[0]), str(home)) for a in finished[1]]
-    held = home / "run" / "1-base" / "00001.jsonl.4.tmp"
+    held = home / "run" / "1-base" / "00001.parquet.4.tmp"
     held.write_text("half a shard")
     code = (
         "import sys, time; from heal_ref.run.folder import RunFolder; from pathlib import Path; import json\n"
         "path = Path(sys.argv[1])\n"
         "folder = RunFolder(path, json.loads((path / 'config.json').read_text())['identity'])\n"
-        "Path(path / '1-base' / '00001.jsonl.4.tmp').write_text('half a shard')\n"
+        "Path(path / '1-base' / '00001.parquet.4.tmp').write_text('half a shard')\n"
         "print('ready', flush=True); time.sleep(60)"
     )
     process = subprocess.Popen(
@@ -739,7 +784,7 @@ def test_a_folder_in_use_is_refused(tmp_path, capsys, finished):
 
 def test_files_of_others_stay(tmp_path, capsys):
     """--out . in a folder with other files: nothing is deleted, and a config.json of something else is no run's."""
-    others = ("notes.tmp", "a/b.tmp", "a/00000.jsonl.7.tmp", "settings.json.7.tmp")
+    others = ("notes.tmp", "a/b.tmp", "a/00000.parquet.7.tmp", "settings.json.7.tmp")
     for name in others:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("mine")

@@ -14,8 +14,9 @@ from heal_lab.compare import Results
 from heal_ref.config import HealConfig, PaceConfig
 from heal_ref.evaluate import is_genuine
 from heal_ref.records import InputError, Problem, limit_by_kind
-from heal_ref.run.folder import RunFolder, read_shard
+from heal_ref.run.folder import RunFolder
 from heal_ref.run.pipeline import Method
+from heal_ref.run.shards import read_shard
 from heal_ref.run.sources import load_problems
 from heal_ref.tasks import ClockTask
 from tests.conftest import DATA
@@ -148,7 +149,7 @@ def test_unsolved_problems_are_sampled_until_the_budget_is_spent(made, data):
     heal, adaptive = data["heal"], data["rft_adaptive"]
     longest = max(t.tokens_spent for t in made.base) + 40
     assert heal.tokens <= adaptive.generated <= heal.tokens + longest
-    files = sorted((made.method.folder.path / "1-base-unsolved").glob("*/*.jsonl"), key=lambda f: (int(f.parent.name), f.name))
+    files = sorted((made.method.folder.path / "1-base-unsolved").glob("*/*.parquet"), key=lambda f: (int(f.parent.name), f.name))
     solved = {t.problem.id for t in made.base if t.correct}
     for number in dict.fromkeys(f.parent.name for f in files):
         tried = [t for f in files if f.parent.name == number for t in read_shard(f)]
@@ -204,7 +205,7 @@ def test_both_arms_of_a_budget_spend_the_same(made):
 
 def test_cuts_and_hints_of_the_controls(made, data):
     first = made.method.folder.path / "3-repaired-first"
-    assert {t.breakpoint for f in first.glob("*.jsonl") for t in read_shard(f)} == {1}
+    assert {t.breakpoint for f in first.glob("*.parquet") for t in read_shard(f)} == {1}
     bare = made.repaired("-none", hint="none")
     assert {t.hint for t in bare} == {""}
     assert {(t.problem.id, t.breakpoint) for t in bare} == {(t.problem.id, t.breakpoint) for t in made.repaired()}
@@ -213,7 +214,7 @@ def test_cuts_and_hints_of_the_controls(made, data):
 def test_star_shows_the_answer_once_for_each_failure(made, data):
     failed = [t for t in made.base if not t.correct]
     shown = made.method.folder.path / "2-rationalized"
-    assert sum(len(read_shard(f)) for f in shown.glob("*.jsonl")) == len(failed)
+    assert sum(len(read_shard(f)) for f in shown.glob("*.parquet")) == len(failed)
     assert data["star"].generated > data["rft"].generated
 
 

@@ -13,7 +13,9 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 from transformers import AutoTokenizer
 
 from heal_ref.__main__ import main
@@ -21,8 +23,9 @@ from heal_ref.config import HealConfig, PaceConfig, SampleConfig
 from heal_ref.generation import sample
 from heal_ref.model import LM, load_lm
 from heal_ref.records import InputError, Problem, limit_by_kind, write_text
-from heal_ref.run.folder import RunFolder, identity, read_shard, shard_seed, task_source, weights_hash
+from heal_ref.run.folder import RunFolder, identity, shard_seed, task_source, weights_hash
 from heal_ref.run.pipeline import RunSpec, counts_of, run
+from heal_ref.run.shards import read_shard, records_in
 from heal_ref.run.sources import load_problems
 from heal_ref.tasks import ClockTask
 from tests.conftest import DATA, ROOT
@@ -69,7 +72,7 @@ def test_report_of_a_whole_run(whole):
 
 
 def test_counts_of_hints_are_those_of_the_records(whole):
-    records = [r for f in sorted((whole / "3-repaired").glob("*.jsonl")) for r in read_shard(f)]
+    records = list(records_in(whole, "3-repaired"))
     counts = strict(whole / "report.json")["provenance"]["counts"]
     stubs = [t for t in records if t.hint is None]
     assert counts["repaired"] == len(records) - len(stubs) > 0
@@ -97,6 +100,100 @@ def test_counts_by_hand(make):
         "hints unusable: hint unreadable": 1,
         "teacher tokens": 7 * 8,
     }
+
+
+# ------------------------------------------------------------------------------------- the ledger
+
+
+def shown(capsys, *args):
+    """What `show` prints: the lines about trajectories, and how many there are of each verdict, by stage."""
+    capsys.readouterr()
+    assert main(["show", *map(str, args)]) == 0
+    lines, _, sums = capsys.readouterr().out.partition("\n\n" if "--steps" not in args and "--id" not in args else "shown")
+    counts, stage = {}, ""
+    for line in sums.splitlines()[1:]:
+        if line.startswith("  "):
+            number, _, why = line.strip().partition("  ")
+            counts[stage][why] = int(number.replace(",", ""))
+        else:
+            stage = line.partition(":")[0]
+            counts[stage] = {}
+    return lines.splitlines(), counts
+
+
+def test_the_ledger_adds_up_to_the_report(whole, capsys):
+    lines, sums = shown(capsys, whole, "--limit", 0)
+    counts = strict(whole / "report.json")["provenance"]["counts"]
+    assert len(lines) == sum(sum(stage.values()) for stage in sums.values())
+    assert sum(sums["1-base"].values()) == counts["base"]
+    kept = {stage: sum(n for why, n in found.items() if why.startswith("kept")) for stage, found in sums.items()}
+    assert kept["1-base"] == counts["stage foundation"]
+    assert kept["1-base"] + kept["2-guided"] == counts["stage guided"]
+    assert sum(kept.values()) == counts["stage repaired"]
+    for name in ("guided", "repaired"):
+        stage = sums["2-guided" if name == "guided" else "3-repaired"]
+        passed = {"kept: score within PURE's threshold", "dropped: the text of an earlier one"}
+        assert sum(stage.get(why, 0) for why in passed) == counts[f"{name} kept"]
+        assert sum(stage.get(why, 0) for why in {*passed, "dropped: score above PURE's threshold"}) == counts[f"{name} correct"]
+    assert sums["3-repaired"]["dropped: hint states the answer"] == counts["hints unusable: hint states the answer"]
+
+
+def test_what_is_shown_can_be_chosen(whole, capsys):
+    kept, sums = shown(capsys, whole, "--source", "repair", "--kept", "--limit", 0)
+    dropped, _ = shown(capsys, whole, "--stage", "3-repaired", "--dropped", "--limit", 0)
+    assert list(sums) == ["3-repaired"]
+    assert len(kept) + len(dropped) == sum(sums["3-repaired"].values())
+    assert all("kept: score within" in line for line in kept)
+    assert all("dropped: " in line for line in dropped)
+    few, _ = shown(capsys, whole, "--limit", 3)
+    assert len(few) == 3
+    evaluated, sums = shown(capsys, whole, "--stage", "6-eval/heal-greedy", "--limit", 0)
+    assert len(evaluated) == sum(sums["6-eval/heal-greedy"].values()) == 80
+    assert set(sums["6-eval/heal-greedy"]) <= {"right", "wrong answer", "no answer that counts", "cut off by the length limit"}
+
+
+def test_a_trajectory_is_shown_with_all_that_is_known_of_it(whole, capsys):
+    scored = next(s for s in records_in(whole, "4-scores/repaired") if s.trajectory.breakpoint)
+    t = scored.trajectory
+    lines, _ = shown(capsys, whole, "--id", t.problem.id)
+    text = "\n".join(lines)
+    assert f"repairs base #{t.parent}, cut before step {t.breakpoint}; hint: {t.hint}" in text
+    for k, (h, ratio, step) in enumerate(zip(t.step_entropy, scored.ratio, t.step_texts, strict=True)):
+        mark = "cut>" if k == t.breakpoint else ""
+        assert f"{mark:>5}{k:4d}{h:9.3f}{ratio:9.3f}   {step.strip()}" in lines
+    threshold = strict(whole / "report.json")["provenance"]["counts"]["threshold"]
+    assert f"score {scored.score:.6f}, threshold {threshold:.6f}" in text
+    assert f"{t.problem.id} base #{t.parent}  ({t.problem.kind})" in text
+    assert sum("cut>" in line for line in lines) >= 2  # in the sample, and in its repair
+    assert f"{len(t.token_ids)} tokens, {t.tokens_spent} spent" in text
+
+
+def test_an_unfinished_run_is_shown(whole, tmp_path, capsys):
+    out = tmp_path / "run"
+    shutil.copytree(whole, out)
+    for name in ("4-scores/repaired", "5-students", "6-eval"):
+        shutil.rmtree(out / name)
+    (out / "report.json").unlink()
+    _, sums = shown(capsys, out)
+    assert "open: not scored yet" in sums["3-repaired"]
+    assert "kept: score within PURE's threshold" in sums["2-guided"]
+    shutil.rmtree(out / "4-scores")
+    _, sums = shown(capsys, out)
+    assert {why for why in sums["2-guided"] if why[:4] != "drop"} == {"open: not scored yet"}
+    for name in ("2-guided", "3-repaired"):
+        shutil.rmtree(out / name)
+    _, sums = shown(capsys, out)
+    assert list(sums) == ["1-base"]
+    (out / "1-base" / "00001.parquet").write_bytes(b"")
+    assert main(["show", str(out)]) == 2
+    assert "00001.parquet is not a whole shard" in capsys.readouterr().err
+
+
+def test_show_ends_with_the_program_that_reads_it(whole):
+    command = f"{sys.executable} -m heal_ref show {whole} --limit 0 | head -1"
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stdout.startswith("1-base/00000:0 ")
+    assert done.stderr == ""
 
 
 # ----------------------------------------------------------------------- nothing, and everything
@@ -304,28 +401,74 @@ def test_finished_shards_are_not_made_again(tmp_path, make):
         calls.append((item, seed))
         return [make(item)]
 
-    first = folder.shards("s", ["a", "b"], work, seed=0)
-    (tmp_path / "s" / "00001.jsonl").unlink()
-    write_text(tmp_path / "s" / "00001.jsonl.tmp.other", "half a shard")
-    assert folder.shards("s", ["a", "b"], work, seed=0) == first
+    first = list(folder.shards("s", ["a", "b"], work, seed=0))
+    (tmp_path / "s" / "00001.parquet").unlink()
+    write_text(tmp_path / "s" / "00001.parquet.tmp.other", "half a shard")
+    assert list(folder.shards("s", ["a", "b"], work, seed=0)) == first
     assert [item for item, _ in calls] == ["a", "b", "b"]
     assert calls[1] == calls[2]  # the same seed again
 
 
-def test_a_shard_knows_its_count(tmp_path, make):
+def damage(content):
+    """Name -> a shard's bytes, spoilt."""
+    middle = len(content) // 3
+    return {
+        "empty": b"",
+        "cut off": content[:-5],
+        "the first half": content[: len(content) // 2],
+        "without its beginning": content[4:],
+        "a byte changed": content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :],
+        "zeros": b"\0" * len(content),
+        "JSON Lines": b'{"records": 0}\n',
+    }
+
+
+def test_a_shard_is_whole_or_refused(tmp_path, make):
     folder = RunFolder(tmp_path, {}, quiet=True)
-    made = folder.shards("s", ["a"], lambda item, _: [make(item, index=i) for i in range(3)], seed=0)
-    path = tmp_path / "s" / "00000.jsonl"
-    assert json.loads(path.read_text().splitlines()[-1]) == {"records": 3}
-    assert read_shard(path) == made
-    for part in ("", "\n".join(path.read_text().splitlines()[:2]), path.read_text()[:-5], "[]\n", '{"records": 0}x'):
-        path.write_text(part)
+
+    def work(item, seed):
+        return [make(item, text="ab|cd|" * 20, index=i) for i in range(3)]
+
+    made = list(folder.shards("s", ["a", "b"], work, seed=0))
+    assert [(t.problem.id, t.index) for t in made] == [(p, i) for p in "ab" for i in range(3)]
+    assert [t.place for t in made] == [(f"s/0000{f}.parquet", row) for f in (0, 1) for row in range(3)]
+    path = tmp_path / "s" / "00000.parquet"
+    whole, other = path.read_bytes(), (tmp_path / "s" / "00001.parquet").read_bytes()
+    assert list(read_shard(path)) == made[:3]
+    for part in damage(whole).values():
+        path.write_bytes(part)
         with pytest.raises(
-            InputError, match="00000.jsonl is not a whole shard .*; delete it and start the same command again"
+            InputError, match=r"00000.parquet is not a whole shard \(.*\); delete it and start the same command again"
         ):
-            folder.shards("s", ["a"], lambda *_: [], seed=0)
+            list(folder.shards("s", ["a", "b"], work, seed=0))
+    path.write_bytes(other)
+    with pytest.raises(InputError, match=r"00000.parquet is not a whole shard \(its shard is 1, not 0\)"):
+        folder.shards("s", ["a", "b"], work, seed=0)
     path.unlink()
-    assert folder.shards("s", ["a"], lambda *_: [], seed=0) == []  # a shard may be empty
+    assert list(folder.shards("s", ["a"], lambda *_: [], seed=0)) == []  # a shard may be empty
+
+
+def test_a_shard_of_another_stage_or_run_is_refused(tmp_path, make):
+    for name in ("one", "two"):
+        folder = RunFolder(tmp_path / name, {"name": name}, quiet=True)
+        for stage in ("s", "t"):
+            folder.shards(stage, ["a"], lambda item, _: [make(item)], seed=0)
+    theirs = tmp_path / "one" / "s" / "00000.parquet"
+    for stage, why in (("t", "its stage is 's', not 't'"), ("s", "its run is ")):
+        shutil.copy(theirs, tmp_path / "two" / stage / "00000.parquet")
+        with pytest.raises(InputError, match=why):
+            folder.shards(stage, ["a"], lambda *_: [], seed=0)
+    path = tmp_path / "two" / "s" / "00000.parquet"
+    parquet.write_table(pa.table({"a": [1]}), path)
+    with pytest.raises(InputError, match="is not a whole shard .it was not written by a run"):
+        folder.shards("s", ["a"], lambda *_: [], seed=0)
+
+
+def test_a_folder_of_json_lines_is_refused(tmp_path):
+    RunFolder(tmp_path, {})
+    write_text(tmp_path / "4-scores" / "guided" / "00000.jsonl", "{}")
+    with pytest.raises(InputError, match=r"older version \(4-scores/guided/00000.jsonl\), .* use another --out"):
+        RunFolder(tmp_path, {})
 
 
 def test_a_full_disk_is_said_and_the_folder_goes_on(tmp_path, make, monkeypatch):
@@ -341,9 +484,9 @@ def test_a_full_disk_is_said_and_the_folder_goes_on(tmp_path, make, monkeypatch)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr("heal_ref.records.os.fsync", full)
-    with pytest.raises(InputError, match="00001.jsonl cannot be written: No space left on device; make room"):
+    with pytest.raises(InputError, match="00001.parquet cannot be written: No space left on device; make room"):
         folder.shards("s", ["a", "b", "c"], work, seed=0)
-    assert [p.name for p in sorted((tmp_path / "s").iterdir())] == ["00000.jsonl"]
+    assert [p.name for p in sorted((tmp_path / "s").iterdir())] == ["00000.parquet"]
     monkeypatch.undo()
     assert [t.problem.id for t in folder.shards("s", ["a", "b", "c"], work, seed=0)] == ["a", "b", "c"]
     assert made == ["a", "b", "b", "c"]
@@ -396,7 +539,7 @@ def undisturbed(tmp_path_factory):
 def test_killed_at_every_write_ends_the_same(undisturbed, tmp_path):
     """Every stage boundary, and the middle of every shard."""
     killed = drive(tmp_path / "run", "writes")
-    assert killed >= 2 * len(list(undisturbed.rglob("*.jsonl")))
+    assert killed >= 2 * len(list(undisturbed.rglob("*.parquet")))
     assert content(tmp_path / "run") == content(undisturbed)
 
 
@@ -437,6 +580,22 @@ def test_a_run_that_the_system_stops_from_writing_exits_with_2(tmp_path, whole, 
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak of memory from /proc")
+def test_memory_does_not_grow_with_the_number_of_shards(tmp_path):
+    """Shards of 32,000 tokens, made up: 20 times as many need at most 1.2 times the memory."""
+    env = {key: value for key, value in os.environ.items() if not key.startswith("MALLOC_")}
+    peaks = {}
+    for shards in (1, 20):
+        args = [sys.executable, str(ROOT / "tests" / "memory_driver.py"), str(shards), str(tmp_path / str(shards))]
+        done = subprocess.run(args, capture_output=True, text=True, check=False, timeout=900, env=env)
+        assert done.returncode == 0, done.stderr[-2000:]
+        peak, tokens = map(float, done.stdout.split())
+        assert tokens > shards * 100_000
+        peaks[shards] = peak
+    assert peaks[20] <= 1.2 * peaks[1], peaks
+
+
+@pytest.mark.slow
 def test_ctrl_c_keeps_what_is_done_and_says_so(tmp_path, whole):
     out = tmp_path / "run"
     args = command("run", "--preset", "smoke", "--heldout", VALIDATION, "--out", out)
@@ -449,7 +608,7 @@ def test_ctrl_c_keeps_what_is_done_and_says_so(tmp_path, whole):
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # noqa: PLW1509
     for _ in range(600):
-        if list(out.glob("2-guided/*.jsonl")):
+        if list(out.glob("2-guided/*.parquet")):
             break
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)

@@ -33,7 +33,7 @@ def shards(folder: Path) -> dict[str, bytes]:
     return {
         str(p.relative_to(folder)): p.read_bytes()
         for stage in STAGES
-        for p in sorted((folder / stage).rglob("*.jsonl"))
+        for p in sorted((folder / stage).rglob("*.parquet"))
     }
 
 

@@ -1,7 +1,7 @@
 """A folder of shards that survives being killed and belongs to one run, in one launch at a time.
 
-A shard is the work of one batch; its last line says how many records it has. `config.json` is the
-run's identity. The system releases `.lock` when the process ends or is killed.
+A shard is the work of one batch (`shards.py`). `config.json` is the run's identity. The system
+releases `.lock` when the process ends or is killed.
 """
 
 import hashlib
@@ -23,10 +23,11 @@ from tqdm.auto import tqdm
 
 from heal_ref.config import HealConfig
 from heal_ref.model import LM, processes, weights_hash  # noqa: F401
-from heal_ref.records import InputError, Problem, from_row, read_json, write_jsonl, write_text
+from heal_ref.records import InputError, Problem, read_json, write_text
+from heal_ref.run.shards import Records, write_shard
 from heal_ref.tasks.base import Task
 
-SHARDS = ("[1-6]-*/*.jsonl", "[1-6]-*/*/*.jsonl")
+SHARDS = ("[1-6]-*/*.parquet", "[1-6]-*/*/*.parquet")
 
 
 def short_hash(content: Any) -> str:
@@ -114,16 +115,11 @@ def batches(items: Sequence[Any], size: int) -> list[Sequence[Any]]:
     return [items[i : i + size] for i in range(0, len(items), size)]
 
 
-def read_shard(path: Path) -> list[Any]:
-    """The records of a shard; InputError if it is not whole."""
-    try:
-        *rows, last = map(json.loads, path.read_text(encoding="utf-8").splitlines())
-        if last != {"records": len(rows)}:
-            raise ValueError("lines are missing")
-        return [from_row(row) for row in rows]
-    except (ValueError, KeyError, TypeError, RecursionError) as e:
-        raise InputError(f"{path} is not a whole shard ({e}); delete it and start the same command "
-                         "again, which makes it again") from e
+def refuse_old(path: Path) -> None:
+    """InputError if a folder holds the records of an older version."""
+    if found := next((f for pattern in SHARDS for f in path.glob(pattern[:-7] + "jsonl")), None):
+        raise InputError(f"{path} holds records of an older version ({found.relative_to(path)}), "
+                         "which kept them as JSON Lines; use another --out, or delete the folder")
 
 
 class RunFolder:
@@ -136,6 +132,7 @@ class RunFolder:
         self.state = processes()
         self.path, self.quiet = Path(path), quiet or not self.state.is_main_process
         self.identity, self.watch = json.loads(json.dumps(identity)), watch
+        self.name = short_hash(self.identity)  # shards of another run are refused
         self.lock = FileLock(self.path / ".lock", is_singleton=True)
         with self.state.main_process_first():
             if self.state.is_main_process:
@@ -150,6 +147,7 @@ class RunFolder:
         except Timeout:
             raise InputError(f"{self.path} is in use by {holder.read_text(encoding='utf-8')}; wait "
                              "until it ends, stop it, or use another --out") from None
+        refuse_old(self.path)
         holder.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
         if not recorded.exists():
             kept = (*SHARDS, "5-students/*/settings.json")
@@ -192,21 +190,22 @@ class RunFolder:
                     file=sys.stderr)
 
     def shards(self, stage: str, work: Sequence[Any], make: Callable[[Any, int], Sequence[Any]],
-               seed: int) -> list[Any]:
-        """The records of all shards of a stage, in order; `make(item, shard's seed)` makes that of
-        each item of `work` whose shard is missing."""
+               seed: int) -> Records:
+        """The records of all shards of a stage, in order, read while one goes through them;
+        `make(item, shard's seed)` makes those of each item of `work` whose shard is missing."""
         self._compare(self.identity)
-        files = [self.path / stage / f"{i:05d}.jsonl" for i in range(len(work))]
+        names, run = [f"{stage}/{i:05d}.parquet" for i in range(len(work))], {"run": self.name}
+        files = [self.path / name for name in names]
         self.state.wait_for_everyone()
         missing = [i for i, f in enumerate(files) if not f.exists()]
         self.state.wait_for_everyone()  # no one begins before all have looked
         mine = missing[self.state.process_index :: self.state.num_processes]
         with self.bar(stage, len(files), len(files) - len(missing)) as bar:
             for i in mine:
-                rows = [asdict(r) for r in make(work[i], shard_seed(seed, stage, i))]
-                write_jsonl(files[i], [*rows, {"records": len(rows)}])
+                made = make(work[i], shard_seed(seed, stage, i))
+                write_shard(files[i], made, {"stage": stage, "shard": i, **run})
                 bar.update(min(self.state.num_processes, len(files) - bar.n))
         self.state.wait_for_everyone()
         if missing:
             self.log(f"{stage}: {len(missing)} of {len(files)} shards made")
-        return [record for f in files for record in read_shard(f)]
+        return Records.of(self.path, names, run)

@@ -6,10 +6,12 @@ problems -> base samples -> repairs and answer-guided samples -> PURE scores -> 
 
 import json
 import platform
+import shutil
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +24,18 @@ from heal_ref.evaluate import rows_of
 from heal_ref.generation import sample
 from heal_ref.memory import lazy_lm
 from heal_ref.model import LM
-from heal_ref.records import Problem, PureScore, Trajectory, by_problem, limit_by_kind
+from heal_ref.records import (
+    Problem,
+    PureScore,
+    Trajectory,
+    light,
+    limit_by_kind,
+    select,
+    trajectories_of,
+)
 from heal_ref.run.folder import RunFolder, batches, identity, rendered
 from heal_ref.run.phases import Phases
+from heal_ref.run.shards import Records
 from heal_ref.run.sources import read_problems, whole
 from heal_ref.tasks.base import Task
 from heal_ref.train import check_training
@@ -68,22 +79,22 @@ class Method:
     config: HealConfig
 
     def sampled(self, problems: Sequence[Problem], stage: str = "1-base", n: int | None = None,
-                sampling: SampleConfig | None = None, guided: bool = False) -> list[Trajectory]:
+                sampling: SampleConfig | None = None, guided: bool = False) -> Records:
         """n samples per problem; number and sampling are the configured ones if not given."""
         c, sampling = self.config, sampling or self.config.sample
         return self.folder.shards(stage, batches(problems, c.sample.batch), lambda part, seed: (
             sample(self.teacher, self.task, part, n or c.sample.n, seed=seed, sampling=sampling,
                    guided=guided)), c.seed)
 
-    def guided(self, base: Sequence[Trajectory]) -> list[Trajectory]:
+    def guided(self, base: Sequence[Trajectory]) -> Records:
         """Answer-guided samples of the problems that the teacher mostly fails."""
         c, solved = self.config.pace, pace.solved_share(base)
-        hard = [g[0].problem for key, g in by_problem(base).items() if solved[key] < c.guided_below]
-        return self.sampled(hard, "2-guided", c.per_problem, guided=True)
+        hard = {t.problem.id: t.problem for t in light(base)
+                if solved[t.problem.id] < c.guided_below}
+        return self.sampled(list(hard.values()), "2-guided", c.per_problem, guided=True)
 
     def repaired(self, base: Sequence[Trajectory], stage: str = "3-repaired",
-                 config: GearConfig | None = None, cut: gear.Cut | None = None
-                 ) -> list[Trajectory]:
+                 config: GearConfig | None = None, cut: gear.Cut | None = None) -> Records:
         """GEAR's repairs by the configured reading or by another one, unusable hints included;
         `cut`: at a step of the caller's."""
         c = self.config
@@ -92,9 +103,10 @@ class Method:
             self.teacher, self.task, part, config or c.gear, seed, sampling=c.sample, cut=cut),
             c.seed)
 
-    def scored(self, stage: str, trajectories: Sequence[Trajectory]) -> list[PureScore]:
-        """PURE scores of the correct ones."""
-        c, right = self.config, [t for t in trajectories if t.correct]
+    def scored(self, stage: str, trajectories: Sequence[Trajectory]) -> Records:
+        """PURE scores of the correct ones, which must be in shards."""
+        c, rows = self.config, [i for i, t in enumerate(light(trajectories)) if t.correct]
+        right = select(trajectories, rows)
         return self.folder.shards(stage, batches(right, 256), lambda part, seed: pure.pure_scores(
             self.teacher, self.task, part, c.pure, seed, sampling=c.sample), c.seed)
 
@@ -130,20 +142,21 @@ def run(spec: RunSpec, out: str | Path, task: Task, *, lms: Sequence[LM] = (), q
     # 2) what the teacher makes, and what PURE keeps of it
     method = Method(folder, teacher, task, c)
     base = method.sampled(train_set)
-    phases.end("sample", folder, sum(t.tokens_spent for t in base))
+    phases.end("sample", folder, tokens_of(base))
     guided = method.guided(base)
-    phases.end("guided", folder, sum(t.tokens_spent for t in guided))
+    phases.end("guided", folder, tokens_of(guided))
     repaired = method.repaired(base)
-    phases.end("repair", folder, sum(t.tokens_spent for t in repaired))
+    phases.end("repair", folder, tokens_of(repaired))
     reference = method.scored("4-scores/reference", pure.unaided(base))
     scored = {name: method.scored(f"4-scores/{name}", made)
               for name, made in (("guided", guided), ("repaired", repaired))}
-    read = [s.trajectory for part in (reference, *scored.values()) for s in part]
-    phases.end("score", folder, sum(len(teacher.encode(t.prompt)) + len(t.token_ids) for t in read))
+    read = chain(*(light(trajectories_of(part)) for part in (reference, *scored.values())))
+    phases.end("score", folder, sum(len(teacher.encode(t.prompt)) + t.steps[-1][1] for t in read))
     teacher.free()
     kept = {name: pure.pure_filter(s, c.pure, reference) if reference
-            else [one.trajectory for one in s] for name, s in scored.items()}
-    stages = pace.build_stages(base, kept["guided"], kept["repaired"], c.pace)
+            else trajectories_of(s) for name, s in scored.items()}
+    scratch = folder.path / "5-stages"  # made anew by each launch
+    stages = pace.build_stages(base, kept["guided"], kept["repaired"], c.pace, scratch)
     notes = [*doubts(c), *notes_of(base, guided, repaired, reference)]
 
     # 3) two students; with nothing to learn from, a student stays the base student
@@ -160,6 +173,8 @@ def run(spec: RunSpec, out: str | Path, task: Task, *, lms: Sequence[LM] = (), q
                 probe=limit_by_kind(heldout, PROBE), sampling=c.sample,
                 progress=lambda done, _, bar=bar: bar.update(done - bar.n))
         phases.end("train", folder, sum(stage.get("tokens", 0) for stage in pace.read_curve(home)))
+    folder.state.wait_for_everyone()
+    shutil.rmtree(scratch, ignore_errors=True)
 
     # 4) evaluation, with the settings of sampling and greedily, and report
     rows: list[dict[str, Any]] = []
@@ -172,7 +187,7 @@ def run(spec: RunSpec, out: str | Path, task: Task, *, lms: Sequence[LM] = (), q
         many = its.sampled(heldout, f"6-eval/{arm}", c.eval_n)
         greedy = its.sampled(heldout, f"6-eval/{arm}-greedy", 1, greedily)
         rows += [row.to_dict() for row in rows_of(arm, lm, its.task, many, greedy)]
-        phases.end("evaluate", folder, sum(t.tokens_spent for t in (*many, *greedy)))
+        phases.end("evaluate", folder, tokens_of(many) + tokens_of(greedy))
         lm.free()
     counts = {"train problems": len(train_set), "held-out problems": len(heldout),
               **counts_of(base, guided, repaired), "reference": len(reference),
@@ -197,11 +212,16 @@ def evaluated(config: HealConfig) -> str:
             f"{c.top_p:g}, pass@1_greedy one at temperature 0; at most {c.max_new_tokens} tokens")
 
 
+def tokens_of(trajectories: Sequence[Trajectory]) -> int:
+    """What they cost: all generated tokens, ends of turns and hints included."""
+    return sum(t.tokens_spent for t in light(trajectories))
+
+
 def notes_of(base: Sequence[Trajectory], guided: Sequence[Trajectory],
              repaired: Sequence[Trajectory], reference: Sequence[PureScore]) -> list[str]:
     """What a reader of the results must know: parts of the method that had nothing to do."""
     notes = []
-    if not any(t.correct for t in base):
+    if not any(t.correct for t in light(base)):
         notes.append("the teacher solved no training problem by itself")
     if not reference:
         notes.append("PURE is off: without an unaided correct solution there is no threshold, so "
@@ -209,7 +229,7 @@ def notes_of(base: Sequence[Trajectory], guided: Sequence[Trajectory],
     if not guided and not repaired:
         notes.append("the teacher solved every training problem often enough: nothing was guided "
                      "or repaired")
-    elif all(t.hint is None for t in repaired):
+    elif all(t.hint is None for t in light(repaired)):
         notes.append("GEAR repaired nothing")
     return notes
 
@@ -217,13 +237,14 @@ def notes_of(base: Sequence[Trajectory], guided: Sequence[Trajectory],
 def counts_of(base: Sequence[Trajectory], guided: Sequence[Trajectory],
               repaired: Sequence[Trajectory]) -> dict[str, int]:
     """How many trajectories there are, what became of GEAR's hints, and the tokens of all that."""
+    base, guided, repaired = light(base), light(guided), light(repaired)
     unusable = Counter(t.note for t in repaired if t.hint is None)
     return {"base": len(base), "base correct": sum(t.correct for t in base), "guided": len(guided),
-            "repaired": sum(t.hint is not None for t in repaired),
+            "repaired": len(repaired) - unusable.total(),
             "paths repaired": len({(t.problem.id, t.parent) for t in repaired}),
             "hints unusable": unusable.total(),
             **{f"hints unusable: {why}": count for why, count in sorted(unusable.items())},
-            "teacher tokens": sum(t.tokens_spent for t in [*base, *guided, *repaired])}
+            "teacher tokens": sum(map(tokens_of, (base, guided, repaired)))}
 
 
 def provenance(lm: LM, command: str, seed: int | list[int], began: float) -> dict[str, Any]:

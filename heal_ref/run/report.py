@@ -3,6 +3,7 @@
 import html
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from heal_ref.config import PureConfig
 from heal_ref.evaluate import Row, is_genuine, rows_from_report
 from heal_ref.model import LM
 from heal_ref.plots import LABEL, plot_ceiling, plot_filter, save
-from heal_ref.run.folder import read_shard
+from heal_ref.run.shards import records_in
 from heal_ref.tasks.base import Task
 
 
@@ -34,12 +35,13 @@ def write_page(folder: Path, report: dict[str, Any], lm: LM, task: Task, pure: P
     """`folder`/index.html: tables, notes, figures and provenance of a finished run."""
     rows = rows_from_report(report)
     figures = {"ceiling": plot_ceiling(rows)}
-    files = [f for name in ("guided", "repaired") for f in folder.glob(f"4-scores/{name}/*.jsonl")]
-    scored = [s for f in sorted(files) for s in read_shard(f)]
+    scored = records_in(folder, "4-scores/guided", "4-scores/repaired")
     threshold = report["provenance"]["counts"]["threshold"]
     if task.knows_truth and scored and threshold is not None:
-        some = scored[:: max(1, len(scored) // 1500)]
-        genuine = [is_genuine(lm, task, s.trajectory) for s in some]
+        some, genuine = list[Any](), list[bool]()
+        for s in scored[:: max(1, len(scored) // 1500)]:
+            genuine.append(is_genuine(lm, task, s.trajectory))
+            some.append(replace(s, trajectory=None))  # the figure needs its numbers only
         figures["filter"] = plot_filter(some, genuine, threshold, pure)
     page = ['<!doctype html><html lang="en"><meta charset="utf-8"><title>HEAL</title>',
             "<h1>HEAL, one run</h1>"]
