@@ -71,6 +71,8 @@ def _parser() -> argparse.ArgumentParser:
         option("--max-new-tokens", type=int, help="length limit (default: the preset's, at least "
                "1024 for chat)")
         option("--max-batch", type=int, default=512, help="sequences in a model at once")
+        option("--server", metavar="URL", help="address of a vLLM server that samples in the "
+               "teacher's place: http://127.0.0.1:8123/v1")
         option("--dry-run", action="store_true", help="print the plan; write nothing")
         option("--quiet", action="store_true", help="no progress bars")
     return parser
@@ -87,7 +89,7 @@ def _run(args: argparse.Namespace, command: str) -> None:
         raise InputError(f"--max-batch {args.max_batch}: at least one sequence must go through")
     if out.exists() and not out.is_dir():
         raise InputError(f"--out {out} is a file; give a folder")
-    teacher = load_lm(args.teacher, dtype=args.dtype, max_batch=args.max_batch)
+    teacher = load_lm(args.teacher, dtype=args.dtype, max_batch=args.max_batch, server=args.server)
     student = load_lm(args.student, max_batch=args.max_batch)
     task, config = task_for(args.task, teacher.tokenizer), PRESETS[args.preset](args.seed)
     longest = args.max_new_tokens
