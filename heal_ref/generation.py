@@ -103,7 +103,7 @@ def generate(lm: LM, contexts: Sequence[Sequence[int]],
     for i, context in enumerate(contexts):
         for j, tail in enumerate(tails[i] if tails else [[]]):
             jobs.append((tuple(context), list(tail), visible[i][j] if visible else len(context)))
-    if lm.server:
+    if lm.server and jobs:
         return _served(lm, lm.server, jobs, sampling, seed, ends, seconds)
     out: list[Rollout] = []
     # transformers draws from the global random state: seed it, and put it back afterwards
@@ -124,7 +124,7 @@ def _served(lm: LM, server: Server, jobs: Sequence[Job], sampling: SampleConfig,
     # 1) all tokens at once; or a few more at a time, until the time is over
     while (left := [i for i, ended in enumerate(finished) if not ended]) and done < most and (
             not done or time.monotonic() < began + (seconds or 0)):
-        drawn = server.sample(
+        drawn, spare = server.sample(
             [texts[i] + new[i] for i in left], lm.ends, may_end=ends, seed=seed + done,
             max_tokens=min(part, most - done), temperature=sampling.temperature,
             top_p=sampling.top_p)
@@ -134,8 +134,10 @@ def _served(lm: LM, server: Server, jobs: Sequence[Job], sampling: SampleConfig,
             finished[i] = ended
         done += part
     # 2) entropies and log-probs by the model here, which must be the server's
+    probed = text_stats(lm, [(server.probe, ids) for ids, _, _ in spare])
+    server.compare([own for _, own in probed], [logprob for _, logprob, _ in spare])
     stats = text_stats(lm, zip(texts, new, strict=True))
-    server.compare([x for _, own in stats for x in own], [x for row in logprobs for x in row])
+    server.compare([own for _, own in stats], logprobs)
     return [Rollout(ids, [round(x, 6) for x in entropy], [round(x, 6) for x in logprob], ended)
             for ids, (entropy, logprob), ended in zip(new, stats, finished, strict=True)]
 
