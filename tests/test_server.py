@@ -413,7 +413,7 @@ def test_addresses_on_the_command_line(tmp_path, capsys, stand_in, name):
 
 
 def spec(**changes):
-    config = dataclasses.replace(HealConfig.smoke(), train_limit=2, eval_limit=1, eval_n=1, sample=SampleConfig(n=3, batch=4),
+    config = dataclasses.replace(HealConfig.smoke(), train_limit=1, eval_limit=1, eval_n=1, sample=SampleConfig(n=3, batch=2),
                                  pace=PaceConfig(updates=2, batch=4, warmup=0, curve_every=0))
     train, heldout = (str(DATA / "clock" / f"{name}.jsonl") for name in ("train", "heldout"))
     return RunSpec("t", "s", train, heldout, dataclasses.replace(config, **changes))
