@@ -23,14 +23,16 @@ import torch
 from tokenizers import Tokenizer
 
 import heal_ref as heal
+from heal_lab import bench
 from heal_ref import server as server_module
 from heal_ref.__main__ import main
-from heal_ref.config import HealConfig, PaceConfig, SampleConfig
+from heal_ref.config import HealConfig, SampleConfig
 from heal_ref.generation import generate, repeats
 from heal_ref.model import LM
-from heal_ref.records import InputError
-from heal_ref.run.folder import identity
-from heal_ref.run.pipeline import RunSpec, run
+from heal_ref.records import InputError, limit_by_kind
+from heal_ref.run.folder import RunFolder, identity
+from heal_ref.run.pipeline import Method
+from heal_ref.run.sources import load_problems
 from heal_ref.server import PROBE, connect
 from heal_ref.tasks import ClockTask
 from tests.conftest import DATA, ROOT
@@ -409,14 +411,41 @@ def test_addresses_on_the_command_line(tmp_path, capsys, stand_in, name):
     assert not (tmp_path / "run").exists()
 
 
+def test_the_benchmark_runs(stand_in, capsys):
+    assert bench.bench_server(stand_in.url, str(DATA / "teacher"), 1, prefix=20, new_tokens=3, n=2)[0].ratio > 0
+    assert {(b["n"], len(b["prompt"]), b["max_tokens"], b["min_tokens"]) for b in stand_in.asked} == {
+        (1, 20, 3, 3), (2, 20, 3, 3)}
+    assert len({tuple(b["prompt"]) for b in stand_in.asked}) == len(stand_in.asked)
+
+
 # ------------------------------------------------------------------------------------ whole runs
 
 
-def spec(**changes):
-    config = dataclasses.replace(HealConfig.smoke(), train_limit=1, eval_limit=1, eval_n=1, sample=SampleConfig(n=3, batch=2),
-                                 pace=PaceConfig(updates=2, batch=4, warmup=0, curve_every=0))
-    train, heldout = (str(DATA / "clock" / f"{name}.jsonl") for name in ("train", "heldout"))
-    return RunSpec("t", "s", train, heldout, dataclasses.replace(config, **changes))
+def made(lm, out):
+    """Every stage of a run in which the teacher samples or scores; the bytes of the shards."""
+    config = dataclasses.replace(HealConfig.smoke(), sample=SampleConfig(n=3, batch=2, max_new_tokens=60))
+    train = limit_by_kind(load_problems(DATA / "clock" / "train.jsonl"), 2)
+    method = Method(RunFolder(out, {}, quiet=True), lm, ClockTask(), config)
+    base = method.sampled(train)
+    for trajectories in (method.guided(base), method.repaired(base)):
+        method.scored(f"4-scores/{trajectories[0].source}", trajectories)
+    return {str(p.relative_to(out)): p.read_bytes() for p in sorted(out.rglob("*.jsonl"))}
+
+
+def test_a_run_that_its_server_cuts_goes_on_later(here, served, stand_in, tmp_path):
+    """The server dies at three moments; each time it is one error, and the same run goes on at another address."""
+    whole = made(served, tmp_path / "whole")
+    asked = len(stand_in.asked)
+    assert asked > 10
+    for share in (0.1, 0.2, 0.3):  # what a finished shard asked is not asked again
+        with StandIn(here) as mortal:
+            lm = dataclasses.replace(here)
+            lm.server = connect(mortal.url, lm)
+            mortal.faults[:] = [lambda a: a] * int(share * asked) + [mortal.die]
+            with pytest.raises(InputError, match="no usable answer to completions"):
+                made(lm, tmp_path / "cut")
+            assert mortal.dead
+    assert made(served, tmp_path / "cut") == whole
 
 
 def records(folder):
@@ -425,25 +454,6 @@ def records(folder):
     report = json.loads(files.pop("report.json"))
     report["provenance"].pop("minutes")
     return {name: content for name, content in files.items() if name not in ("log.txt", ".lock")} | {"report": report}
-
-
-def test_a_run_that_its_server_cuts_goes_on_later(here, served, stand_in, tmp_path):
-    """The server dies at three moments; each time it is one error, and the same run goes on at another address."""
-    student = heal.load_lm(DATA / "student")
-    run(spec(), tmp_path / "whole", ClockTask(), lms=(served, student), quiet=True)
-    asked = len(stand_in.asked)
-    assert asked > 20
-    for share in (0.1, 0.2, 0.3):  # what a finished shard asked is not asked again
-        with StandIn(here) as mortal:
-            lm = dataclasses.replace(here)
-            lm.server = connect(mortal.url, lm)
-            mortal.faults[:] = [lambda a: a] * int(share * asked) + [mortal.die]
-            with contextlib.suppress(InputError):
-                run(spec(), tmp_path / "cut", ClockTask(), lms=(lm, student), quiet=True)
-            assert mortal.dead
-        assert not (tmp_path / "cut" / "report.json").exists()
-    run(spec(), tmp_path / "cut", ClockTask(), lms=(served, student), quiet=True)
-    assert records(tmp_path / "cut") == records(tmp_path / "whole")
 
 
 def test_that_a_server_samples_belongs_to_a_run_and_its_address_does_not(here, served):
