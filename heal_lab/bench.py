@@ -3,9 +3,10 @@
 import ctypes
 import gc
 import math
+import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,9 +21,10 @@ from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM
 
 from heal_ref.config import SampleConfig
 from heal_ref.generation import generate, repeats
-from heal_ref.model import LM, processes
+from heal_ref.model import LM, load_lm, processes
 from heal_ref.scoring import Head, head_stats
 
+WORDS = "Tom has 3 bags of nuts; each bag holds 12 nuts. He eats 5 of them, so how many are left?"
 Side = Callable[[], Any]  # one way of doing it
 Rows = Float[Tensor, "rows d"]  # hidden states, one per position; weights, one per token id
 Stats = tuple[Float[Tensor, " pos"], Float[Tensor, " pos"]]  # entropy and log-prob
@@ -101,6 +103,36 @@ def bench_sample(rounds: int = 7, prefix: int = 1024, new_tokens: int = 64, n: i
         f"{n} continuations of {new_tokens} tokens from one prefix of {prefix}",
         lambda: generate(lm, [context], [tails], sampling=config, seed=0),
         lambda: plain(long, num_return_sequences=n, **drawn), rounds, "   greedy texts equal")]
+
+
+def bench_server(url: str, folder: str, rounds: int = 7, prefix: int = 300, new_tokens: int = 64,
+                 n: int = 20) -> list[Comparison]:
+    """n continuations of a prefix by a server, with and without the scoring of what it sampled,
+    against `generate`. Each call has a prefix of its own, so that no side finds it in a cache."""
+    served, draw = load_lm(folder, server=url), random.Random(0)
+    here, server, words = replace(served), served.server, served.encode(WORDS)
+    config, greedy = (SampleConfig(temperature=t, max_new_tokens=new_tokens) for t in (1.0, 0.0))
+
+    def new_prefix() -> list[int]:
+        return draw.choices(words, k=prefix)
+
+    def continued(lm: LM) -> Any:
+        context, tails = repeats(new_prefix(), n)
+        return generate(lm, [context], [tails], sampling=config, seed=0, ends=False)
+
+    assert server is not None
+    some = [new_prefix()]
+    a, b = (generate(lm, some, sampling=greedy, seed=0, ends=False)[0].ids for lm in (here, served))
+    note = f"   greedy texts {'equal' if a == b else 'differ'}; tokens per second: "
+    sides: dict[str, Side] = {"sampled and scored": partial(continued, served), "sampled only": lambda: (
+        server.sample([new_prefix()] * n, served.ends, may_end=False, max_tokens=new_tokens))}
+    out = []
+    for name, side in sides.items():
+        c = compare(f"{n} continuations of {new_tokens} tokens from one prefix of {prefix}: server, "
+                    f"{name} (theirs: generate here)", side, partial(continued, here), rounds)
+        speeds = " and ".join(f"{n * new_tokens / median(x):,.0f}" for x in (c.ours, c.theirs))
+        out.append(replace(c, note=note + speeds))
+    return out
 
 
 def extra_memory(side: Side) -> tuple[Any, float]:

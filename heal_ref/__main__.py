@@ -95,6 +95,8 @@ def _parser() -> argparse.ArgumentParser:
         option("--max-batch", type=int, default=512, help="sequences in a model at once")
         option("--measure", type=float, default=60.0, metavar="SECONDS",
                help="for the plan, at most; the longer, the better it knows how long texts are")
+        option("--server", metavar="URL", help="address of a vLLM server that samples in the "
+               "teacher's place: http://127.0.0.1:8123/v1")
         option("--dry-run", action="store_true", help="print the plan; write nothing")
         option("--quiet", action="store_true", help="no progress bars")
     return parser
@@ -126,7 +128,7 @@ def _run(args: argparse.Namespace, command: str) -> None:
     config = _settings(args, preset := PRESETS[args.preset]())
     if first and (args.command == "demo" or args.dry_run):
         print(*doubts(config), sep="\n", end="\n" * bool(doubts(config)), file=sys.stderr)
-    teacher = lazy_lm(args.teacher, dtype=args.dtype, max_batch=args.max_batch)
+    teacher = lazy_lm(args.teacher, dtype=args.dtype, max_batch=args.max_batch, server=args.server)
     student = lazy_lm(args.student, max_batch=args.max_batch)
     task = task_for(args.task, teacher.tokenizer)
     if isinstance(task, ChatMathTask):

@@ -56,6 +56,14 @@ def entropy_and_logprob(logits: Float[Tensor, "*batch vocab"], tokens: Int[Tenso
     return entropy, logits.gather(-1, tokens.unsqueeze(-1)).squeeze(-1).float() - log_total
 
 
+def left_pad(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[Ids, Ids]:
+    """Rows as one tensor and its mask: [[5, 6], [8]] -> [[5, 6], [0, 8]] and [[1, 1], [0, 1]]."""
+    longest = max(map(len, rows))
+    ids = [[pad] * (longest - len(row)) + list(row) for row in rows]
+    mask = [[0] * (longest - len(row)) + [1] * len(row) for row in rows]
+    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+
+
 def split_steps(pieces: Sequence[str], separator: str) -> list[tuple[int, int]]:
     """Token ranges of the steps of a text; a step ends with the token that completes a separator.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,12 +21,15 @@ from transformers.cache_utils import DummyLayer, DynamicLayer
 from transformers.cache_utils import LinearAttentionCacheLayerMixin as Recurrent
 
 from heal_ref.config import SampleConfig
-from heal_ref.entropy import Ids, entropy_and_log_total, split_steps, step_ends
-from heal_ref.model import LM, left_pad
+from heal_ref.entropy import Ids, entropy_and_log_total, left_pad, split_steps, step_ends
+from heal_ref.model import LM
 from heal_ref.records import Problem, Trajectory
+from heal_ref.scoring import text_stats
+from heal_ref.server import Server
 from heal_ref.tasks.base import Task
 
 Job = tuple[tuple[int, ...], list[int], int]  # context, tail, how much of the context is visible
+PART = 16  # tokens that are asked of a server at a time while its speed is measured
 
 
 @dataclass(frozen=True)
@@ -78,13 +82,14 @@ def generate(lm: LM, contexts: Sequence[Sequence[int]],
              seconds: float | None = None) -> list[Rollout]:
     r"""Continue each context (token ids) once, or once after each of its tails, which share it
     through the cache. One rollout for each, in order; the same for the same seed and machine.
+    With `lm.server`, that samples (`server.py`); entropies and log-probs are still the model's.
 
     Args:
         visible: for each tail, how many tokens of its context precede it; by default all.
         ends: whether the model may end a text (`lm.ends`) before the length limit.
         seconds: stop a batch after that long; for measuring speed.
 
-    FloatingPointError if the model's logits become NaN.
+    FloatingPointError if the model's logits become NaN; InputError if a server fails.
 
     Example:
         >>> import heal_ref as heal
@@ -98,6 +103,8 @@ def generate(lm: LM, contexts: Sequence[Sequence[int]],
     for i, context in enumerate(contexts):
         for j, tail in enumerate(tails[i] if tails else [[]]):
             jobs.append((tuple(context), list(tail), visible[i][j] if visible else len(context)))
+    if lm.server and jobs:
+        return _served(lm, lm.server, jobs, sampling, seed, ends, seconds)
     out: list[Rollout] = []
     # transformers draws from the global random state: seed it, and put it back afterwards
     with torch.random.fork_rng(devices=[lm.device] if lm.device.type == "cuda" else []):
@@ -105,6 +112,34 @@ def generate(lm: LM, contexts: Sequence[Sequence[int]],
         for start in range(0, len(jobs), lm.max_batch):
             out += _batch(lm, jobs[start : start + lm.max_batch], sampling, ends, seconds)
     return out
+
+
+def _served(lm: LM, server: Server, jobs: Sequence[Job], sampling: SampleConfig, seed: int,
+            ends: bool, seconds: float | None) -> list[Rollout]:
+    """Continue the text of each job by the server, then score what it sampled."""
+    texts = [[*context[:seen], *tail] for context, tail, seen in jobs]
+    new, logprobs = [list[int]() for _ in jobs], [list[float]() for _ in jobs]
+    finished, done, most = [False] * len(jobs), 0, sampling.max_new_tokens
+    part, began = most if seconds is None else PART, time.monotonic()
+    # 1) all tokens at once; or a few more at a time, until the time is over
+    while (left := [i for i, ended in enumerate(finished) if not ended]) and done < most and (
+            not done or time.monotonic() < began + (seconds or 0)):
+        drawn, spare = server.sample(
+            [texts[i] + new[i] for i in left], lm.ends, may_end=ends, seed=seed + done,
+            max_tokens=min(part, most - done), temperature=sampling.temperature,
+            top_p=sampling.top_p)
+        for i, (ids, logprob, ended) in zip(left, drawn, strict=True):
+            new[i] += ids
+            logprobs[i] += logprob
+            finished[i] = ended
+        done += part
+    # 2) entropies and log-probs by the model here, which must be the server's
+    probed = text_stats(lm, [(server.probe, ids) for ids, _, _ in spare])
+    server.compare([own for _, own in probed], [logprob for _, logprob, _ in spare])
+    stats = text_stats(lm, zip(texts, new, strict=True))
+    server.compare([own for _, own in stats], logprobs)
+    return [Rollout(ids, [round(x, 6) for x in entropy], [round(x, 6) for x in logprob], ended)
+            for ids, (entropy, logprob), ended in zip(new, stats, finished, strict=True)]
 
 
 def _batch(lm: LM, jobs: Sequence[Job], sampling: SampleConfig, ends: bool,

@@ -35,8 +35,9 @@ class LazyLM(LM):
     Its tokenizer is always there, and so is what is small, once the model was loaded.
     """
 
-    def __init__(self, load: Callable[[], LM], tokenizer: Any, max_batch: int = MAX_BATCH) -> None:
-        self.load, self.tokenizer, self.max_batch = load, tokenizer, max_batch
+    def __init__(self, load: Callable[[], LM], tokenizer: Any, max_batch: int = MAX_BATCH,
+                 served: bool = False) -> None:
+        self.load, self.tokenizer, self.max_batch, self.served = load, tokenizer, max_batch, served
         self._pieces, self.known = {}, dict[str, Any]()
 
     config, device, dtype, ends, fingerprint, weights = map(_remembered, REMEMBERED)
@@ -44,8 +45,14 @@ class LazyLM(LM):
     def __getattr__(self, name: str) -> Any:
         if name != "model":  # this is asked only for what is not there
             raise AttributeError(f"a LazyLM has no {name}")
-        self.model = self.load().model
+        lm = self.load()
+        self.model, self.connected = lm.model, lm.server
         return self.model
+
+    @property
+    def server(self) -> Any:
+        """What samples in the model's place: it is compared with the model when that is loaded."""
+        return self.connected if self.served and self.model is not None else None
 
     def own_model(self) -> Any:
         """The model itself: the next use loads another one."""
@@ -60,13 +67,14 @@ class LazyLM(LM):
 
 
 def lazy_lm(source: str | Path, *, dtype: str = "auto", max_batch: int = MAX_BATCH,
-            tokenizer: Any = None) -> LazyLM:
+            server: str | None = None, tokenizer: Any = None) -> LazyLM:
     """`load_lm` of the same arguments, when the weights are needed; `tokenizer` instead of its own.
 
     InputError if the tokenizer cannot be loaded; a model that cannot be loaded is found later.
     """
-    load = partial(load_lm, source, dtype=dtype, max_batch=max_batch)
-    return LazyLM(load, load_tokenizer(source) if tokenizer is None else tokenizer, max_batch)
+    load = partial(load_lm, source, dtype=dtype, max_batch=max_batch, server=server)
+    tokenizer = load_tokenizer(source) if tokenizer is None else tokenizer
+    return LazyLM(load, tokenizer, max_batch, served=server is not None)
 
 
 def release_memory() -> None:

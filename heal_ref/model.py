@@ -23,8 +23,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 from transformers.utils import cached_file, logging
 from transformers.utils.quantization_config import GgufConfig
 
-from heal_ref.entropy import Ids
 from heal_ref.records import InputError
+from heal_ref.server import Server, connect
 from heal_ref.template import turn_end
 
 MAX_BATCH = 512  # sequences that are generated or scored at once
@@ -60,6 +60,7 @@ def processes() -> PartialState:
 @dataclass
 class LM:
     """A model and its tokenizer. `max_batch`: sequences that go through the model at once.
+    `server`: what samples in the model's place; a copy made by `dataclasses.replace` has none.
 
     Of the model's generation config only the ids that end a text are kept, if the model has them: a
     penalty or a ban, which `generate` takes from there, would falsify the recorded entropies.
@@ -74,6 +75,7 @@ class LM:
     model: Any
     tokenizer: Any
     max_batch: int = MAX_BATCH
+    server: Server | None = field(default=None, init=False)
     _pieces: dict[int, str] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -152,14 +154,6 @@ def weights_hash(model: torch.nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def left_pad(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[Ids, Ids]:
-    """Rows as one tensor and its mask: [[5, 6], [8]] -> [[5, 6], [0, 8]] and [[1, 1], [0, 1]]."""
-    longest = max(map(len, rows))
-    ids = [[pad] * (longest - len(row)) + list(row) for row in rows]
-    mask = [[0] * (longest - len(row)) + [1] * len(row) for row in rows]
-    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
-
-
 def load_tokenizer(source: str | Path) -> Any:
     """The tokenizer of a model, with a padding token; InputError without words or an end."""
     with _loading(source, "tokenizer"):
@@ -173,7 +167,8 @@ def load_tokenizer(source: str | Path) -> Any:
     return tokenizer
 
 
-def load_lm(source: str | Path, *, dtype: str = "auto", max_batch: int = MAX_BATCH) -> LM:
+def load_lm(source: str | Path, *, dtype: str = "auto", max_batch: int = MAX_BATCH,
+            server: str | None = None) -> LM:
     """Load a causal LM and its tokenizer onto the device that accelerate picks.
 
     One process spreads the model over all accelerators that it sees; several processes hold a copy
@@ -184,6 +179,10 @@ def load_lm(source: str | Path, *, dtype: str = "auto", max_batch: int = MAX_BAT
         dtype: "float32", "bfloat16", "float16", or "auto", that of the saved weights. A student is
             trained in float32 whatever this is.
         max_batch: sequences that go through the model at once; fewer need less memory.
+        server: address of a vLLM server that samples in the model's place, such as
+            "http://127.0.0.1:8123/v1". Entropies and log-probs still come from the model loaded
+            here, by one forward pass over the ids of each trace. InputError if the server serves
+            another model, tokenizer or chat template (`server.py`).
 
     Example:
         >>> import heal_ref as heal
@@ -228,7 +227,9 @@ def load_lm(source: str | Path, *, dtype: str = "auto", max_batch: int = MAX_BAT
         raise InputError(f"{source}: the tokenizer has {len(tokenizer)} tokens, the model only "
                          f"{rows}; they do not belong together")
     placed = model if "device_map" in options else model.to(state.device)
-    return LM(placed.eval(), tokenizer, max_batch)
+    lm = LM(placed.eval(), tokenizer, max_batch)
+    lm.server = None if server is None else connect(server, lm)
+    return lm
 
 
 def _location(source: str | Path) -> dict[str, Any]:

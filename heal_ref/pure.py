@@ -20,6 +20,7 @@ import math
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -54,7 +55,8 @@ def answer_uncertainty(
     """U_k of the reading `forced`: entropy (nats) of an answer's first token, demanded before s_k.
 
     One list of K numbers per trajectory. Prompt and trajectory are computed once; for step k only
-    the tokens before it are visible, and the demand (`task.elicit`) follows them.
+    the tokens before it are visible, and the demand (`task.elicit`) follows them. A server has no
+    part in it: only the entropy counts.
     """
     demand, one_token = lm.encode(task.elicit), SampleConfig(temperature=0.0, max_new_tokens=1)
     contexts, tails, visible = [], [], []
@@ -63,7 +65,8 @@ def answer_uncertainty(
         contexts.append([*prompt, *t.token_ids])
         tails.append([demand] * len(t.steps))
         visible.append([len(prompt) + start for start, _ in t.steps])
-    rollouts = iter(generate(lm, contexts, tails, sampling=one_token, seed=0, visible=visible,
+    here = replace(lm)  # without its server
+    rollouts = iter(generate(here, contexts, tails, sampling=one_token, seed=0, visible=visible,
                              ends=False))
     return [[next(rollouts).entropy[0] for _ in t.steps] for t in trajectories]
 

@@ -20,8 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from heal_ref.entropy import NAN, Ids, PerToken, entropy_and_logprob
-from heal_ref.model import LM, left_pad
+from heal_ref.entropy import NAN, Ids, PerToken, entropy_and_logprob, left_pad
 from heal_ref.records import InputError
 
 ROWS = 1024  # positions in a tile
@@ -203,10 +202,11 @@ def token_stats_simple(model: Any, input_ids: Ids, attention_mask: Ids | None = 
     return entropy, logprob
 
 
-def text_stats(lm: LM, pairs: Iterable[tuple[Sequence[int], Sequence[int]]]
+def text_stats(lm: Any, pairs: Iterable[tuple[Sequence[int], Sequence[int]]]
                ) -> list[tuple[list[float], list[float]]]:
-    """Entropy (nats) and log-prob of each token of a completion after its context, for pairs of
-    both (token ids); NaN for a first token after an empty context. Errors as in `token_stats`.
+    """Entropy (nats) and log-prob, by `lm` (an `LM`), of each token of a completion after its
+    context, for pairs of both (token ids); NaN for a first token after an empty context. Errors as
+    in `token_stats`.
 
     Example:
         >>> import heal_ref as heal

@@ -91,6 +91,8 @@ def identity(config: HealConfig, task: Task, models: Mapping[str, LM],
         flat[f"weights of the {name}"] = lm.weights
         flat[f"tokenizer of the {name}"] = tokenizer_hash(lm.tokenizer)
         flat[f"end tokens of the {name}"] = list(lm.ends)
+        if lm.server:  # at whatever address
+            flat[f"sampling of the {name}"] = "by a server"
         lm.free()  # so that no two are in memory together
     for name, mine in problems.items():
         flat[f"{name} problems"] = f"{len(mine)}, {short_hash([vars(p) for p in mine])}"
