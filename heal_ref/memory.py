@@ -49,7 +49,7 @@ class LazyLM(LM):
         self.model, self.connected = lm.model, lm.server
         return self.model
 
-    @property
+    @property  # type: ignore[override]
     def server(self) -> Any:
         """What samples in the model's place: it is compared with the model when that is loaded."""
         return self.connected if self.served and self.model is not None else None
