@@ -117,13 +117,14 @@ def threshold_of(raws: Sequence[Raw], config: PureConfig, seldom: float = 0.5) -
 
 
 def mix_rows(raws: Sequence[Raw], config: PureConfig | None = None) -> list[Row]:
-    """What the filter makes of the repairs if the training problems hold another share of mastered
-    ones: calibrated on all solved problems, or on the seldom solved ones (the default)."""
+    """What the filter makes of the repairs of shaky and frontier problems if the training problems
+    hold another share of mastered ones: calibrated on all solved problems, or on the seldom solved
+    ones (the default)."""
     config, rows = config or PureConfig(), []
     reference = [r for r in raws if r["source"] == UNAIDED]
     easy = [r for r in reference if r["kind"] == "mastered"]
     hard = [r for r in reference if r["kind"] != "mastered"]
-    repairs = [r for r in raws if r["source"] == "repair"]
+    repairs = groups_of(raws, "repair")["shaky and frontier"]
     for share in EASY:
         size = min(len(easy) / share if share else len(hard), len(hard) / (1 - share))
         some = easy[: round(share * size)] + hard[: round((1 - share) * size)]
