@@ -14,7 +14,7 @@ from typing import Any
 from heal_lab.evidence import collect
 from heal_lab.stats import auroc, cluster_interval, detected, share_row
 from heal_ref import pure
-from heal_ref.config import PureConfig
+from heal_ref.config import GearConfig, PureConfig
 from heal_ref.evaluate import Row, is_genuine
 from heal_ref.gear import repair
 from heal_ref.generation import sample
@@ -28,6 +28,7 @@ Raw = dict[str, Any]  # one trajectory: source, whether it is genuine, and numbe
 Score = Callable[[Raw], float]  # high means spurious
 HELPED = ("guided", "repair")
 UNAIDED, WRONG = "unaided", "guided, wrong answer"
+AS_RECORDED = GearConfig(step="mean", signal="surge", refuse_answers=False)  # the defaults then
 EPSILONS = (0.01, 0.1, 0.3, 1.0, 3.0, 10.0)
 LAMBDAS = (0.1, 0.2, 0.35, 0.5, 0.75, 1.0)
 EASY = (0.0, 0.25, 0.5, 0.75, 0.95)  # share of mastered problems in the reference
@@ -116,13 +117,14 @@ def threshold_of(raws: Sequence[Raw], config: PureConfig, seldom: float = 0.5) -
 
 
 def mix_rows(raws: Sequence[Raw], config: PureConfig | None = None) -> list[Row]:
-    """What the filter makes of the repairs if the training problems hold another share of mastered
-    ones: calibrated on all solved problems, or on the seldom solved ones (the default)."""
+    """What the filter makes of the repairs of shaky and frontier problems if the training problems
+    hold another share of mastered ones: calibrated on all solved problems, or on the seldom solved
+    ones (the default)."""
     config, rows = config or PureConfig(), []
     reference = [r for r in raws if r["source"] == UNAIDED]
     easy = [r for r in reference if r["kind"] == "mastered"]
     hard = [r for r in reference if r["kind"] != "mastered"]
-    repairs = [r for r in raws if r["source"] == "repair"]
+    repairs = groups_of(raws, "repair")["shaky and frontier"]
     for share in EASY:
         size = min(len(easy) / share if share else len(hard), len(hard) / (1 - share))
         some = easy[: round(share * size)] + hard[: round((1 - share) * size)]
@@ -180,7 +182,7 @@ def pure_batch(lm: LM, task: Task, problems: Sequence[Problem], number: int, see
     solved = solved_share(base)
     hard = [p for p in problems if solved[p.id] < 0.5]
     guided = sample(lm, task, hard, 3, seed=own("guided"), guided=True)
-    repaired = repair(lm, task, base, seed=own("repair"))
+    repaired = repair(lm, task, base, AS_RECORDED, own("repair"))
     sources = {"guided": (_different(guided), m), "repair": (_different(repaired), m),
                UNAIDED: (pure.unaided(base, seldom=1.0), 0),
                WRONG: (wrongly_guided(lm, task, problems, own("wrong")), 0)}

@@ -78,7 +78,7 @@ def test_a_wrong_answer_is_led_to_and_never_genuine(teacher, task, validation):
 
 def test_the_records_rows_follow_from_its_raw_scores():
     rows = {(r["arm"], r["kind"], r["metric"]): r for r in RECORD["rows"]}
-    for row in E.filter_rows(RECORD["raw"]):
+    for row in E.filter_rows(RECORD["raw"]) + E.mix_rows(RECORD["raw"]):
         assert row.to_dict() == rows[row.arm, row.kind, row.metric]
     for source in E.HELPED:
         mine = [r for r in RECORD["raw"] if r["source"] == source]
@@ -91,7 +91,7 @@ def test_the_records_rows_follow_from_its_raw_scores():
 
 @pytest.mark.slow
 def test_the_records_intervals_follow_from_its_raw_scores():
-    rows = [r.to_dict() for r in E.detection_rows(RECORD["raw"]) + E.filter_rows(RECORD["raw"])]
+    rows = [r.to_dict() for make in (E.detection_rows, E.filter_rows, E.mix_rows) for r in make(RECORD["raw"])]
     assert rows == [pytest.approx(r, abs=1e-9) for r in RECORD["rows"]]
 
 
