@@ -124,12 +124,14 @@ def bench_server(url: str, folder: str, rounds: int = 7, prefix: int = 300, new_
     some = [new_prefix()]
     a, b = (generate(lm, some, sampling=greedy, seed=0, ends=False)[0].ids for lm in (here, served))
     note = f"   greedy texts {'equal' if a == b else 'differ'}; tokens per second: "
-    sides: dict[str, Side] = {"sampled and scored": partial(continued, served), "sampled only": lambda: (
-        server.sample([new_prefix()] * n, served.ends, may_end=False, max_tokens=new_tokens))}
-    out = []
+    sides: dict[str, Side] = {
+        "sampled and scored": partial(continued, served),
+        "sampled only": lambda: server.sample([new_prefix()] * n, served.ends, may_end=False,
+                                              max_tokens=new_tokens)}
+    out, what = list[Comparison](), f"{n} x {new_tokens} tokens after one prefix of {prefix}"
     for name, side in sides.items():
-        c = compare(f"{n} continuations of {new_tokens} tokens from one prefix of {prefix}: server, "
-                    f"{name} (theirs: generate here)", side, partial(continued, here), rounds)
+        c = compare(f"{what}, {name} by a server (theirs: generate)", side,
+                    partial(continued, here), rounds)
         speeds = " and ".join(f"{n * new_tokens / median(x):,.0f}" for x in (c.ours, c.theirs))
         out.append(replace(c, note=note + speeds))
     return out
