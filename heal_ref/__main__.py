@@ -90,8 +90,8 @@ def _parser() -> argparse.ArgumentParser:
                help="of the teacher's weights; auto: as they were saved")
         option("--max-new-tokens", type=int, help="length limit (if not set anywhere: the preset's,"
                " at least 1024 for chat)")
-        option("--lora", type=int, metavar="RANK", help="train adapters of this rank, merged at "
-               "the end, instead of all weights (needs peft)")
+        option("--lora", type=int, metavar="RANK", help="adapters of this rank are trained and "
+               "merged, instead of all weights (needs peft)")
         option("--max-batch", type=int, default=512, help="sequences in a model at once")
         option("--measure", type=float, default=60.0, metavar="SECONDS",
                help="for the plan, at most; the longer, the better it knows how long texts are")
