@@ -66,7 +66,9 @@ def data_set(rows: Iterable[Mapping[str, Any]], features: Features, path: Path |
     """A data set of these rows; with a `path` they lie in this file, mapped into memory, which the
     first of several processes writes."""
     if path is None:
-        return Dataset.from_list(list(rows), features=features)
+        whole = list(rows)  # without any, there are columns nevertheless
+        columns = {name: [row[name] for row in whole] for name in features}
+        return Dataset.from_dict(columns, features=features)
     with processes().main_process_first():
         if processes().is_main_process:
             path.parent.mkdir(parents=True, exist_ok=True)
