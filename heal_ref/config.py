@@ -128,7 +128,7 @@ class PaceConfig(_Checked):
     thoughts: Literal["keep", "drop"] = "keep"  # thinking blocks in what the student learns
     save_dtype: Literal["float32", "own"] = "float32"  # of the final student: or its checkpoint's
     checkpointing: bool = False  # activations are computed again for the gradient: less memory
-    lora: int = _number(0, 0, 4096)  # rank of an adapter that is trained instead of the weights, 0: none
+    lora: int = _number(0, 0, 4096)  # rank of adapters that learn instead of the weights; 0: none
 
     def __post_init__(self) -> None:
         super().__post_init__()
