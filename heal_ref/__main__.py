@@ -129,6 +129,8 @@ def _run(args: argparse.Namespace, command: str) -> None:
     if first and (args.command == "demo" or args.dry_run):
         print(*doubts(config), sep="\n", end="\n" * bool(doubts(config)), file=sys.stderr)
     teacher = lazy_lm(args.teacher, dtype=args.dtype, max_batch=args.max_batch, server=args.server)
+    if args.server is not None:
+        teacher.load_now()  # a wrong address, or another model there, shows at once
     student = lazy_lm(args.student, max_batch=args.max_batch)
     task = task_for(args.task, teacher.tokenizer)
     if isinstance(task, ChatMathTask):

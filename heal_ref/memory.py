@@ -49,6 +49,10 @@ class LazyLM(LM):
         self.model, self.connected = lm.model, lm.server
         return self.model
 
+    def load_now(self) -> None:
+        """Load the weights, and connect to the server, before they are needed."""
+        assert self.model is not None
+
     @property  # type: ignore[override]
     def server(self) -> Any:
         """What samples in the model's place: it is compared with the model when that is loaded."""

@@ -161,7 +161,6 @@ def run(spec: RunSpec, out: str | Path, task: Task, *, lms: Sequence[LM] = (), q
 
     # 3) two students; with nothing to learn from, a student stays the base student
     students = {"student": student, "teacher": teacher, "rft": student, "heal": student}
-    own_task = task.for_tokenizer(student.tokenizer)
     for arm, data in (("rft", {"foundation": stages["foundation"]}), ("heal", stages)):
         if not any(len(stage) for stage in data.values()):
             notes.append(f"{arm}: there is nothing to train on, so this is the base student")
@@ -177,18 +176,10 @@ def run(spec: RunSpec, out: str | Path, task: Task, *, lms: Sequence[LM] = (), q
     shutil.rmtree(scratch, ignore_errors=True)
 
     # 4) evaluation, with the settings of sampling and greedily, and report
-    rows: list[dict[str, Any]] = []
-    greedily = replace(c.sample, temperature=0.0)
-    for arm, lm in students.items():
-        if arm != "student" and lm is student:  # untrained, so measured already
-            rows += [row | {"arm": arm} for row in rows if row["arm"] == "student"]
-            continue
-        its = Method(folder, lm, task if arm == "teacher" else own_task, c)
-        many = its.sampled(heldout, f"6-eval/{arm}", c.eval_n)
-        greedy = its.sampled(heldout, f"6-eval/{arm}-greedy", 1, greedily)
-        rows += [row.to_dict() for row in rows_of(arm, lm, its.task, many, greedy)]
-        phases.end("evaluate", folder, tokens_of(many) + tokens_of(greedy))
-        lm.free()
+    own = task.for_tokenizer(student.tokenizer)
+    measured = {arm: Method(folder, lm, task if arm == "teacher" else own, c)
+                for arm, lm in students.items()}
+    rows = rows_of_all(measured, heldout, phases)
     counts = {"train problems": len(train_set), "held-out problems": len(heldout),
               **counts_of(base, guided, repaired), "reference": len(reference),
               "threshold": round(pure.pure_threshold(reference, c.pure), 6) if reference else None,
@@ -203,6 +194,25 @@ def run(spec: RunSpec, out: str | Path, task: Task, *, lms: Sequence[LM] = (), q
                            json.dumps(report, indent=1, allow_nan=False) + "\n")
     folder.log("; ".join(["finished: report.json", *notes]))
     return report
+
+
+def rows_of_all(arms: Mapping[str, Method], heldout: Sequence[Problem], phases: Phases
+                ) -> list[dict[str, Any]]:
+    """The rows of all arms, the base student first; an arm that is still that student has its."""
+    rows: list[dict[str, Any]] = []
+    base = arms["student"].teacher
+    for arm, its in arms.items():
+        lm, c = its.teacher, its.config
+        if arm != "student" and lm is base:
+            rows += [row | {"arm": arm} for row in rows if row["arm"] == "student"]
+            continue
+        many = its.sampled(heldout, f"6-eval/{arm}", c.eval_n)
+        greedy = its.sampled(heldout, f"6-eval/{arm}-greedy", 1,
+                             replace(c.sample, temperature=0.0))
+        rows += [row.to_dict() for row in rows_of(arm, lm, its.task, many, greedy)]
+        phases.end("evaluate", its.folder, tokens_of(many) + tokens_of(greedy))
+        lm.free()
+    return rows
 
 
 def evaluated(config: HealConfig) -> str:
