@@ -17,7 +17,7 @@ from accelerate.utils.memory import clear_device_cache
 
 from heal_ref.model import LM, MAX_BATCH, load_lm, load_tokenizer
 
-REMEMBERED = ("config", "device", "dtype", "ends", "fingerprint", "weights")  # small, and asked for later
+REMEMBERED = ("config", "device", "dtype", "ends", "fingerprint", "weights")  # all small
 
 
 def _remembered(name: str) -> Any:
@@ -53,8 +53,8 @@ class LazyLM(LM):
         """Load the weights, and connect to the server, before they are needed."""
         assert self.model is not None
 
-    @property  # type: ignore[override]
-    def server(self) -> Any:
+    @property
+    def server(self) -> Any:  # type: ignore[override]
         """What samples in the model's place: it is compared with the model when that is loaded."""
         return self.connected if self.served and self.model is not None else None
 

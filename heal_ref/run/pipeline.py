@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 import transformers
+from datasets import Dataset
 
 from heal_ref import gear, pace, pure, records
 from heal_ref.config import GearConfig, HealConfig, SampleConfig, doubts
@@ -162,16 +163,10 @@ def run(spec: RunSpec, out: str | Path, task: Task, *, lms: Sequence[LM] = (), q
     # 3) two students; with nothing to learn from, a student stays the base student
     students = {"student": student, "teacher": teacher, "rft": student, "heal": student}
     for arm, data in (("rft", {"foundation": stages["foundation"]}), ("heal", stages)):
-        if not any(len(stage) for stage in data.values()):
+        if any(len(stage) for stage in data.values()):
+            students[arm] = trained(method, student, arm, data, heldout, phases)
+        else:
             notes.append(f"{arm}: there is nothing to train on, so this is the base student")
-            continue
-        home = folder.path / "5-students" / arm
-        with folder.bar(f"5-students/{arm}", c.pace.updates, unit="update") as bar:
-            students[arm] = pace.distill(
-                student, task, data, c.pace, c.seed, folder=home,
-                probe=limit_by_kind(heldout, PROBE), sampling=c.sample,
-                progress=lambda done, _, bar=bar: bar.update(done - bar.n))
-        phases.end("train", folder, sum(stage.get("tokens", 0) for stage in pace.read_curve(home)))
     folder.state.wait_for_everyone()
     shutil.rmtree(scratch, ignore_errors=True)
 
@@ -194,6 +189,19 @@ def run(spec: RunSpec, out: str | Path, task: Task, *, lms: Sequence[LM] = (), q
                            json.dumps(report, indent=1, allow_nan=False) + "\n")
     folder.log("; ".join(["finished: report.json", *notes]))
     return report
+
+
+def trained(method: Method, student: LM, arm: str, stages: Mapping[str, Dataset],
+            heldout: Sequence[Problem], phases: Phases) -> LM:
+    """The student of an arm, with a learning curve on the first held-out problems."""
+    c, folder = method.config, method.folder
+    home = folder.path / "5-students" / arm
+    with folder.bar(f"5-students/{arm}", c.pace.updates, unit="update") as bar:
+        lm = pace.distill(student, method.task, stages, c.pace, c.seed, folder=home,
+                          probe=limit_by_kind(heldout, PROBE), sampling=c.sample,
+                          progress=lambda done, _: bar.update(done - bar.n))
+    phases.end("train", folder, sum(stage.get("tokens", 0) for stage in pace.read_curve(home)))
+    return lm
 
 
 def rows_of_all(arms: Mapping[str, Method], heldout: Sequence[Problem], phases: Phases
