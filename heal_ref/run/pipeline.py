@@ -134,9 +134,7 @@ def run(spec: RunSpec, out: str | Path, task: Task, *, lms: Sequence[LM] = (), q
     what = identity(c, task, {"teacher": teacher, "student": student},
                     {"training": train_set, "held-out": heldout})
     folder = RunFolder(out, what, quiet, lambda: rendered(task, train_set[0]))
-    copy, text = folder.path / "settings.toml", COPY + c.to_toml()
-    if folder.state.is_main_process and not (copy.exists() and copy.read_bytes() == text.encode()):
-        records.write_text(copy, text)
+    write_settings(folder, c)
     folder.log(f"started; {provenance(teacher, command, c.seed, began)}")
     phases.end("start", folder)
 
@@ -189,6 +187,13 @@ def run(spec: RunSpec, out: str | Path, task: Task, *, lms: Sequence[LM] = (), q
                            json.dumps(report, indent=1, allow_nan=False) + "\n")
     folder.log("; ".join(["finished: report.json", *notes]))
     return report
+
+
+def write_settings(folder: RunFolder, config: HealConfig) -> None:
+    """The folder's settings.toml."""
+    copy, text = folder.path / "settings.toml", COPY + config.to_toml()
+    if folder.state.is_main_process and not (copy.exists() and copy.read_bytes() == text.encode()):
+        records.write_text(copy, text)
 
 
 def trained(method: Method, student: LM, arm: str, stages: Mapping[str, Dataset],
