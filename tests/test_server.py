@@ -494,7 +494,7 @@ def port():
 def whole(here, tmp_path_factory):
     out = tmp_path_factory.mktemp("served") / "whole"
     with StandIn(here) as it:
-        subprocess.run([sys.executable, *command(it.url, out)], cwd=ROOT, check=True, capture_output=True, timeout=300)
+        subprocess.run([sys.executable, *command(it.url, out)], cwd=ROOT, check=True, capture_output=True, timeout=900)
     return out
 
 
@@ -513,13 +513,13 @@ def test_killed_at_random_moments_with_its_server_a_run_ends_the_same(whole, tmp
         if i % 3 != 0:
             server.kill()
             server = server.wait() and None
-        error = process.communicate(timeout=300)[1]
+        error = process.communicate(timeout=900)[1]
         if i % 3 == 1 and process.returncode:  # it may have finished
             assert process.returncode == 2, error[-2000:]
             assert error.count("\n") == 1, error[-2000:]
             assert "nothing is lost" in error
     server = server or start_stand_in(port)
-    subprocess.run([sys.executable, *command(url, out)], cwd=ROOT, check=True, timeout=300)
+    subprocess.run([sys.executable, *command(url, out)], cwd=ROOT, check=True, timeout=900)
     server.kill()
     server.wait()
     assert records_but_students(out) == records_but_students(whole)
@@ -535,7 +535,7 @@ def test_two_processes_share_a_server(here, whole, tmp_path):
     with StandIn(here) as it:
         launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2"]
         subprocess.run([sys.executable, *launcher, *command(it.url, tmp_path / "two")], cwd=ROOT, check=True,
-                       capture_output=True, timeout=300)
+                       capture_output=True, timeout=900)
     stages = ("1-base", "2-guided", "3-repaired", "4-scores")
     made = [{n: c for n, c in records(folder).items() if n.startswith(stages)} for folder in (tmp_path / "two", whole)]
     assert made[0] == made[1]

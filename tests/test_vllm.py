@@ -144,13 +144,13 @@ def test_greedy_texts_and_their_breakpoints_are_those_of_generate(side):
 
 def test_breakpoints_of_sampled_texts_are_those_of_the_recorder(side):
     here, there, prompts, separator = side
-    prompts = (prompts * 10)[:100]
+    prompts = (prompts * 2)[:100]
     rollouts = generate(there, prompts, sampling=SampleConfig(max_new_tokens=60), seed=5)
     points = [(breakpoint_of(here, separator, r), breakpoint_of(here, separator, recorded(here, prompt, r)))
               for prompt, r in zip(prompts, rollouts, strict=True) if r.ids]
     same = sum(a == b for a, b in points)
     print(f"{len(points)} sampled texts, {same} with the same breakpoint, {sum(a is not None for a, _ in points)} with one")
-    assert len(points) > 90
+    assert len(points) > 0.9 * len(prompts)
     assert same >= 0.99 * len(points)
 
 
