@@ -155,19 +155,9 @@ def run(spec: RunSpec, out: str | Path, task: Task, *, lms: Sequence[LM] = (), q
                 progress=lambda done, _, bar=bar: bar.update(done - bar.n))
         phases.end("train", folder, sum(stage.get("tokens", 0) for stage in pace.read_curve(home)))
 
-    # 4) evaluation, at temperature 1 and greedily, and report
-    rows: list[dict[str, Any]] = []
-    once = SampleConfig(max_new_tokens=c.sample.max_new_tokens)
-    for arm, lm in students.items():
-        if arm != "student" and lm is student:  # untrained, so measured already
-            rows += [row | {"arm": arm} for row in rows if row["arm"] == "student"]
-            continue
-        its = Method(folder, lm, task if arm == "teacher" else own_task, c)
-        many = its.sampled(heldout, f"6-eval/{arm}", c.eval_n, once)
-        greedy = its.sampled(heldout, f"6-eval/{arm}-greedy", 1, replace(once, temperature=0.0))
-        rows += [row.to_dict() for row in rows_of(arm, lm, its.task, many, greedy)]
-        phases.end("evaluate", folder, sum(t.tokens_spent for t in (*many, *greedy)))
-        lm.free()
+    # 4) evaluation and report
+    tasks = {arm: task if arm == "teacher" else own_task for arm in students}
+    rows = evaluated(folder, c, students, tasks, heldout, phases)
     counts = {"train problems": len(train_set), "held-out problems": len(heldout),
               **counts_of(base, guided, repaired), "reference": len(reference),
               "threshold": round(pure.pure_threshold(reference, c.pure), 6) if reference else None,
@@ -182,6 +172,24 @@ def run(spec: RunSpec, out: str | Path, task: Task, *, lms: Sequence[LM] = (), q
                            json.dumps(report, indent=1, allow_nan=False) + "\n")
     folder.log("; ".join(["finished: report.json", *notes]))
     return report
+
+
+def evaluated(folder: RunFolder, c: HealConfig, lms: Mapping[str, LM], tasks: Mapping[str, Task],
+              problems: Sequence[Problem], phases: Phases) -> list[dict[str, Any]]:
+    """The rows of each arm, at temperature 1 and greedily; its model is in memory meanwhile."""
+    rows: list[dict[str, Any]] = []
+    once = SampleConfig(max_new_tokens=c.sample.max_new_tokens)
+    for arm, lm in lms.items():
+        if arm != "student" and lm is lms["student"]:  # untrained, so measured already
+            rows += [row | {"arm": arm} for row in rows if row["arm"] == "student"]
+            continue
+        its = Method(folder, lm, tasks[arm], c)
+        many = its.sampled(problems, f"6-eval/{arm}", c.eval_n, once)
+        greedy = its.sampled(problems, f"6-eval/{arm}-greedy", 1, replace(once, temperature=0.0))
+        rows += [row.to_dict() for row in rows_of(arm, lm, its.task, many, greedy)]
+        phases.end("evaluate", folder, sum(t.tokens_spent for t in (*many, *greedy)))
+        lm.free()
+    return rows
 
 
 def notes_of(base: Sequence[Trajectory], guided: Sequence[Trajectory],
