@@ -1,4 +1,4 @@
-"""Command line: `python -m heal_ref demo | run | check | show`. Exit codes: `run.command.execute`."""
+"""Command line: `python -m heal_ref demo | run | check | show`. Codes: `run.command.execute`."""
 
 import argparse
 import os
