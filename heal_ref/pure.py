@@ -259,11 +259,9 @@ def pure_threshold(reference: Sequence[PureScore], config: PureConfig | None = N
         warnings.warn("PURE is off: there is no unaided correct solution to calibrate its "
                       "threshold on, so nothing is dropped", RuntimeWarning, stacklevel=2)
         return math.inf
-    scores, tokens = [], []
-    for s in light(reference):
-        scores.append(s.score)
-        tokens += [end - start for start, end in s.trajectory.steps]
-    return limit_of(scores, tokens, config)
+    reference = light(reference)
+    tokens = (end - start for s in reference for start, end in s.trajectory.steps)
+    return limit_of([s.score for s in reference], tokens, config)
 
 
 def limit_of(scores: Sequence[float], tokens: Iterable[int], config: PureConfig) -> float:

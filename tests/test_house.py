@@ -8,11 +8,7 @@ import pytest
 
 from tests.conftest import ROOT
 
-<<<<<<< HEAD
 PACKAGES = {"heal_ref": 9999, "heal_lab": 2600}  # lines, docstrings and blank lines included
-=======
-PACKAGES = {"heal_ref": 5745, "heal_lab": 2400}  # lines, docstrings and blank lines included
->>>>>>> e-phase
 COLUMNS, FUNCTION, MEDIAN, DEPTH = 100, 75, 8, 8
 
 

@@ -168,17 +168,11 @@ def run(spec: RunSpec, out: str | Path, task: Task, *, lms: Sequence[LM] = (), q
     folder.state.wait_for_everyone()
     shutil.rmtree(scratch, ignore_errors=True)
 
-<<<<<<< HEAD
     # 4) evaluation, with the settings of sampling and greedily, and report
     own = task.for_tokenizer(student.tokenizer)
     measured = {arm: Method(folder, lm, task if arm == "teacher" else own, c)
                 for arm, lm in students.items()}
     rows = rows_of_all(measured, heldout, phases)
-=======
-    # 4) evaluation and report
-    tasks = {arm: task if arm == "teacher" else own_task for arm in students}
-    rows = evaluated(folder, c, students, tasks, heldout, phases)
->>>>>>> e-phase
     counts = {"train problems": len(train_set), "held-out problems": len(heldout),
               **counts_of(base, guided, repaired), "reference": len(reference),
               "threshold": round(pure.pure_threshold(reference, c.pure), 6) if reference else None,
@@ -195,7 +189,6 @@ def run(spec: RunSpec, out: str | Path, task: Task, *, lms: Sequence[LM] = (), q
     return report
 
 
-<<<<<<< HEAD
 def write_settings(folder: RunFolder, config: HealConfig) -> None:
     """The folder's settings.toml."""
     copy, text = folder.path / "settings.toml", COPY + config.to_toml()
@@ -231,27 +224,10 @@ def rows_of_all(arms: Mapping[str, Method], heldout: Sequence[Problem], phases: 
                              replace(c.sample, temperature=0.0))
         rows += [row.to_dict() for row in rows_of(arm, lm, its.task, many, greedy)]
         phases.end("evaluate", its.folder, tokens_of(many) + tokens_of(greedy))
-=======
-def evaluated(folder: RunFolder, c: HealConfig, lms: Mapping[str, LM], tasks: Mapping[str, Task],
-              problems: Sequence[Problem], phases: Phases) -> list[dict[str, Any]]:
-    """The rows of each arm, at temperature 1 and greedily; its model is in memory meanwhile."""
-    rows: list[dict[str, Any]] = []
-    once = SampleConfig(max_new_tokens=c.sample.max_new_tokens)
-    for arm, lm in lms.items():
-        if arm != "student" and lm is lms["student"]:  # untrained, so measured already
-            rows += [row | {"arm": arm} for row in rows if row["arm"] == "student"]
-            continue
-        its = Method(folder, lm, tasks[arm], c)
-        many = its.sampled(problems, f"6-eval/{arm}", c.eval_n, once)
-        greedy = its.sampled(problems, f"6-eval/{arm}-greedy", 1, replace(once, temperature=0.0))
-        rows += [row.to_dict() for row in rows_of(arm, lm, its.task, many, greedy)]
-        phases.end("evaluate", folder, sum(t.tokens_spent for t in (*many, *greedy)))
->>>>>>> e-phase
         lm.free()
     return rows
 
 
-<<<<<<< HEAD
 def evaluated(config: HealConfig) -> str:
     """How the rows of a report are sampled."""
     c = config.sample
@@ -264,8 +240,6 @@ def tokens_of(trajectories: Sequence[Trajectory]) -> int:
     return sum(t.tokens_spent for t in light(trajectories))
 
 
-=======
->>>>>>> e-phase
 def notes_of(base: Sequence[Trajectory], guided: Sequence[Trajectory],
              repaired: Sequence[Trajectory], reference: Sequence[PureScore]) -> list[str]:
     """What a reader of the results must know: parts of the method that had nothing to do."""

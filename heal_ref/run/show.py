@@ -167,7 +167,8 @@ def show(folder: Path, stage: str | None = None, problem: str | None = None,
     # 2) its trajectories
     shown, matching, seen, ids = 0, 0, list[str](), dict[str, None]()
     for name in [stage] if stage else [s for s in STAGES.values() if s in there]:
-        ledger, counts, rows = Ledger(folder, name, settings["identity"]), Counter[str](), list[int]()
+        ledger, counts = Ledger(folder, name, settings["identity"]), Counter[str]()
+        rows = list[int]()
         for row, t in enumerate(light(ledger.records)):
             verdict = ledger.verdict(row, t)
             counts[ledger.said(verdict)] += 1
