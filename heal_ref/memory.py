@@ -17,7 +17,7 @@ from accelerate.utils.memory import clear_device_cache
 
 from heal_ref.model import LM, MAX_BATCH, load_lm, load_tokenizer
 
-REMEMBERED = ("config", "device", "dtype", "ends", "fingerprint", "weights")  # small, and asked for later
+REMEMBERED = ("config", "device", "dtype", "ends", "fingerprint", "weights")  # all small
 
 
 def _remembered(name: str) -> Any:
