@@ -310,6 +310,7 @@ def plan(config: HealConfig, problems: int, heldout: int, speed: Speed, processe
     mended = wanted * e.usable * g.continuations
     scored = guided + repairs + problems
     right = guided * e.guided + mended + problems * e.solved  # as if all that have help were right
+    trained = (e.solved > 0) + (right > 0)  # students that have something to learn from
     demands = {"forced": 1, "rollout": c.pure.rollouts}.get(pure, 0)
     answers = (most, new) if pure == "rollout" else (1, (1.0,))
     points = 4 + (c.pace.updates // c.pace.curve_every if c.pace.curve_every else 0)
@@ -350,13 +351,13 @@ def plan(config: HealConfig, problems: int, heldout: int, speed: Speed, processe
         teacher, math.ceil(scored / SCORED), demands * math.ceil(scored * speed.steps),
         demands * right * speed.steps, answers[1], answers[0]))
     learnt = 2 * c.pace.updates * c.pace.batch
-    add("train two students", "train", c.pace.batch, reads(speed.learnt, learnt, learnt))
+    add("train two students", "train", c.pace.batch, reads(speed.learnt, learnt, learnt * trained / 2))
     add("learning curves", "train", probe,
-        writes(student, 2 * points, 2 * points * probe, 2 * points * probe, new))
+        writes(student, 2 * points, 2 * points * probe, trained * points * probe, new))
     add("evaluate four models", "evaluate", per * c.eval_n, *(
-        writes(writer, held, heldout * n, heldout * n, lengths) for n in (c.eval_n, 1)
-        for writer, lengths in ((student, student.lengths), (teacher, new), (student, new),
-                                (student, new))))
+        writes(writer, held, heldout * n, share * heldout * n, lengths) for n in (c.eval_n, 1)
+        for writer, lengths, share in ((student, student.lengths, 1.0), (teacher, new, 1.0),
+                                       (student, new, trained / 2), (student, new, trained / 2))))
     return stages
 
 
