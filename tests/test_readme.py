@@ -42,6 +42,7 @@ SMALL = {  # what makes a command of the README short enough for a test
     "demo": ["--preset", "smoke", "--quiet"],
     "run --out DIR": ["--preset", "smoke", "--dry-run"],
     "check FILE": [],
+    "show DIR": [],
     "experiment": ["--preset", "smoke", "--seeds", "0", "--arms", "student", "--limit", "2", "--quiet"],
     "build-pair --out DIR": ["--scale", "0.0003", "--limit", "2", "--quiet"],
     "evidence gear": ["--limit", "1"],
@@ -50,7 +51,7 @@ SMALL = {  # what makes a command of the README short enough for a test
 SHOWN = [c for c in re.findall(r"`python -m heal_(?:ref|lab) ([^`]+)`", README) if c != "run ..."]
 
 
-LONG = {"demo", "build-pair --out DIR"}  # what they do is also tested with the pipeline and the pair
+LONG = {"demo", "build-pair --out DIR", "show DIR"}  # what they do is also tested with the pipeline and the pair
 
 
 @pytest.mark.parametrize("command", [
@@ -60,7 +61,11 @@ def test_each_command_of_the_readme_runs(command, tmp_path, monkeypatch, capsys)
     monkeypatch.chdir(tmp_path)  # where runs/ of the defaults goes
     monkeypatch.setattr(bench, "bench_score", partial(bench.bench_score, positions=64, vocabulary=300, hidden=16))
     args = [{"DIR": str(tmp_path / "out"), "FILE": str(DATA / "clock" / "train.jsonl")}.get(x, x) for x in shlex.split(command)]
-    run = main if command.split()[0] in ("demo", "run", "check") else lab_main
+    if command == "show DIR":
+        few = ["train_limit=2", "eval_limit=1", "pace.updates=2", "pace.batch=4"]
+        made = ["run", "--preset", "smoke", "--quiet", "--out", str(tmp_path / "out"), *(x for s in few for x in ("--set", s))]
+        assert main(made) == 0
+    run = main if command.split()[0] in ("demo", "run", "check", "show") else lab_main
     assert run([*args, *SMALL[command]]) == 0
     assert capsys.readouterr().out
 
