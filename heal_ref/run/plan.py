@@ -326,38 +326,44 @@ def plan(config: HealConfig, problems: int, heldout: int, speed: Speed, processe
             stages.append(Stage(name, *at_most, expected, phase, min(rows, at_most.sequences)))
 
     def writes(writer: Writer, shards: int, bound: float, count: float, lengths: Sequence[float],
-               limit: float = most) -> tuple[float, float, float, float, float, float]:
-        return (bound, bound * limit, writer.seconds(bound, (limit,), shards, max_batch),
+               limit: float = most, prefill: float = 0.0
+               ) -> tuple[float, float, float, float, float, float]:
+        return (bound, bound * limit,
+                writer.seconds(bound, (limit,), shards, max_batch) + bound * prefill,
                 count, count * float(np.mean(lengths)),
-                writer.seconds(count, lengths, shards, max_batch))
+                writer.seconds(count, lengths, shards, max_batch) + count * prefill)
 
     def reads(rate: float, bound: float, count: float
               ) -> tuple[float, float, float, float, float, float]:
         long, mean = speed.prompt + most, speed.prompt + float(np.mean(new))
         return bound, bound * long, bound * long / rate, count, count * mean, count * mean / rate
 
-    # 3) the stages
+    # 3) the stages. What a sample reads is part of its measured steps; a repair reads more
+    cut = (speed.prompt + e.kept) / speed.scored if speed.teacher else 0.0  # seconds per path
     add("sample", "sample", per * c.sample.n,
         writes(teacher, parts, problems * c.sample.n, problems * c.sample.n, new))
     add("answer-guided", "guided", per * c.pace.per_problem,
         writes(teacher, parts, guided, guided * e.guided, new))
     add("hints", "repair", per * g.paths * g.hints,
         writes(teacher, parts, bridge * problems * g.paths * g.hints, bridge * wanted,
-               e.hints or new))
+               e.hints or new, prefill=cut / g.hints))
     add("repairs", "repair", per * g.paths * g.hints * g.continuations,
-        writes(teacher, parts, repairs, mended, rest))
+        writes(teacher, parts, repairs, mended, rest,
+               prefill=cut / (g.hints * g.continuations)))
     add("score", "score", SCORED, reads(speed.scored, scored, right))
     add("uncertainty", "score", max_batch, writes(
         teacher, math.ceil(scored / SCORED), demands * math.ceil(scored * speed.steps),
         demands * right * speed.steps, answers[1], answers[0]))
     learnt = 2 * c.pace.updates * c.pace.batch
-    add("train two students", "train", c.pace.batch, reads(speed.learnt, learnt, learnt * trained / 2))
+    add("train two students", "train", c.pace.batch,
+        reads(speed.learnt, learnt, learnt * trained / 2))
     add("learning curves", "train", probe,
         writes(student, 2 * points, 2 * points * probe, trained * points * probe, new))
     add("evaluate four models", "evaluate", per * c.eval_n, *(
         writes(writer, held, heldout * n, share * heldout * n, lengths) for n in (c.eval_n, 1)
-        for writer, lengths, share in ((student, student.lengths, 1.0), (teacher, new, 1.0),
-                                       (student, new, trained / 2), (student, new, trained / 2))))
+        for writer, lengths, share in (
+            (student, student.lengths, 1.0), (teacher, new, 1.0),
+            (student, new, trained / 2), (student, new, trained / 2))))
     return stages
 
 
