@@ -463,8 +463,15 @@ def test_that_a_server_samples_belongs_to_a_run_and_its_address_does_not(here, s
     assert served.server.url not in str(by_server)
 
 
-def command(url, out, *more):
-    return ["-m", "heal_ref", "run", "--preset", "smoke", "--quiet", "--server", url, "--out", str(out), *more]
+@pytest.fixture(scope="module")
+def command(tmp_path_factory):
+    """The arguments of a run of a few problems: the stand-in answers one request at a time."""
+    folder = tmp_path_factory.mktemp("problems")
+    for name, limit in (("train", 2), ("heldout", 1)):
+        problems = limit_by_kind(load_problems(DATA / "clock" / f"{name}.jsonl"), limit)
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(vars(p)) + "\n" for p in problems))
+    files = ["--problems", str(folder / "train.jsonl"), "--heldout", str(folder / "heldout.jsonl")]
+    return lambda url, out: ["-m", "heal_ref", "run", "--preset", "smoke", "--quiet", "--server", url, "--out", str(out), *files]
 
 
 def wait_for(url):
@@ -491,7 +498,7 @@ def port():
 
 
 @pytest.fixture(scope="module")
-def whole(here, tmp_path_factory):
+def whole(here, command, tmp_path_factory):
     out = tmp_path_factory.mktemp("served") / "whole"
     with StandIn(here) as it:
         subprocess.run([sys.executable, *command(it.url, out)], cwd=ROOT, check=True, capture_output=True, timeout=900)
@@ -499,7 +506,7 @@ def whole(here, tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_killed_at_random_moments_with_its_server_a_run_ends_the_same(whole, tmp_path, port):
+def test_killed_at_random_moments_with_its_server_a_run_ends_the_same(whole, command, tmp_path, port):
     """In turn the run, the server, or both; a run whose server is gone ends with code 2 and one line."""
     out, moments, url = tmp_path / "run", random.Random(0), f"http://127.0.0.1:{port}/v1"
     server = None
@@ -531,7 +538,7 @@ def records_but_students(folder):
 
 
 @pytest.mark.slow
-def test_two_processes_share_a_server(here, whole, tmp_path):
+def test_two_processes_share_a_server(here, whole, command, tmp_path):
     with StandIn(here) as it:
         launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2"]
         subprocess.run([sys.executable, *launcher, *command(it.url, tmp_path / "two")], cwd=ROOT, check=True,
@@ -542,7 +549,7 @@ def test_two_processes_share_a_server(here, whole, tmp_path):
 
 
 @pytest.mark.slow
-def test_ctrl_c_ends_a_run_that_waits_for_its_server(stand_in, tmp_path):
+def test_ctrl_c_ends_a_run_that_waits_for_its_server(stand_in, command, tmp_path):
     stand_in.faults[:] = [lambda a: a, lambda a: a, lambda a: time.sleep(60)]
     process = subprocess.Popen([sys.executable, *command(stand_in.url, tmp_path / "run")], cwd=ROOT, stderr=subprocess.PIPE,
                                text=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # noqa: PLW1509
