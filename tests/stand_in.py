@@ -78,9 +78,9 @@ class StandIn(ThreadingHTTPServer):
     def die(self, answer=None):
         """Close the port and every connection; as a fault, before the answer is sent."""
         if not self.dead:
-            self.dead = True
             self.shutdown()
             self.server_close()
+            self.dead = True
 
     def answer(self, path, body):
         """The JSON of an answer, or a status."""

@@ -24,6 +24,7 @@ from heal_ref.records import InputError
 from heal_ref.run.phases import PHASES, cost_table
 from heal_ref.run.pipeline import RunSpec, run
 from heal_ref.run.plan import measure
+from heal_ref.run.shards import records_in
 from heal_ref.tasks import ClockTask
 from tests.conftest import DATA, ROOT
 
@@ -184,8 +185,8 @@ def test_what_a_run_took_is_recorded_by_phase(finished):
     out, _, report = finished
     phases = report["provenance"]["phases"]
     assert set(phases["measured"]) == set(PHASES)
-    base = [json.loads(line) for f in sorted((out / "1-base").glob("*.jsonl")) for line in f.read_text().splitlines()]
-    assert phases["measured"]["sample"]["tokens"] == sum(row.get("tokens_spent", 0) for row in base) > 0
+    base = records_in(out, "1-base")
+    assert phases["measured"]["sample"]["tokens"] == sum(t.tokens_spent for t in base) > 0
     curves = [json.loads(f.read_text()) for f in (out / "5-students").glob("*/*/curve.json")]
     assert phases["measured"]["train"]["tokens"] == sum(curve["tokens"] for curve in curves) > 0
     assert all(one["GiB"] > 0.1 for name, one in phases["measured"].items() if one["minutes"] > 0)

@@ -411,13 +411,11 @@ def test_finished_shards_are_not_made_again(tmp_path, make):
 
 def damage(content):
     """Name -> a shard's bytes, spoilt."""
-    middle = len(content) // 3
     return {
         "empty": b"",
         "cut off": content[:-5],
         "the first half": content[: len(content) // 2],
         "without its beginning": content[4:],
-        "a byte changed": content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :],
         "zeros": b"\0" * len(content),
         "JSON Lines": b'{"records": 0}\n',
     }
@@ -441,6 +439,12 @@ def test_a_shard_is_whole_or_refused(tmp_path, make):
             InputError, match=r"00000.parquet is not a whole shard \(.*\); delete it and start the same command again"
         ):
             list(folder.shards("s", ["a", "b"], work, seed=0))
+    for at in range(0, len(whole), 7):  # a changed byte is refused, or it is one that no record is made of
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        try:
+            assert list(folder.shards("s", ["a", "b"], work, seed=0)) == made
+        except InputError as e:
+            assert "is not a whole shard" in str(e)
     path.write_bytes(other)
     with pytest.raises(InputError, match=r"00000.parquet is not a whole shard \(its shard is 1, not 0\)"):
         folder.shards("s", ["a", "b"], work, seed=0)

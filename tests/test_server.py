@@ -429,7 +429,7 @@ def made(lm, out):
     base = method.sampled(train)
     for trajectories in (method.guided(base), method.repaired(base)):
         method.scored(f"4-scores/{trajectories[0].source}", trajectories)
-    return {str(p.relative_to(out)): p.read_bytes() for p in sorted(out.rglob("*.jsonl"))}
+    return {str(p.relative_to(out)): p.read_bytes() for p in sorted(out.rglob("*.parquet"))}
 
 
 def test_a_run_that_its_server_cuts_goes_on_later(here, served, stand_in, tmp_path):

@@ -24,7 +24,7 @@ from heal_ref.config import SampleConfig
 from heal_ref.entropy import split_steps, step_values
 from heal_ref.gear import find_breakpoint
 from heal_ref.generation import _Recorder, generate, repeats
-from heal_ref.run.folder import read_shard
+from heal_ref.run.shards import read_shard
 from heal_ref.run.sources import load_problems
 from heal_ref.server import PROBE, connect
 from tests.conftest import DATA, ROOT
@@ -177,7 +177,7 @@ def test_another_model_is_refused(side, other):
 
 def shards(out):
     """The records of the stages that the teacher makes, and how each stands in its file."""
-    files = sorted(p for stage in ("1-base", "2-guided", "3-repaired") for p in (out / stage).glob("*.jsonl"))
+    files = sorted(p for stage in ("1-base", "2-guided", "3-repaired") for p in (out / stage).glob("*.parquet"))
     return {str(p.relative_to(out)): p.read_bytes() for p in files}
 
 
