@@ -364,9 +364,9 @@ def parts_of_a_batch(config: PaceConfig, lm: LM) -> int:
 
 
 def read_curve(folder: str | Path) -> list[dict[str, Any]]:
-    """What `distill` kept of each finished stage, in order: `stage`, `updates`, `examples`, `tokens`
-    (that were learnt from, prompts included), and its `log`: lines of `step` (within the stage)
-    with `loss`, or with `accuracy` by kind."""
+    """What `distill` kept of each finished stage, in order: `stage`, `updates`, `examples`,
+    `tokens` (that were learnt from, prompts included), and its `log`: lines of `step` (within
+    the stage) with `loss`, or with `accuracy` by kind."""
     what = ("the learning curve of a stage, so nothing says how it was trained; delete the stage's "
             "folder and start the same command again, which trains it again")
     return [read_json(file, what, stage=str, updates=int, examples=int, log=list)
