@@ -467,7 +467,7 @@ def test_that_a_server_samples_belongs_to_a_run_and_its_address_does_not(here, s
 def command(tmp_path_factory):
     """The arguments of a run of a few problems: the stand-in answers one request at a time."""
     folder = tmp_path_factory.mktemp("problems")
-    for name, limit in (("train", 2), ("heldout", 1)):
+    for name, limit in (("train", 10), ("heldout", 1)):
         problems = limit_by_kind(load_problems(DATA / "clock" / f"{name}.jsonl"), limit)
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(vars(p)) + "\n" for p in problems))
     files = ["--problems", str(folder / "train.jsonl"), "--heldout", str(folder / "heldout.jsonl")]
@@ -523,8 +523,8 @@ def test_killed_at_random_moments_with_its_server_a_run_ends_the_same(whole, com
         error = process.communicate(timeout=900)[1]
         if i % 3 == 1 and process.returncode:  # it may have finished
             assert process.returncode == 2, error[-2000:]
-            assert error.count("\n") == 1, error[-2000:]
-            assert "nothing is lost" in error
+            assert error.splitlines()[-1].startswith("server '"), error[-2000:]
+            assert "Traceback" not in error
     server = server or start_stand_in(port)
     subprocess.run([sys.executable, *command(url, out)], cwd=ROOT, check=True, timeout=900)
     server.kill()
