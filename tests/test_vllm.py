@@ -41,7 +41,8 @@ def free_port():
 
 
 class Vllm:
-    """`vllm serve` in a process group of its own."""
+    """`vllm serve` in a process group of its own. On a CPU, vLLM 0.32 dies of a prompt that is computed in parts and has a
+    seed (a CPU's generator has no `set_offset`): so no prompt is computed in parts."""
 
     def __init__(self, folder, log, port=None, *more):
         self.port, self.log = port or free_port(), log
@@ -50,7 +51,7 @@ class Vllm:
                     "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
         env = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")} | settings
         command = [VLLM, "serve", folder, "--served-model-name", "teacher", "--host", "127.0.0.1", "--port", self.port,
-                   "--dtype", "float32", "--max-model-len", "512", "--enforce-eager", *more]
+                   "--dtype", "float32", "--max-model-len", "512", "--enforce-eager", "--no-enable-chunked-prefill", *more]
         with open(log, "a") as f:
             self.process = subprocess.Popen(list(map(str, command)), env=env, stdout=f, stderr=f, start_new_session=True)
 
