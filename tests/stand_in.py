@@ -70,6 +70,9 @@ class StandIn(ThreadingHTTPServer):
         threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
         return self
 
+    def handle_error(self, *_):
+        pass  # a client that was killed
+
     def __exit__(self, *_):
         self.die()
         with self.one_at_a_time:  # nothing is computed any more
