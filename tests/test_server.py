@@ -278,6 +278,7 @@ def test_a_server_that_is_back_goes_on(here, served, stand_in, prompts, monkeypa
 
     async def restarted(pause):
         if stand_in.dead and not again:
+            assert stand_in.closed.wait(30)
             again.append(StandIn(here, port).__enter__())
 
     monkeypatch.setattr(server_module, "sleep", restarted)
