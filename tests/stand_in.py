@@ -64,7 +64,7 @@ class StandIn(ThreadingHTTPServer):
         self.lm, self.name, self.limit = replace(lm), name, limit
         self.url = f"http://127.0.0.1:{self.server_port}/v1"
         self.faults, self.asked, self.probed, self.dead = [], [], False, False
-        self.one_at_a_time = threading.Lock()
+        self.one_at_a_time, self.closed = threading.Lock(), threading.Event()
 
     def __enter__(self):
         threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
@@ -81,9 +81,10 @@ class StandIn(ThreadingHTTPServer):
     def die(self, answer=None):
         """Close the port and every connection; as a fault, before the answer is sent."""
         if not self.dead:
+            self.dead = True
             self.shutdown()
             self.server_close()
-            self.dead = True
+            self.closed.set()
 
     def answer(self, path, body):
         """The JSON of an answer, or a status."""

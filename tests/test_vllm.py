@@ -176,6 +176,11 @@ def test_another_model_is_refused(side, other):
     assert PROBE
 
 
+def starts(out):
+    """How often the run has begun to work."""
+    return (out / "log.txt").read_text().count("started;") if (out / "log.txt").exists() else 0
+
+
 def shards(out):
     """The records of the stages that the teacher makes, and how each stands in its file."""
     files = sorted(p for stage in ("1-base", "2-guided", "3-repaired") for p in (out / stage).glob("*.parquet"))
@@ -187,11 +192,14 @@ def test_a_smoke_run_killed_with_its_server_loses_nothing(tmp_path):
     out, moments, port = tmp_path / "run", random.Random(0), free_port()
     command = [sys.executable, "-m", "heal_ref", "run", "--preset", "smoke", "--quiet", "--server",
                f"http://127.0.0.1:{port}/v1", "--out", str(out)]
-    server, kept, codes = None, {}, []
+    server, kept, codes, begun = None, {}, [], 0
     for i in range(KILLS):
         server = server or Vllm(DATA / "teacher", tmp_path / "log.txt", port).wait()
         process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
-        time.sleep(moments.uniform(6, 30))
+        while process.poll() is None and starts(out) == begun:
+            time.sleep(0.1)
+        begun = starts(out)
+        time.sleep(moments.uniform(0.5, 15))
         if i % 3 != 1:
             process.kill()
         if i % 3 != 0:
