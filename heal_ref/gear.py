@@ -29,7 +29,6 @@ from heal_ref.model import LM
 from heal_ref.records import Trajectory, by_problem
 from heal_ref.tasks.base import Task
 
-CUT_OFF = "hint cut off by the length limit"
 Cut = Callable[[Trajectory], int | None]  # a trajectory's breakpoint, or None if it has none
 
 
@@ -140,14 +139,13 @@ class Hint(NamedTuple):
 
 def write_hints(
     lm: LM, task: Task, paths: Sequence[tuple[Trajectory, int]], config: GearConfig,
-    sampling: SampleConfig, seed: int, seconds: float | None = None,
+    sampling: SampleConfig, seed: int,
 ) -> list[list[Hint]]:
     """`config.hints` hints for each path, by the configured reading of "hindsight hints" (paper).
 
     "bridge": the teacher sees problem, answer and kept prefix, and writes what must come next.
     "answer": the hint states the answer. Controls: "wrong_answer", it states the wrong answer of
     the path itself; "none", it is empty, so that the teacher only continues after the cut.
-    `seconds` is for measuring (`generate`).
     """
     if config.hint == "none":
         return [[Hint("")] * config.hints for _ in paths]
@@ -162,7 +160,7 @@ def write_hints(
         context, tail = repeats(asked, config.hints)
         contexts.append(context)
         tails.append(tail)
-    rollouts = iter(generate(lm, contexts, tails, sampling=sampling, seed=seed, seconds=seconds))
+    rollouts = iter(generate(lm, contexts, tails, sampling=sampling, seed=seed))
     return [[_read_hint(lm, task, t, next(rollouts), config) for _ in range(config.hints)]
             for t, _ in paths]
 
@@ -170,7 +168,7 @@ def write_hints(
 def _read_hint(lm: LM, task: Task, t: Trajectory, written: Rollout, config: GearConfig) -> Hint:
     """The hint in what the teacher wrote, or the reason why there is none that can be used."""
     if not written.finished:
-        return Hint(None, written.tokens_spent, CUT_OFF)
+        return Hint(None, written.tokens_spent, "hint cut off by the length limit")
     text = task.read_hint(lm.decode(written.ids), t.problem.answer)
     if text is None:
         return Hint(None, written.tokens_spent, "hint unreadable")
