@@ -29,7 +29,6 @@ from heal_ref.model import LM
 from heal_ref.records import Trajectory, by_problem
 from heal_ref.tasks.base import Task
 
-CUT_OFF = "hint cut off by the length limit"
 Cut = Callable[[Trajectory], int | None]  # a trajectory's breakpoint, or None if it has none
 
 
@@ -144,7 +143,7 @@ class Hint(NamedTuple):
 
 def write_hints(
     lm: LM, task: Task, paths: Sequence[tuple[Trajectory, int]], config: GearConfig,
-    sampling: SampleConfig, seed: int, seconds: float | None = None,
+    sampling: SampleConfig, seed: int,
 ) -> list[list[Hint]]:
     """`config.hints` hints for each path, by the configured reading of "hindsight hints" (paper).
 
@@ -167,7 +166,7 @@ def write_hints(
         context, tail = repeats(asked, config.hints)
         contexts.append(context)
         tails.append(tail)
-    rollouts = iter(generate(lm, contexts, tails, sampling=sampling, seed=seed, seconds=seconds))
+    rollouts = iter(generate(lm, contexts, tails, sampling=sampling, seed=seed))
     return [[_read_hint(lm, task, t, next(rollouts), config) for _ in range(config.hints)]
             for t, _ in paths]
 
@@ -175,7 +174,7 @@ def write_hints(
 def _read_hint(lm: LM, task: Task, t: Trajectory, written: Rollout, config: GearConfig) -> Hint:
     """The hint in what the teacher wrote, or the reason why there is none that can be used."""
     if not written.finished:
-        return Hint(None, written.tokens_spent, CUT_OFF)
+        return Hint(None, written.tokens_spent, "hint cut off by the length limit")
     text = task.read_hint(lm.decode(written.ids), t.problem.answer)
     if text is None:
         return Hint(None, written.tokens_spent, "hint unreadable")

@@ -183,13 +183,16 @@ def test_expected_work_by_hand():
     config = dataclasses.replace(HealConfig.tiny(), gear=GearConfig(paths=2, hints=1, continuations=3))
     speed = SPEED._replace(teacher=Writer(each=0.01, step=0.5, lengths=(20.0, 40.0), most=96),
                            student=Writer(each=0.001, step=0.1, lengths=(96.0,), most=96),
-                           expected=Expected(guided=0.5, solved=0.75, paths=1.0, kept=10.0, usable=0.5, hints=(8.0,)))
+                           expected=Expected(guided=0.5, solved=0.75, paths=1.0, kept=10.0, usable=0.5, hints=(8.0,),
+                                             led=(50.0,), right=0.25))
     stages = {s.name: s for s in plan(config, problems=8, heldout=5, speed=speed)}
     sample, hints, repairs = stages["sample"], stages["hints"], stages["repairs"]
     assert (sample.sequences, sample.tokens) == (32, 32 * 96)
     assert (sample.expected.sequences, sample.expected.tokens) == (32, 32 * 30)
     assert sample.expected.hours == pytest.approx(40 * (0.5 + 0.01 * 32) / 3600, rel=1e-3)
     assert stages["answer-guided"].expected.sequences == stages["answer-guided"].sequences / 2
+    assert stages["answer-guided"].expected.tokens == 50 * stages["answer-guided"].expected.sequences
+    assert stages["score"].expected.sequences == 0.5 * 0.25 * stages["answer-guided"].sequences + 12 + 6
     assert (hints.expected.sequences, hints.expected.tokens) == (8, 64)
     assert (repairs.sequences, repairs.expected.sequences, repairs.expected.tokens) == (48, 12, 12 * 20)
     for s in stages.values():
@@ -215,6 +218,8 @@ def test_what_is_expected_is_what_was_sampled(teacher, task, validation):
     assert speed.expected.paths > 0.5
     assert 0 < speed.expected.kept < 96
     assert len(speed.expected.hints) >= 1
+    assert len(speed.expected.led) >= 1
+    assert 0 <= speed.expected.right <= 1
 
 
 def test_a_student_of_another_tokenizer_is_measured_in_its_own(teacher, task, validation):

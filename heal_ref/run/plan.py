@@ -20,7 +20,7 @@ from transformers.utils import is_torch_bf16_gpu_available
 
 from heal_ref import gear, pace
 from heal_ref.config import HealConfig, SampleConfig
-from heal_ref.generation import Rollout, generate, make_trajectory, repeats
+from heal_ref.generation import Rollout, generate, make_trajectory, repeats, sample
 from heal_ref.memory import used_memory
 from heal_ref.model import LM, MAX_BATCH, processes
 from heal_ref.records import Problem, Trajectory
@@ -57,6 +57,8 @@ class Expected(NamedTuple):
     kept: float = 0.0  # tokens before the cut
     usable: float = 1.0  # share of the hints
     hints: tuple[float, ...] = ()  # lengths; empty: as those of solutions
+    led: tuple[float, ...] = ()  # lengths of answer-guided samples; empty: the same
+    right: float = 1.0  # share of those that are correct
 
 
 class Speed(NamedTuple):
@@ -240,22 +242,34 @@ def _writer(lm: LM, prompts: Sequence[list[int]], n: int, sampling: SampleConfig
 
 def _expected(lm: LM, task: Task, base: Sequence[Trajectory], config: HealConfig, writer: Writer,
               seconds: float) -> Expected:
-    """What the samples of some problems say of the others, and the hints that there is time for."""
-    c, solved = config, list(pace.solved_share(base).values())
+    """What the samples of some problems say of the others, and the answer-guided samples and hints
+    of these that there is time for."""
+    began, c = time.monotonic(), config
+
+    def affordable(until: float) -> int:
+        left = until - (time.monotonic() - began)
+        return int(max(0.0, (left / writer.most - writer.step) / max(writer.each, 1e-9)))
+
+    # 1) problems and paths
+    solved, problems = pace.solved_share(base), {t.problem.id: t.problem for t in base}
+    hard = [problems[key] for key, share in solved.items() if share < c.pace.guided_below]
     paths, _ = gear.choose_paths(base, c.gear, lambda t: gear.breakpoint_of(t, c.gear, c.seed))
     kept = sum(t.steps[k][0] for t, k in paths) / max(1, len(paths))
-    found = Expected(sum(s < c.pace.guided_below for s in solved) / len(solved),
-                     sum(s > 0 for s in solved) / len(solved), len(paths) / len(solved), kept)
-    rows = (seconds / writer.most - writer.step) / max(writer.each, 1e-9)
-    some = paths[: int(max(0, rows)) // c.gear.hints]
-    if c.gear.hint != "bridge" or not some:
-        return found
-    written = [hint for mine in gear.write_hints(lm, task, some, c.gear, c.sample, c.seed,
-                                                 seconds=seconds) for hint in mine]
-    if any(h.note == gear.CUT_OFF and h.tokens_spent < writer.most for h in written):
-        return found  # by the time
-    usable = sum(h.text is not None for h in written) / len(written)
-    return found._replace(usable=usable, hints=tuple(float(h.tokens_spent) for h in written))
+    found = Expected(len(hard) / len(solved), sum(s > 0 for s in solved.values()) / len(solved),
+                     len(paths) / len(solved), kept)
+    # 2) one answer-guided sample each, for half of the time
+    if some := hard[: affordable(seconds / 2)]:
+        led = sample(lm, task, some, 1, seed=c.seed, sampling=c.sample, guided=True)
+        found = found._replace(led=tuple(float(t.tokens_spent) for t in led),
+                               right=sum(t.correct for t in led) / len(led))
+    # 3) hints, for the rest
+    count = affordable(seconds) // c.gear.hints if c.gear.hint == "bridge" else 0
+    if cut := paths[:count]:
+        written = gear.write_hints(lm, task, cut, c.gear, c.sample, c.seed)
+        hints = [hint for mine in written for hint in mine]
+        found = found._replace(hints=tuple(float(h.tokens_spent) for h in hints),
+                               usable=sum(h.text is not None for h in hints) / len(hints))
+    return found
 
 
 def _learning(student: LM, task: Task, solutions: Sequence[Trajectory], config: HealConfig,
@@ -309,7 +323,7 @@ def plan(config: HealConfig, problems: int, heldout: int, speed: Speed, processe
     wanted = problems * e.paths * g.hints
     mended = wanted * e.usable * g.continuations
     scored = guided + repairs + problems
-    right = guided * e.guided + mended + problems * e.solved  # as if all that have help were right
+    right = guided * e.guided * e.right + mended + problems * e.solved  # as if all repairs were
     trained = (e.solved > 0) + (right > 0)  # students that have something to learn from
     demands = {"forced": 1, "rollout": c.pure.rollouts}.get(pure, 0)
     answers = (most, new) if pure == "rollout" else (1, (1.0,))
@@ -343,7 +357,7 @@ def plan(config: HealConfig, problems: int, heldout: int, speed: Speed, processe
     add("sample", "sample", per * c.sample.n,
         writes(teacher, parts, problems * c.sample.n, problems * c.sample.n, new))
     add("answer-guided", "guided", per * c.pace.per_problem,
-        writes(teacher, parts, guided, guided * e.guided, new))
+        writes(teacher, parts, guided, guided * e.guided, e.led or new))
     add("hints", "repair", per * g.paths * g.hints,
         writes(teacher, parts, bridge * problems * g.paths * g.hints, bridge * wanted,
                e.hints or new, prefill=cut / g.hints))
