@@ -150,8 +150,6 @@ def write_hints(
     "bridge": the teacher sees problem, answer and kept prefix, and writes what must come next.
     "answer": the hint states the answer. Controls: "wrong_answer", it states the wrong answer of
     the path itself; "none", it is empty, so that the teacher only continues after the cut.
-
-    `seconds` is for measuring (`generate`).
     """
     if config.hint == "none":
         return [[Hint("")] * config.hints for _ in paths]

@@ -17,7 +17,7 @@ from heal_ref.tasks import ClockTask  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / "data"
-collect_ignore = ["fsdp_driver.py", "kill_driver.py", "memory_driver.py", "server_driver.py"]  # programs; --doctest-modules would import them
+collect_ignore = ["fsdp_driver.py", "kill_driver.py", "memory_driver.py", "server_driver.py"]  # programs
 
 
 @pytest.fixture(scope="session")
