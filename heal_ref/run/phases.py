@@ -67,9 +67,9 @@ def cost_table(phases: Mapping[str, Any]) -> list[list[str]]:
     for phase, measured in phases["measured"].items():
         planned = phases["planned"].get(phase, {})
         told[phase] = [part.get(name) for name in columns for part in (planned, measured)]
-    numbers = [[n or 0 for n in row] for row in told.values()]
-    told["whole run"] = [sum(column) for column in zip(*numbers, strict=True)]
-    told["whole run"][4:] = [max(column) for column in list(zip(*numbers, strict=True))[4:]]
+    known = [[n for n in column if n is not None] for column in zip(*told.values(), strict=True)]
+    told["whole run"] = [(sum if i < 4 else max)(column) if column else None
+                         for i, column in enumerate(known)]
     for phase, row in told.items():
         lines.append([phase, *("-" if n is None else f"{n:,}" if i < 2 else f"{n:.2f}"
                                for i, n in enumerate(row))])
