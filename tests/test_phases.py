@@ -259,12 +259,12 @@ print(json.dumps(report["provenance"]["phases"]["measured"]))
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux" or torch.accelerator.is_available(), reason="reads /proc/self/status")
 def test_a_whole_run_needs_what_its_largest_phase_needs(tmp_path, teacher):
-    """A student of 67 million weights: training needs 16 bytes of each, no copy; evaluating it the weights alone."""
-    model = new_model(Recipe(hidden=1024, layers=4, heads=8, lessons=()), teacher.tokenizer, seed=0)
+    """A student of 20 million weights: training needs 16 bytes of each, no copy; evaluating it the weights alone."""
+    model = new_model(Recipe(hidden=768, layers=3, heads=8, lessons=()), teacher.tokenizer, seed=0)
     model.save_pretrained(tmp_path / "student")
     teacher.tokenizer.save_pretrained(tmp_path / "student")
     weights = model.num_parameters() / 2**30
-    assert weights > 0.05
+    assert weights > 0.015
     args = [sys.executable, "-c", DRIVER, str(tmp_path)]
     done = subprocess.run(args, cwd=ROOT, capture_output=True, text=True, check=True, timeout=500)
     peak = {phase: one["GiB"] for phase, one in json.loads(done.stdout.splitlines()[-1]).items()}
