@@ -110,7 +110,7 @@ def bench_server(url: str, folder: str, rounds: int = 7, prefix: int = 300, new_
     """n continuations of a prefix by a server, with and without the scoring of what it sampled,
     against `generate`. Each call has a prefix of its own, so that no side finds it in a cache."""
     served, draw = load_lm(folder, server=url), random.Random(0)
-    here, server, words = replace(served), served.server, served.encode(WORDS)
+    here, server, words = served.alone(), served.server, served.encode(WORDS)
     config, greedy = (SampleConfig(temperature=t, max_new_tokens=new_tokens) for t in (1.0, 0.0))
 
     def new_prefix() -> list[int]:

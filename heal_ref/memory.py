@@ -23,7 +23,7 @@ REMEMBERED = ("config", "device", "dtype", "ends", "fingerprint", "weights")  # 
 def _remembered(name: str) -> Any:
     def get(lm: LazyLM) -> Any:
         if not lm.known:
-            lm.known = {key: getattr(LM(lm.model, lm.tokenizer), key) for key in REMEMBERED}
+            lm.known = {key: getattr(lm.alone(), key) for key in REMEMBERED}
         return lm.known[name]
 
     return property(get)

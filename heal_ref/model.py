@@ -60,7 +60,7 @@ def processes() -> PartialState:
 @dataclass
 class LM:
     """A model and its tokenizer. `max_batch`: sequences that go through the model at once.
-    `server`: what samples in the model's place; a copy made by `dataclasses.replace` has none.
+    `server`: what samples in the model's place.
 
     Of the model's generation config only the ids that end a text are kept, if the model has them: a
     penalty or a ban, which `generate` takes from there, would falsify the recorded entropies.
@@ -109,6 +109,10 @@ class LM:
         for p in self.model.parameters():
             digest.update(p.detach().flatten()[:64].float().cpu().numpy().tobytes())
         return digest.hexdigest()[:16]
+
+    def alone(self) -> LM:
+        """The same loaded model without its server."""
+        return LM(self.model, self.tokenizer, self.max_batch)
 
     def own_model(self) -> Any:
         """A model with these weights that may be changed: a copy of the caller's."""

@@ -204,5 +204,5 @@ def distill(student: LM, task: Task, stages: Mapping[str, Dataset],
                              save_as=student.dtype if number == len(plan) else None)
             done, before = done + updates, home / f"{number}-{name}"
         if folder is None:
-            lm = LM(lm.model, lm.tokenizer, lm.max_batch)  # loaded, before the folder is gone
+            lm = lm.alone()  # loaded, before the folder is gone
     return lm

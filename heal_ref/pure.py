@@ -20,7 +20,6 @@ import math
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 
 import numpy as np
 
@@ -65,9 +64,8 @@ def answer_uncertainty(
         contexts.append([*prompt, *t.token_ids])
         tails.append([demand] * len(t.steps))
         visible.append([len(prompt) + start for start, _ in t.steps])
-    here = replace(lm)  # without its server
-    rollouts = iter(generate(here, contexts, tails, sampling=one_token, seed=0, visible=visible,
-                             ends=False))
+    rollouts = iter(generate(lm.alone(), contexts, tails, sampling=one_token, seed=0,
+                             visible=visible, ends=False))
     return [[next(rollouts).entropy[0] for _ in t.steps] for t in trajectories]
 
 

@@ -9,7 +9,6 @@ left out of both; if `probed`, only its answers are spoiled.
 import json
 import sys
 import threading
-from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from heal_ref.config import SampleConfig
@@ -61,7 +60,7 @@ class StandIn(ThreadingHTTPServer):
 
     def __init__(self, lm, port=0, name="teacher", limit=512):
         super().__init__(("127.0.0.1", port), Handler)
-        self.lm, self.name, self.limit = replace(lm), name, limit
+        self.lm, self.name, self.limit = lm.alone(), name, limit
         self.url = f"http://127.0.0.1:{self.server_port}/v1"
         self.faults, self.asked, self.probed, self.dead = [], [], False, False
         self.one_at_a_time, self.closed = threading.Lock(), threading.Event()

@@ -16,11 +16,13 @@ from heal_lab.clock_corpus import Dials, example
 from heal_lab.pair import Recipe, new_model
 from heal_ref import memory
 from heal_ref.__main__ import main
-from heal_ref.config import HealConfig, PaceConfig
+from heal_ref.config import HealConfig, PaceConfig, SampleConfig
+from heal_ref.generation import sample
 from heal_ref.memory import lazy_lm, peak_memory, release_memory, reset_peak, used_memory
 from heal_ref.model import load_lm, weights_hash
 from heal_ref.pace import distill
-from heal_ref.records import InputError
+from heal_ref.pure import answer_uncertainty
+from heal_ref.records import InputError, Problem
 from heal_ref.run.phases import PHASES, cost_table
 from heal_ref.run.pipeline import RunSpec, run
 from heal_ref.run.plan import measure
@@ -73,6 +75,12 @@ def test_a_lazy_model_is_loaded_at_its_first_use_and_freed(loads):
     assert known[:4] == (weights_hash(plain.model), plain.ends, plain.dtype, plain.device)
     assert lm.model is lm.model
     assert len(loads.sources) == 2
+
+
+def test_a_demanded_answer_needs_no_model_that_is_loaded_already():
+    lazy, loaded, task = lazy_lm(TEACHER), load_lm(TEACHER), ClockTask()
+    t = sample(loaded, task, [Problem("p", "Start 5; + 3; * 4", "9")], 1, sampling=SampleConfig(temperature=0.0))
+    assert answer_uncertainty(lazy, task, t) == answer_uncertainty(loaded, task, t)
 
 
 def test_a_loaded_model_is_its_callers(loads):
