@@ -127,7 +127,8 @@ def _run(args: argparse.Namespace, command: str) -> None:
         raise InputError(f"--out {out} is a file; give a folder")
     config = _settings(args, preset := PRESETS[args.preset]())
     if first and (args.command == "demo" or args.dry_run):
-        print(*doubts(config), sep="\n", end="\n" * bool(doubts(config)), file=sys.stderr)
+        for doubt in doubts(config):
+            print(doubt, file=sys.stderr)
     teacher = lazy_lm(args.teacher, dtype=args.dtype, max_batch=args.max_batch, server=args.server)
     if args.server is not None:
         teacher.load_now()  # a wrong address, or another model there, shows at once

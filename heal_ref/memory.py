@@ -17,6 +17,7 @@ from accelerate.utils.memory import clear_device_cache
 
 from heal_ref.model import LM, MAX_BATCH, load_lm, load_tokenizer
 
+GIB = 2**30
 REMEMBERED = ("config", "device", "dtype", "ends", "fingerprint", "weights")  # all small
 
 

@@ -223,7 +223,7 @@ def unaided(
     return select(base, [row for share, row in first if share <= limit])
 
 
-def seldom_limit(solved: Sequence[float], seldom: float = 0.5, least: int = 30) -> float:
+def seldom_limit(solved: Sequence[float], seldom: float, least: int = 30) -> float:
     """The solved share up to which a problem counts as solved seldom (see `unaided`)."""
     return max([seldom, *sorted(solved)[:least][-1:]])
 

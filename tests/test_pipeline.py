@@ -22,9 +22,9 @@ from transformers import AutoTokenizer
 from heal_ref.__main__ import main
 from heal_ref.config import HealConfig, PaceConfig, SampleConfig
 from heal_ref.generation import sample
-from heal_ref.model import LM, load_lm
+from heal_ref.model import LM, load_lm, weights_hash
 from heal_ref.records import InputError, Problem, limit_by_kind, write_text
-from heal_ref.run.folder import RunFolder, identity, shard_seed, task_source, weights_hash
+from heal_ref.run.folder import RunFolder, identity, shard_seed, task_source
 from heal_ref.run.pipeline import RunSpec, counts_of, run
 from heal_ref.run.shards import read_shard, records_in
 from heal_ref.run.sources import load_problems

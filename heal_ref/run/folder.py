@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
 from heal_ref.config import HealConfig
-from heal_ref.model import LM, processes, weights_hash  # noqa: F401
+from heal_ref.model import LM, processes
 from heal_ref.records import InputError, Problem, read_json, write_text
 from heal_ref.run.shards import Records, write_shard
 from heal_ref.tasks.base import Task

@@ -5,11 +5,10 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from heal_ref.memory import peak_memory, reset_peak
+from heal_ref.memory import GIB, peak_memory, reset_peak
 from heal_ref.records import read_json
 from heal_ref.run.folder import RunFolder
 
-GIB = 2**30
 PHASES = ("start", "sample", "guided", "repair", "score", "train", "evaluate")
 LINE = re.compile(r"  phase (\w+): ([\d.]+) seconds, ([\d.]+) GiB$", re.MULTILINE)
 

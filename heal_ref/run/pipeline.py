@@ -25,15 +25,7 @@ from heal_ref.evaluate import rows_of
 from heal_ref.generation import sample
 from heal_ref.memory import lazy_lm
 from heal_ref.model import LM
-from heal_ref.records import (
-    Problem,
-    PureScore,
-    Trajectory,
-    light,
-    limit_by_kind,
-    select,
-    trajectories_of,
-)
+from heal_ref.records import Problem, PureScore, Trajectory, light, trajectories_of
 from heal_ref.run.folder import RunFolder, batches, identity, rendered
 from heal_ref.run.phases import Phases
 from heal_ref.run.shards import Records
@@ -65,8 +57,8 @@ class RunSpec:
         train = read_problems(self.train, task, self.columns, self.split, self.name)
         heldout = read_problems(self.heldout, task, self.columns, self.heldout_split, self.name)
         whole(train, heldout)
-        return (limit_by_kind(train.problems, self.config.train_limit),
-                limit_by_kind(heldout.problems, self.config.eval_limit),
+        return (records.limit_by_kind(train.problems, self.config.train_limit),
+                records.limit_by_kind(heldout.problems, self.config.eval_limit),
                 f"{train.rules}\n{heldout.rules}")
 
 
@@ -107,7 +99,7 @@ class Method:
     def scored(self, stage: str, trajectories: Sequence[Trajectory]) -> Records:
         """PURE scores of the correct ones, which must be in shards."""
         c, rows = self.config, [i for i, t in enumerate(light(trajectories)) if t.correct]
-        right = select(trajectories, rows)
+        right = records.select(trajectories, rows)
         return self.folder.shards(stage, batches(right, 256), lambda part, seed: pure.pure_scores(
             self.teacher, self.task, part, c.pure, seed, sampling=c.sample), c.seed)
 
@@ -203,7 +195,7 @@ def trained(method: Method, student: LM, arm: str, stages: Mapping[str, Dataset]
     home = folder.path / "5-students" / arm
     with folder.bar(f"5-students/{arm}", c.pace.updates, unit="update") as bar:
         lm = pace.distill(student, method.task, stages, c.pace, c.seed, folder=home,
-                          probe=limit_by_kind(heldout, PROBE), sampling=c.sample,
+                          probe=records.limit_by_kind(heldout, PROBE), sampling=c.sample,
                           progress=lambda done, _: bar.update(done - bar.n))
     phases.end("train", folder, sum(stage.get("tokens", 0) for stage in pace.read_curve(home)))
     return lm

@@ -21,14 +21,13 @@ from transformers.utils import is_torch_bf16_gpu_available
 from heal_ref import gear, pace
 from heal_ref.config import HealConfig, SampleConfig
 from heal_ref.generation import Rollout, generate, make_trajectory, repeats, sample
-from heal_ref.memory import used_memory
+from heal_ref.memory import GIB, used_memory
 from heal_ref.model import LM, MAX_BATCH, processes
 from heal_ref.records import Problem, Trajectory
 from heal_ref.scoring import COLUMNS, MANY_COLUMNS, ROWS, text_stats
 from heal_ref.tasks.base import Task
 from heal_ref.train import collate, encode_example, parts_of_a_batch
 
-GIB = 2**30
 SCORED = 256  # trajectories in a shard of scores
 
 
@@ -113,10 +112,15 @@ def parameters(config: PreTrainedConfig) -> int:
 
 def cache_bytes(config: PreTrainedConfig, width: int = 2) -> int:
     """Bytes of key-value cache per token; `width` is bytes per number (bf16 2, fp32 4)."""
-    heads = config.num_attention_heads
-    dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-    kept = getattr(config, "num_key_value_heads", None) or heads
+    _, kept, dim = _heads(config)
     return 2 * config.num_hidden_layers * kept * dim * width
+
+
+def _heads(config: PreTrainedConfig) -> tuple[int, int, int]:
+    """Heads, key-value heads, and numbers in a head."""
+    heads = config.num_attention_heads
+    kept = getattr(config, "num_key_value_heads", None) or heads
+    return heads, kept, getattr(config, "head_dim", None) or config.hidden_size // heads
 
 
 def sampling_bytes(config: PreTrainedConfig, sequences: int, length: int, width: int = 2
@@ -156,9 +160,7 @@ def training_bytes(config: PreTrainedConfig, sequences: int, length: int, width:
 def _numbers(config: PreTrainedConfig) -> tuple[int, int, int]:
     """Hidden size, feed-forward size, and how many numbers per token a layer keeps for its
     gradient: two norms (three each), queries and output, keys and values, four feed-forward."""
-    hidden, heads = config.hidden_size, config.num_attention_heads
-    dim = getattr(config, "head_dim", None) or hidden // heads
-    kept = getattr(config, "num_key_value_heads", None) or heads
+    hidden, (heads, kept, dim) = config.hidden_size, _heads(config)
     inner = getattr(config, "intermediate_size", None) or 4 * hidden
     return hidden, inner, 6 * hidden + 2 * dim * (heads + kept) + 4 * inner
 
@@ -199,11 +201,16 @@ def measure(teacher: LM, student: LM, task: Task, problems: Sequence[Problem], c
         solution = sum(r.tokens_spent for r in ended) / len(ended)
         separators = sum(teacher.decode(r.ids).count(task.separator) for r in ended)
         steps = 1 + separators / len(ended)
-    loaded = {id(lm.model): lm.model for lm in (teacher, student) if "model" in vars(lm)}
-    base_memory = used_memory() - sum(m.get_memory_footprint() for m in loaded.values())
+    loaded = sum(model.get_memory_footprint() for model in _in_memory(teacher, student))
+    base_memory = used_memory() - loaded
     return Speed(1 / (writer.each + writer.step / len(rollouts)), scored, learnt,
                  sum(map(len, prompts)) / len(prompts), solution, steps, writer, its, expected,
                  max(0, base_memory))
+
+
+def _in_memory(*lms: LM) -> list[Any]:
+    """The models of these that are loaded now, each once."""
+    return list({id(lm.model): lm.model for lm in lms if "model" in vars(lm)}.values())
 
 
 def _writer(lm: LM, prompts: Sequence[list[int]], n: int, sampling: SampleConfig, seconds: float
@@ -432,10 +439,10 @@ def plan_text(stages: Sequence[Stage], teacher: LM, student: LM, config: HealCon
         parts = ", ".join(f"{k} {v / GIB:.2f}" for k, v in need.items() if v)
         lines.append(f"memory, {phase}: at most {sum(need.values()) / GIB:.2f} GiB ({parts}), "
                      f"expected {sum(fewer[phase].values()) / GIB:.2f}")
-    held = {id(lm.model): lm.model for lm in (teacher, student) if "model" in vars(lm)}
-    cards = len(set(getattr(next(iter(held.values()), None), "hf_device_map", {"": 0}).values()))
+    held = _in_memory(teacher, student)
+    cards = len(set(getattr(held[0] if held else None, "hf_device_map", {"": 0}).values()))
     free = cards * free_bytes(teacher.device) + speed.base
-    free += sum(model.get_memory_footprint() for model in held.values())
+    free += sum(model.get_memory_footprint() for model in held)
     if max(sum(need.values()) for need in needs.values()) > free:
         lines.append(f"MORE THAN THERE IS: {free / GIB:.2f} GiB are free; lower --max-batch")
     lines.append(f"measured: {speed.sampled:,.0f} tokens sampled, {speed.scored:,.0f} scored, "
