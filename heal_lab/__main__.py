@@ -27,6 +27,7 @@ from heal_ref.records import DATA, InputError, limit_by_kind
 from heal_ref.run.command import execute
 from heal_ref.run.report import table, text_table
 from heal_ref.run.sources import load_problems
+from heal_ref.settings import with_options
 from heal_ref.tasks import ClockTask
 
 DIALS = {f.name: type(f.default) for f in fields(Dials) if f.default is not MISSING}
@@ -53,7 +54,8 @@ def _parser() -> argparse.ArgumentParser:
     x("--student", default="student", choices=("student", "weak"), help="the pair's base student; "
       "weak: one that cannot do the mastered steps yet")
     x("--limit", type=int, default=150, help="held-out problems of each kind, 0 for all")
-    x("--accept-answers", action="store_true", help="use bridge hints that state the answer, too")
+    x("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting over the "
+      "preset's, such as pace.updates=1200; repeat it for more")
     x = add("build-pair", "runs/pair", "train the tiny teacher and student from nothing")
     x("--world", default="clock", choices=("clock", "chat"), help="chat: the model of notebook 06")
     x("--seed", type=int, default=0, help="seed of weights, corpus and data order")
@@ -99,8 +101,10 @@ def evidence(args: argparse.Namespace, command: str) -> None:
 def experiment(args: argparse.Namespace, command: str) -> None:
     def config(seed: int) -> HealConfig:
         preset = PRESETS[args.preset](seed)
-        gear = replace(preset.gear, refuse_answers=not args.accept_answers)
-        return replace(preset, gear=gear, eval_limit=args.limit)
+        changed = with_options(replace(preset, eval_limit=args.limit), args.set)
+        if changed.seed != seed:
+            raise InputError(f"--set seed={changed.seed}: name seeds by --seeds")
+        return changed
 
     record = lab.experiment(_plan(args), args.out, config, args.arms, quiet=args.quiet,
                             command=command, student=args.student)

@@ -13,13 +13,14 @@ from heal_ref.memory import lazy_lm
 from heal_ref.model import load_tokenizer, processes
 from heal_ref.records import DATA, InputError, limit_by_kind, write_text
 from heal_ref.run.command import execute
+from heal_ref.run.measure import measure
 from heal_ref.run.phases import cost_table
 from heal_ref.run.pipeline import PROBE, RunSpec, run
-from heal_ref.run.plan import by_phase, measure, memory, plan, plan_text
+from heal_ref.run.plan import by_phase, memory, plan, plan_text
 from heal_ref.run.report import table, text_table, write_page
 from heal_ref.run.show import STAGES, show
 from heal_ref.run.sources import FIELDS, read_problems, whole
-from heal_ref.settings import each_once, parse_setting
+from heal_ref.settings import with_options
 from heal_ref.tasks import ChatMathTask, task_for
 from heal_ref.tasks.own import try_out
 
@@ -107,10 +108,7 @@ def _settings(args: argparse.Namespace, preset: HealConfig) -> HealConfig:
     config = HealConfig.from_file(args.config, over=preset) if args.config is not None else preset
     options = {"seed": args.seed, "sample.max_new_tokens": args.max_new_tokens,
                "pace.lora": args.lora}
-    try:
-        config = config.with_settings(each_once([parse_setting(text) for text in args.set]))
-    except InputError as e:
-        raise InputError(f"--set: {e}") from e
+    config = with_options(config, args.set)
     return config.with_settings({name: v for name, v in options.items() if v is not None})
 
 

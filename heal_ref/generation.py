@@ -24,7 +24,7 @@ from heal_ref.config import SampleConfig
 from heal_ref.entropy import Ids, entropy_and_log_total, left_pad, split_steps, step_ends
 from heal_ref.model import LM
 from heal_ref.records import Problem, Trajectory
-from heal_ref.scoring import text_stats
+from heal_ref.scoring import continued_stats, text_stats, token_stats
 from heal_ref.server import Server
 from heal_ref.tasks.base import Task
 
@@ -136,10 +136,27 @@ def _served(lm: LM, server: Server, jobs: Sequence[Job], sampling: SampleConfig,
     # 2) entropies and log-probs by the model here, which must be the server's
     probed = text_stats(lm, [(server.probe, ids) for ids, _, _ in spare])
     server.compare([own for _, own in probed], [logprob for _, logprob, _ in spare])
-    stats = text_stats(lm, zip(texts, new, strict=True))
+    stats = sampled_stats(lm, jobs, new)
     server.compare([own for _, own in stats], logprobs)
     return [Rollout(ids, [round(x, 6) for x in entropy], [round(x, 6) for x in logprob], ended)
             for ids, (entropy, logprob), ended in zip(new, stats, finished, strict=True)]
+
+
+def sampled_stats(lm: LM, jobs: Sequence[Job], new: Sequence[list[int]]
+                  ) -> list[tuple[list[float], list[float]]]:
+    """`text_stats` of the tokens sampled after the text of each job. A context that jobs share is
+    computed once."""
+    longer = [(context, [*tail, *ids], seen)
+              for (context, tail, seen), ids in zip(jobs, new, strict=True)]
+    out = []
+    for start in range(0, len(jobs), lm.max_batch):
+        batch = slice(start, start + lm.max_batch)
+        ids, mask, cache = _inputs(lm, longer[batch])
+        stats = (continued_stats if cache else token_stats)(lm.model, ids, mask, *cache.values())
+        for sampled, *numbers in zip(new[batch], *(s.tolist() for s in stats), strict=True):
+            h, p = (row[len(row) - len(sampled) :] for row in numbers)  # texts end where rows end
+            out.append((h, p))
+    return out
 
 
 def _batch(lm: LM, jobs: Sequence[Job], sampling: SampleConfig, ends: bool,

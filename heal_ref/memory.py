@@ -90,6 +90,11 @@ def release_memory() -> None:
         trim(0)
 
 
+def in_memory(*lms: LM) -> list[Any]:
+    """The models of these that are loaded now, each once."""
+    return list({id(lm.model): lm.model for lm in lms if "model" in vars(lm)}.values())
+
+
 def used_memory() -> int:
     """Bytes that are in use now: of all accelerators, or of this process (resident)."""
     if torch.accelerator.is_available():

@@ -7,6 +7,7 @@ some vocabulary entries) and keeps four numbers per position.
 
 from __future__ import annotations
 
+import inspect
 import math
 import warnings
 from collections.abc import Iterable, Sequence
@@ -141,6 +142,14 @@ def _scale_and_cap(model: Any, ids: Ids) -> tuple[float, float | None] | None:
     return None
 
 
+def _check_length(model: Any, length: int) -> None:
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if limit and 0 < limit < length:
+        raise InputError(
+            f"a text has {length:,} tokens, but {type(model).__name__} has {limit:,} "
+            "positions; shorten the text, or load a model with a longer context")
+
+
 @torch.no_grad()
 def token_stats(model: Any, input_ids: Ids, attention_mask: Ids | None = None
                 ) -> tuple[PerToken, PerToken]:
@@ -167,11 +176,7 @@ def token_stats(model: Any, input_ids: Ids, attention_mask: Ids | None = None
     texts = [row[inside] for row, inside in zip(input_ids, mask, strict=True)]
     ids = pad_sequence(texts, batch_first=True)
     text = torch.arange(ids.shape[1], device=mask.device) < mask.sum(1, keepdim=True)
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if limit and 0 < limit < ids.shape[1]:
-        raise InputError(
-            f"a text has {ids.shape[1]:,} tokens, but {type(model).__name__} has {limit:,} "
-            "positions; shorten the text, or load a model with a longer context")
+    _check_length(model, ids.shape[1])
     # 2) the tokens that a token of the same text precedes
     if head := find_head(model, ids):
         device = head.weight.device  # a model may be spread over several
@@ -200,6 +205,30 @@ def token_stats_simple(model: Any, input_ids: Ids, attention_mask: Ids | None = 
             h, p = entropy_and_logprob(logits, ids[at[1:]].to(logits.device))
             entropy[row, at[1:]], logprob[row, at[1:]] = h.to(ids.device), p.to(ids.device)
     return entropy, logprob
+
+
+@torch.no_grad()
+def continued_stats(model: Any, input_ids: Ids, attention_mask: Ids, cache: Any
+                    ) -> tuple[PerToken, PerToken]:
+    """What `token_stats` computes, for the tokens after those that `cache` (of transformers) holds
+    already; NaN for the first of them and for padding. The cache grows. Errors as there."""
+    known, position = cache.get_seq_length(), (attention_mask.cumsum(1) - 1).clamp(min=0)
+    _check_length(model, int(position.max()) + 1)
+    ids, inside = input_ids[:, known:], attention_mask[:, known:].bool()
+    inputs = {"input_ids": ids, "attention_mask": attention_mask, "past_key_values": cache}
+    if "position_ids" in inspect.signature(model.forward).parameters:  # else the mask tells them
+        inputs["position_ids"] = position[:, known:]
+    after = inside[:, 1:] & inside[:, :-1]
+    stats = torch.full((2, *ids.shape), math.nan, device=ids.device)
+    if head := find_head(model, input_ids):
+        hidden = model.base_model(**inputs)[0][:, :-1]
+        device = head.weight.device
+        found = head_stats(hidden.to(device)[after.to(device)], head, ids[:, 1:][after].to(device))
+    else:
+        logits = model(**inputs).logits[:, :-1].to(ids.device)
+        found = entropy_and_logprob(logits[after], ids[:, 1:][after])
+    stats[:, :, 1:][:, after] = torch.stack(found).to(ids.device)
+    return stats[0], stats[1]
 
 
 def text_stats(lm: Any, pairs: Iterable[tuple[Sequence[int], Sequence[int]]]

@@ -1,7 +1,7 @@
 """Sampling by a server: an OpenAI-compatible completions endpoint, token ids in and out (vLLM).
 
-- The server only samples. Entropies and log-probs come from the local model, by one forward pass
-  over the same ids. Ids are never decoded and encoded again; equal texts are one request.
+- The server only samples. Entropies and log-probs come from the local model, one forward pass over
+  the same ids (a shared prefix once). No id is decoded and encoded again; equal texts: one request.
 - At the start a probe text is encoded and rendered on both sides. With every call the server also
   continues it, and the log-probs of all that it sampled are compared with the local ones.
 - A request's seed follows from the call's seed and its position. What else the server computes may

@@ -66,6 +66,14 @@ def each_once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     return settings
 
 
+def with_options(config: Any, texts: Sequence[str]) -> Any:
+    """A `HealConfig` with the settings of each --set NAME=VALUE."""
+    try:
+        return config.with_settings(each_once([parse_setting(text) for text in texts]))
+    except InputError as e:
+        raise InputError(f"--set: {e}") from e
+
+
 def no_such(name: str, names: Sequence[str]) -> str:
     """What is said of a `name` that is none of `names`: the close one, and the valid ones."""
     sections = list(dict.fromkeys(n.partition(".")[0] for n in names if "." in n))

@@ -1,5 +1,6 @@
 """Shared fixtures: the shipped pair, and small random models."""
 
+import json
 import os
 from pathlib import Path
 
@@ -18,6 +19,20 @@ from heal_ref.tasks import ClockTask  # noqa: E402
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / "data"
 collect_ignore = ["fsdp_driver.py", "kill_driver.py", "memory_driver.py", "server_driver.py"]  # programs
+
+
+def run_files(folder: Path) -> dict[str, bytes]:
+    """Every file of a run but its log and lock; the report without what differs from launch to launch: times, memory."""
+    paths = [p for p in sorted(folder.rglob("*")) if p.is_file() and p.suffix != ".tmp"]
+    files = {str(p.relative_to(folder)): p.read_bytes() for p in paths}
+    files.pop("log.txt")  # for people: times
+    files.pop(".lock")
+    report = json.loads(files.pop("report.json"))
+    report["provenance"].pop("minutes")
+    report["provenance"]["phases"].pop("launches")
+    for phase in report["provenance"]["phases"]["measured"].values():
+        del phase["minutes"], phase["GiB"]
+    return files | {"report": json.dumps(report).encode()}
 
 
 @pytest.fixture(scope="session")

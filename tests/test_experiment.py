@@ -267,6 +267,20 @@ def test_a_record_says_all_that_a_reader_needs(two):
     assert record["world"] == {"hours": 23, "restates": True}
 
 
+@pytest.mark.parametrize(("given", "says"), [("seed=3", "name seeds by --seeds"), ("pace.update=3", "--set: pace.update is no setting"),
+                                             ("pace.updates=0", "--set: pace.updates"), ("gear.paths", "--set: 'gear.paths' sets nothing")])
+def test_settings_that_an_experiment_refuses(tmp_path, capsys, given, says):
+    assert run(tmp_path / "out", "--arms", "student", "--set", given) == 2
+    assert says in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_setting_is_that_of_the_runs(tmp_path):
+    assert run(tmp_path, "--arms", "student", "--set", "eval_n=1", "--set", "gear.refuse_answers=false") == 0
+    made = json.loads((tmp_path / "shipped" / "seed-0" / "config.json").read_text())["identity"]
+    assert (made["eval_n"], made["gear.refuse_answers"], made["eval_limit"]) == (1, False, 2)
+
+
 def test_seen_problems_need_only_facts_of_training_problems():
     train = [Problem("t", "Start 1; + 2; # 4", "10"), Problem("u", "Start 5; @ 2", "17")]
     chains = {"frontier": ("Start 3; # 4; * 2", "Start 4; # 4"), "double": ("Start 3; # 4; # 4",), "mastered": ("Start 9" + 7 * "; + 9",)}

@@ -29,7 +29,7 @@ from transformers import (
 )
 
 from heal_ref.config import SampleConfig
-from heal_ref.generation import generate, repeats, sample
+from heal_ref.generation import generate, repeats, sample, sampled_stats
 from heal_ref.model import LM, load_lm
 from heal_ref.records import InputError
 from heal_ref.run.sources import load_problems
@@ -86,6 +86,15 @@ FAMILIES = {  # random models: (make it, are tails of different lengths shared, 
 }
 
 
+def scores_are_recorded_ones(lm, contexts, tails, visible, rollouts):
+    """What is sampled elsewhere is scored with the contexts shared: the numbers recorded while sampling."""
+    jobs = [(tuple(c), t, v) for c, mine, seen in zip(contexts, tails, visible, strict=True)
+            for t, v in zip(mine, seen, strict=True)]
+    for rollout, (entropy, logprob) in zip(rollouts, sampled_stats(lm, jobs, [r.ids for r in rollouts]), strict=True):
+        assert entropy == pytest.approx(rollout.entropy, abs=1e-4)
+        assert logprob == pytest.approx(rollout.logprob, abs=1e-4)
+
+
 @pytest.mark.parametrize("one_length", [False, True])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_shared_prefix_gives_the_same_greedy_text(family, one_length, teacher):
@@ -103,6 +112,7 @@ def test_a_shared_prefix_gives_the_same_greedy_text(family, one_length, teacher)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         together = generate(lm, contexts, tails, sampling=greedy, seed=0)
+        scores_are_recorded_ones(lm, contexts, tails, [[len(c)] * len(words) for c in contexts], together)
     alone = [generate(lm, [c + t], sampling=greedy, seed=0)[0] for c, mine in zip(contexts, tails, strict=True) for t in mine]
     assert [r.ids for r in together] == [r.ids for r in alone]
     for a, b in zip(together, alone, strict=True):
@@ -124,6 +134,7 @@ def test_a_context_seen_in_part(family, teacher):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         together = generate(lm, contexts, [[tail] * 3] * 2, sampling=greedy, seed=0, visible=visible)
+        scores_are_recorded_ones(lm, contexts, [[tail] * 3] * 2, visible, together)
     alone = generate(lm, [c[:v] + tail for c, seen in zip(contexts, visible, strict=True) for v in seen], sampling=greedy, seed=0)
     assert [r.ids for r in together] == [r.ids for r in alone]
     for a, b in zip(together, alone, strict=True):
@@ -142,6 +153,22 @@ def test_a_context_is_computed_once(teacher, monkeypatch):
     context = teacher.encode(CONTEXTS[1])
     generate(teacher, *zip(repeats(context, 20), strict=True), sampling=SampleConfig(max_new_tokens=3), seed=0)
     assert seen == [len(context) - 1, 20, 20, 20]
+
+
+def test_a_shared_context_is_scored_once(teacher, monkeypatch):
+    context, tails = repeats(teacher.encode(CONTEXTS[1]), 20)
+    jobs, new = [(tuple(context), tail, len(context)) for tail in tails], [[7, 8, 9]] * 19 + [[]]
+    one = text_stats(teacher, [([*context, *tails[0]], new[0])])[0]
+    inner, seen = type(teacher.model.base_model), []
+    forward = inner.forward
+    monkeypatch.setattr(inner, "forward", lambda self, input_ids=None, **more: (
+        seen.append(input_ids.numel()), forward(self, input_ids=input_ids, **more))[1])
+    *three, none = sampled_stats(teacher, jobs, new)
+    assert seen == [len(context), 20 * 4]
+    assert none == ([], [])
+    for ours in three:
+        assert ours[0] == pytest.approx(one[0], abs=1e-5)
+        assert ours[1] == pytest.approx(one[1], abs=1e-5)
 
 
 def test_seed_decides_and_global_state_is_left_alone(teacher, task, validation):

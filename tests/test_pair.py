@@ -75,27 +75,16 @@ def test_the_same_measurement_sees_what_is_known(teacher, task):
     assert np.mean([math.exp(logprob[0]) for _, logprob in text_stats(teacher, pairs)]) > 0.9
 
 
-def todays(row):
-    """(arm, kind, metric) of a row of data/behaviour.json -> of the same row as `behaviour` gives it today; None: no more."""
-    arm, kind, metric = row["arm"], row["kind"], row["metric"]
-    if metric.endswith(" = first wrong step"):
-        return metric.removesuffix(" = first wrong step"), kind, "breakpoint = first wrong step"
-    name, _, rest = metric.partition(": ")
-    if name in ("guided", "repair"):
-        return None if "AUROC" in rest else (name, kind, rest)
-    return None if "operations" in metric or "unsolved" in metric else (arm, kind, metric)
-
-
 @pytest.mark.slow
 def test_record_of_behaviour_is_true():
     """data/behaviour.json, measured again on fewer problems, agrees within its uncertainty."""
     recorded = json.loads((DATA / "behaviour.json").read_text())["rows"]
-    again = {(r.arm, r.kind, r.metric): r for r in behaviour(DATA, seed=7, limit=16)}
+    again = {(r.arm, r.kind, r.metric): r for r in behaviour(DATA, seed=7, limit=40)}
     looked = 0
     for old in recorded:
-        row = again.get(todays(old))
-        assert row or todays(old) is None or old["mean"] is None, old
-        if row and row.n >= 12 and not math.isnan(row.mean):
+        row = again.get((old["arm"], old["kind"], old["metric"]))
+        assert row or old["mean"] is None or old["n"] < 100, old  # a rare case may not occur among so few
+        if row and row.n >= 12 and not math.isnan(row.mean) and "tokens" not in row.metric:  # a few long texts decide
             spread = (row.high - row.low) / 2 + (old["high"] - old["low"]) / 2
             assert abs(row.mean - old["mean"]) < 2 * spread + 0.05, (row, old)
             looked += 1
@@ -105,17 +94,15 @@ def test_record_of_behaviour_is_true():
 def test_teacher_meets_the_design():
     """The ranges that the world was built for, read from the record."""
     rows = json.loads((DATA / "behaviour.json").read_text())["rows"]
-    at = {(r["kind"], r["metric"]): r for r in rows if r["arm"] == "teacher"}
-    assert all(at[kind, "pass@1"]["n"] >= 300 for kind in ("mastered", "shaky", "frontier", "double", "misconceived"))
-    assert at["mastered", "pass@1, 3-4 operations"]["mean"] >= 0.95
-    assert at["mastered", "pass@1, 5-6 operations"]["mean"] < at["mastered", "pass@1, 3-4 operations"]["mean"]
-    assert 0.15 <= at["shaky", "pass@1"]["mean"] <= 0.45
-    assert at["frontier", "pass@1"]["mean"] <= 0.06
-    assert at["frontier", "problems unsolved in all samples"]["mean"] >= 0.6
+    at = {(r["arm"], r["kind"], r["metric"]): r for r in rows}
+    assert all(at["teacher", kind, "pass@1"]["n"] >= 300 for kind in ("mastered", "shaky", "frontier", "double", "misconceived"))
+    assert at["teacher", "mastered", "pass@1"]["mean"] >= 0.95
+    assert 0.15 <= at["teacher", "shaky", "pass@1"]["mean"] <= 0.45
+    assert at["teacher", "frontier", "pass@1"]["mean"] <= 0.06
+    assert at["teacher", "frontier", "pass@8"]["mean"] <= 0.4
     for kind in ("shaky", "frontier"):
-        surge = at[kind, "surge = first wrong step"]["mean"]
-        assert 0.7 <= surge <= 0.97
-        assert surge >= 3 * at[kind, "random step = first wrong step"]["mean"]
+        found, by_chance = (at[arm, kind, "breakpoint = first wrong step"]["mean"] for arm in ("rise", "random step"))
+        assert 3 * by_chance <= 0.7 <= found
 
 
 @pytest.mark.parametrize(("skilled", "drilled"), [([0.95], 0), ([0.2, 0.5, 0.93], 2), ([0.1] * 9, 3)])

@@ -23,9 +23,9 @@ from heal_ref.model import load_lm, weights_hash
 from heal_ref.pace import distill
 from heal_ref.pure import answer_uncertainty
 from heal_ref.records import InputError, Problem
+from heal_ref.run.measure import measure
 from heal_ref.run.phases import PHASES, cost_table
 from heal_ref.run.pipeline import RunSpec, run
-from heal_ref.run.plan import measure
 from heal_ref.run.shards import records_in
 from heal_ref.tasks import ClockTask
 from tests.conftest import DATA, ROOT

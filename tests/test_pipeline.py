@@ -29,7 +29,7 @@ from heal_ref.run.pipeline import RunSpec, counts_of, run
 from heal_ref.run.shards import read_shard, records_in
 from heal_ref.run.sources import load_problems
 from heal_ref.tasks import ClockTask
-from tests.conftest import DATA, ROOT
+from tests.conftest import DATA, ROOT, run_files
 
 DRIVER = ROOT / "tests" / "kill_driver.py"
 TRAIN, HELDOUT, VALIDATION = (str(DATA / "clock" / f"{name}.jsonl") for name in ("train", "heldout", "validation"))
@@ -517,20 +517,6 @@ def drive(out: Path, mode: str) -> int:
     return int(done.stdout.split()[-1])
 
 
-def content(folder: Path) -> dict[str, bytes]:
-    """Every file of a run, the report without its times."""
-    paths = [p for p in sorted(folder.rglob("*")) if p.is_file() and p.suffix != ".tmp"]
-    files = {str(p.relative_to(folder)): p.read_bytes() for p in paths}
-    files.pop("log.txt")  # for people: times
-    files.pop(".lock")
-    report = json.loads(files.pop("report.json"))
-    report["provenance"].pop("minutes")
-    report["provenance"]["phases"].pop("launches")
-    for phase in report["provenance"]["phases"]["measured"].values():
-        del phase["minutes"], phase["GiB"]
-    return files | {"report": json.dumps(report).encode()}
-
-
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     out = tmp_path_factory.mktemp("driven") / "whole"
@@ -543,13 +529,13 @@ def test_killed_at_every_write_ends_the_same(undisturbed, tmp_path):
     """Every stage boundary, and the middle of every shard."""
     killed = drive(tmp_path / "run", "writes")
     assert killed >= 2 * len(list(undisturbed.rglob("*.parquet")))
-    assert content(tmp_path / "run") == content(undisturbed)
+    assert run_files(tmp_path / "run") == run_files(undisturbed)
 
 
 @pytest.mark.slow
 def test_killed_at_20_random_moments_ends_the_same(undisturbed, tmp_path):
     assert drive(tmp_path / "run", "random") == 20
-    assert content(tmp_path / "run") == content(undisturbed)
+    assert run_files(tmp_path / "run") == run_files(undisturbed)
 
 
 def command(*args):
@@ -593,7 +579,7 @@ def test_memory_does_not_grow_with_the_number_of_shards(tmp_path):
         done = subprocess.run(args, capture_output=True, text=True, check=False, timeout=900, env=env)
         assert done.returncode == 0, done.stderr[-2000:]
         peak, tokens = map(float, done.stdout.split())
-        assert tokens > shards * 100_000
+        assert tokens >= shards * 100_000
         peaks[shards] = peak
     assert peaks[20] <= 1.2 * peaks[1], peaks
 

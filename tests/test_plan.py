@@ -5,19 +5,17 @@ import importlib
 
 import pytest
 import torch
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers import AutoModelForCausalLM, GPT2Config, Qwen3Config, Qwen3ForCausalLM
 
 import heal_ref as heal
 from heal_ref.__main__ import main
 from heal_ref.config import GearConfig, HealConfig, PureConfig
+from heal_ref.lora import adapted
+from heal_ref.run.measure import measure
 from heal_ref.run.plan import (
-    Expected,
-    Speed,
-    Writer,
+    adapter_parameters,
     by_phase,
     cache_bytes,
-    longest,
-    measure,
     memory,
     parameters,
     plan,
@@ -26,6 +24,7 @@ from heal_ref.run.plan import (
     scoring_bytes,
     training_bytes,
 )
+from heal_ref.run.speed import Expected, Speed, Writer, longest
 from tests.conftest import DATA
 
 SPEED = Speed(sampled=100.0, scored=1000.0, learnt=500.0, prompt=20.0, solution=50.0)
@@ -161,9 +160,22 @@ def test_activations_are_those_that_autograd_keeps(teacher):
     saved = sum(t.untyped_storage().nbytes() for t in held.values())
     need = training_bytes(model.config, 4, 64, width=4)
     assert need["activations"] + need["logits"] / 3 == pytest.approx(saved, rel=0.25)
-    less = training_bytes(model.config, 4, 64, width=4, checkpointing=True, learnt=10)
+    less = training_bytes(model.config, 4, 64, width=4, checkpointing=True, lora=2)
     assert less["activations"] < need["activations"] / 2
-    assert less["states"] == 4 * parameters(model.config) + 120
+
+
+def test_adapters_are_counted_and_planned(teacher):
+    """As peft makes them; with them, and with gradient checkpointing, training alone needs less."""
+    for config in (teacher.config, GPT2Config(n_embd=32, n_layer=2, n_head=2, vocab_size=50)):
+        model = adapted(AutoModelForCausalLM.from_config(config), 3, None, seed=0)
+        learnt = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        assert learnt == adapter_parameters(config, 3) > 0
+    tiny = HealConfig.tiny()
+    whole, parts = (memory(plan(config, 9, 9, SPEED, probe=2), teacher, teacher, config, SPEED) for config in (
+        tiny, dataclasses.replace(tiny, pace=dataclasses.replace(tiny.pace, lora=3, checkpointing=True))))
+    assert parts["train"]["states"] == 4 * parameters(teacher.config) + 16 * adapter_parameters(teacher.config, 3)
+    assert parts["train"]["activations"] < whole["train"]["activations"]
+    assert {phase for phase in whole if whole[phase] != parts[phase]} == {"train"}
 
 
 def test_scoring_needs_a_layer_and_a_tile_whatever_the_vocabulary():

@@ -33,7 +33,7 @@ from heal_ref.run.pipeline import Method
 from heal_ref.run.sources import load_problems
 from heal_ref.server import PROBE, connect
 from heal_ref.tasks import ClockTask
-from tests.conftest import DATA, ROOT
+from tests.conftest import DATA, ROOT, run_files
 from tests.stand_in import StandIn
 
 GREEDY, DRAWN = SampleConfig(temperature=0.0, max_new_tokens=60), SampleConfig(temperature=0.8, max_new_tokens=60)
@@ -447,14 +447,6 @@ def test_a_run_that_its_server_cuts_goes_on_later(here, served, stand_in, tmp_pa
     assert made(served, tmp_path / "cut") == whole
 
 
-def records(folder):
-    """Every file of a run but the log, the lock and the times: shards, students, report."""
-    files = {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
-    report = json.loads(files.pop("report.json"))
-    report["provenance"].pop("minutes")
-    return {name: content for name, content in files.items() if name not in ("log.txt", ".lock")} | {"report": report}
-
-
 def test_that_a_server_samples_belongs_to_a_run_and_its_address_does_not(here, served):
     problems = {"training": [heal.Problem("a", "Start 5; + 3", "8")]}
     plain, by_server = (identity(HealConfig.smoke(), ClockTask(), {"teacher": lm}, problems) for lm in (here, served))
@@ -493,7 +485,7 @@ def test_killed_at_random_moments_with_its_server_a_run_ends_the_same(tmp_path):
     print(said["killed"])
     assert said["whole"] == [0]
     assert {*said["killed"]} <= {0, 2, -signal.SIGKILL}
-    assert records(tmp_path / "killed") == records(tmp_path / "whole")
+    assert run_files(tmp_path / "killed") == run_files(tmp_path / "whole")
 
 
 @pytest.mark.slow
@@ -503,7 +495,7 @@ def test_two_processes_share_a_server(here, whole, command, tmp_path):
         subprocess.run([sys.executable, *launcher, *command(it.url, tmp_path / "two")], cwd=ROOT, check=True,
                        capture_output=True, timeout=900)
     stages = ("1-base", "2-guided", "3-repaired", "4-scores")
-    made = [{n: c for n, c in records(folder).items() if n.startswith(stages)} for folder in (tmp_path / "two", whole)]
+    made = [{n: c for n, c in run_files(folder).items() if n.startswith(stages)} for folder in (tmp_path / "two", whole)]
     assert made[0] == made[1]
 
 
