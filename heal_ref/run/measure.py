@@ -69,21 +69,23 @@ def _writer(lm: LM, prompts: Sequence[list[int]], n: int, sampling: SampleConfig
             ) -> tuple[Writer, list[Rollout]]:
     """How `lm` writes n texts of each prompt, and as many such texts as there is time for."""
     began, most, many = time.monotonic(), sampling.max_new_tokens, max(1, lm.max_batch // n)
+    many = min(many, len(prompts))
 
-    def write(count: int, tokens: int, limit: float) -> tuple[list[Rollout], float, int]:
-        contexts, tails = zip(*[repeats(ids, n) for ids in prompts[:count]], strict=True)
+    def write(texts: Sequence[list[int]], n: int, tokens: int, limit: float
+              ) -> tuple[list[Rollout], float, int]:
+        contexts, tails = zip(*[repeats(ids, n) for ids in texts], strict=True)
         start, short = time.monotonic(), replace(sampling, max_new_tokens=tokens)
         out = generate(lm, contexts, tails, sampling=short, seed=0, seconds=limit)
         return out, time.monotonic() - start, max(r.tokens_spent for r in out)
 
-    # 1) seconds per decoding step, of a full batch and of a quarter: step + each * rows
-    many = min(many, len(prompts))
-    write(1, 1, seconds)  # what is done once only is not measured
+    # 1) seconds per decoding step, of a full batch and of a quarter: step + each * rows. All rows
+    #    continue one prompt, so that hardly any time is spent on reading
+    write(prompts[:1], n, 1, seconds)  # what is done once only is not measured
     at = {}
-    for count in dict.fromkeys((max(1, many // 4), many)):
-        _, first, _ = write(count, 1, seconds / 8)
-        _, took, steps = write(count, min(most, 5), seconds / 8)
-        at[n * count] = (took - first) / (steps - 1) if steps > 1 and took > first else took / steps
+    for rows in dict.fromkeys(n * count for count in (max(1, many // 4), many)):
+        _, first, _ = write(prompts[:1], rows, 1, seconds / 8)
+        _, took, steps = write(prompts[:1], rows, min(most, 17), seconds / 8)
+        at[rows] = (took - first) / (steps - 1) if steps > 1 and took > first else took / steps
     (few, fast), (full, slow) = min(at.items()), max(at.items())
     each = max(0.0, slow - fast) / (full - few) if full > few else 0.0
     step = max(0.0, fast - each * few)
@@ -91,7 +93,7 @@ def _writer(lm: LM, prompts: Sequence[list[int]], n: int, sampling: SampleConfig
     left, count = seconds - (time.monotonic() - began), many
     while count > 1 and most * (step + each * n * count) > left:
         count = (count + 1) // 2
-    rollouts, took, steps = write(count, most, max(left, 0.0))
+    rollouts, took, steps = write(prompts[:count], n, most, max(left, 0.0))
     if steps > 8:  # later steps are slower: they read more
         scale = took / steps / (step + each * len(rollouts))
         step, each = scale * step, scale * each
