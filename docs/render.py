@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 INDEX = Path("index.md")
 PAGES = ("notebooks/*.ipynb", "README.md", "docs/*.md", "PAPER.md", "GLOSSARY.md", "LOG.md", "data/README.md")
 SHOWN = ["text/html", "text/markdown", "image/svg+xml", "image/png", "image/jpeg", "text/plain"]  # of an output, the first
-TEMPLATE = """
+TEMPLATE = r"""
 {%- extends 'lab/index.html.j2' -%}
 {%- block html_head_js -%}{%- endblock -%}
 {%- block html_head_js_mathjax -%}{%- endblock -%}
@@ -41,6 +41,7 @@ nav { padding: 8px; font-family: var(--jp-ui-font-family); }
 nav a { color: var(--jp-content-link-color); margin-right: 2em; }
 summary { cursor: pointer; padding: 4px 0; font-family: var(--jp-ui-font-family); }
 .jp-InputArea-editor, .jp-OutputArea-output, .jp-RenderedHTMLCommon pre { overflow-x: auto; }
+.jp-RenderedMarkdown :is(pre, pre code) { white-space: pre; }
 .jp-RenderedHTMLCommon :is(th, td, tr) { text-align: left; white-space: normal; }
 .jp-CodeCell summary { padding-left: 74px; }
 img.formula { display: inline; max-width: 100%; }
@@ -48,7 +49,8 @@ img.display { display: block; margin: 8px auto; }
 </style>{%- endblock -%}
 {%- block input_group -%}
 {%- if cell.metadata.get('jupyter', {}).get('source_hidden') -%}
-<details><summary>Show the code</summary>{{ super() }}</details>
+{%- set first = cell.source.split('\n')[0] -%}
+<details><summary>{{ (first.strip('# ') if first.startswith('#') else 'Show the code') | e }}</summary>{{ super() }}</details>
 {%- else -%}{{ super() }}{%- endif -%}
 {%- endblock -%}
 {%- block output_group -%}
