@@ -78,7 +78,7 @@ SMALL = {  # what makes a command of README and docs/ short enough for a test
 INLINE = r"`(?:OMP_NUM_THREADS=1 )?python -m heal_(?:ref|lab) ([^`]+)`"
 SHOWN = [c for page in GUIDE for c in re.findall(INLINE, TEXT[page]) if c != "run ..."]
 LONG = {  # what they do is also tested with the pipeline, the pair and the evidence
-    "demo", "show DIR", *(c for c in SMALL if c.startswith("build-pair") or "--limit 250" in c or "--problems" in c)}
+    "demo", "show DIR", *(c for c in SMALL if c.startswith("build-pair") or "--limit 250" in c)}
 
 
 @pytest.mark.parametrize("command", [

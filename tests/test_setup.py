@@ -97,6 +97,11 @@ def test_pages_are_whole_and_their_links_lead_somewhere(render, repository, caps
     assert "Two." not in index
 
 
+@pytest.mark.slow
+def test_all_pages_of_this_repository_are_whole(render, tmp_path, capsys):
+    assert render.main(["--out", str(tmp_path)]) == 0, capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("text", "message"), [
     ("[gone](docs/gone.md)", "README.md: docs/gone.md leads to no file of the repository; mend the link"),
     ("[out](../html)", "README.md: ../html leads to no file of the repository; mend the link"),
