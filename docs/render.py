@@ -29,6 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 INDEX = Path("index.md")
 PAGES = ("notebooks/*.ipynb", "README.md", "docs/*.md", "PAPER.md", "GLOSSARY.md", "LOG.md", "data/README.md")
 SHOWN = ["text/html", "text/markdown", "image/svg+xml", "image/png", "image/jpeg", "text/plain"]  # of an output, the first
+SPELLED = {r"\le": r"\leq", r"\ge": r"\geq", r"\ne": r"\neq", r"\tfrac": r"\frac", r"\lvert": "|", r"\rvert": "|"}  # for mathtext
 TEMPLATE = r"""
 {%- extends 'lab/index.html.j2' -%}
 {%- block html_head_js -%}{%- endblock -%}
@@ -85,8 +86,9 @@ def to_html(markdown):
 def formula(tex, style, size):
     """A formula as an <img> that holds its drawing; `Incomplete` if matplotlib cannot draw it."""
     drawing, text = io.BytesIO(), " ".join(tex.split())
+    known = re.sub(r"\\[a-z]+", lambda found: SPELLED.get(found[0], found[0]), text)
     try:
-        depth = mathtext.math_to_image(f"${text}$", drawing, format="svg", dpi=72,
+        depth = mathtext.math_to_image(f"${known}$", drawing, format="svg", dpi=72,
                                        prop=FontProperties(size=size, math_fontfamily="stix"))
     except ValueError as e:
         raise Incomplete(f"${text}$: matplotlib cannot draw this formula "

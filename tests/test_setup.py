@@ -68,7 +68,7 @@ def repository(tmp_path):
     (root / "record.json").write_text("{}")
     (root / "README.md").write_text(
         "# Project\n\n![dot](dot.svg) [one](notebooks/01_entropy.ipynb) [a record](record.json) <a href='PAPER.md#readings'>r</a>\n\n"
-        "The rise $\\Delta_k = H_k - \\frac{1}{k-1} \\sum_{j<k} H_j$ is\n\n$$r_k = \\exp(H_k)$$\n")
+        "If $k \\ne 1$, the rise $\\Delta_k = H_k - \\frac{1}{k-1} \\sum_{j<k} H_j$ is\n\n$$r_k = \\exp(H_k)$$\n")
     return root
 
 
@@ -90,7 +90,7 @@ def test_pages_are_whole_and_their_links_lead_somewhere(render, repository, caps
     shown = [cell.summary.text for cell in entropy("details") if cell.find_parent(class_="jp-CodeCell")]
     assert [text[:10] for text in shown if text != "Show the output"] == ["Solution 1", "Solution 2", "Solution 3"]
     assert len(entropy("img")) >= 3
-    assert len(pages[out / "README.html"]("img", class_="formula")) == 2
+    assert len(pages[out / "README.html"]("img", class_="formula")) == 3
     index = pages[out / "index.html"].text
     assert "00_world" in index
     assert "One." in index
