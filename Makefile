@@ -1,4 +1,4 @@
-# `make demo`, `make test`, `make test-slow`, `make test-vllm`, `make lab`: each makes .venv first.
+# `make demo`, `make test`, `make test-slow`, `make test-vllm`, `make lab`, `make html`: each makes .venv first.
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV := .venv
@@ -17,13 +17,17 @@ export HF_HUB_OFFLINE = 1
 WORKERS ?= 2
 ONE_THREAD := OMP_NUM_THREADS=1
 
-.PHONY: demo lab test test-slow test-vllm lint unit notebooks clean
+.PHONY: demo lab html test test-slow test-vllm lint unit notebooks clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m heal_ref demo
 
 lab: $(VENV)/.installed
 	$(BIN)/jupyter lab notebooks/00_world.ipynb
+
+# The notebooks as committed, README and the other pages, to read without Python: runs/html/index.html.
+html: $(VENV)/.installed
+	$(BIN)/python docs/render.py
 
 test: lint unit notebooks
 
