@@ -39,7 +39,8 @@ HINT = {"bridge": "written with the answer in view", "answer": "it states the an
 RATIO = {"typicality": r"$\log\,r_k = \log\,\mathrm{PPL}(s_k) - H_k$",
          **dict.fromkeys(("forced", "rollout"), r"$r_k = \mathrm{PPL}(s_k)\,/\,(U_k + \epsilon)$")}
 SOURCE = {"base": "unaided", "guided": "guided", "repair": "repaired"}
-ADDS = {"foundation": "solved alone", "guided": "+ answer in view", "repaired": "+ repaired by GEAR"}
+ADDS = {"foundation": "solved alone", "guided": "+ answer in view",
+        "repaired": "+ repaired by GEAR"}
 
 # ---------------------------------------------------------------- what pages are made of
 
@@ -85,7 +86,7 @@ def _box(axes: Axes, x: float, y: float, width: float, text: str, look: str, hei
     """A box around line `y`, with a text in it; what is dropped is struck out."""
     axes.add_patch(Rectangle((x, y - height / 2), width, height, fc=FILL[look], ec=EDGE,
                              ls=DASHED.get(look, "-")))
-    _quote(axes, x + 0.7, y, text, width - 1, color="white" if FILL[look] == DARK else "black")
+    _quote(axes, x + 0.7, y, text, width - 1.4, color="white" if FILL[look] == DARK else "black")
     if look == "dropped":
         axes.plot([x + 0.7, x + width - 0.7], [y, y], color=EDGE, lw=0.8)
 
@@ -128,8 +129,8 @@ def _bars(axes: Axes, x: float, width: float, lines: Sequence[float], values: Se
     """One bar per line with its value after it, that of step `k` hatched; NaN has none."""
     known = [v for v in values if v == v]
     low = min([0.0, *known])
-    zero, unit = x, (width - 6) / max(1e-9, max(known, default=0.0) - low)
-    zero -= low * unit
+    unit = (width - 6) / max(1e-9, max(known, default=0.0) - low)
+    zero = x - low * unit
     for i, (line, value) in enumerate(zip(lines, values, strict=True)):
         if value == value:
             axes.add_patch(Rectangle((zero, line - 0.3), value * unit, 0.6, ec="white", lw=0,
@@ -140,16 +141,17 @@ def _bars(axes: Axes, x: float, width: float, lines: Sequence[float], values: Se
 def _filter(axes: Axes, x: float, y: float, width: float, scored: Sequence[PureScore],
             limit: float) -> None:
     """Three lines per solution: a dot per step at its ratio, and what its worst step says."""
-    every = [r for s in scored for r in s.ratio] + [limit] * math.isfinite(limit)  # inf: PURE is off
+    ratios = [r for s in scored for r in s.ratio]
+    every = [v for v in (limit, *ratios) if math.isfinite(v)] or [0.0]  # PURE is off: no limit
     low, unit = min(every), (width - 20) / max(1e-9, max(every) - min(every))
-    _write(axes, x + 18 + (min(limit, max(every)) - low) * unit, y - 1.2,
-           f"threshold {_number(limit)}", ha="center")
+    edge = x + 18 + (min(limit, max(every)) - low) * unit
+    _write(axes, edge, y - 1.2, f"threshold {_number(limit)}", ha="center")
     for i, s in enumerate(scored):
         line, kept = y + 3 * i, s.score <= limit
         k, place = s.ratio.index(max(s.ratio)), [x + 18 + (r - low) * unit for r in s.ratio]
         _head(axes, x, line, f"{SOURCE[s.trajectory.source]}: {'kept' if kept else 'dropped'}")
-        if limit in every:
-            axes.plot([x + 18 + (limit - low) * unit] * 2, [line - 0.7, line + 0.7], "k--", lw=1.2)
+        if math.isfinite(limit):
+            axes.plot([edge] * 2, [line - 0.7, line + 0.7], "k--", lw=1.2)
         axes.plot(place, [line] * len(place), "o", ms=6, color=DARK)
         axes.plot(place[k], line, "o" if kept else "X", ms=11, mec="black",
                   color=DARK if kept else BAD)
@@ -233,9 +235,9 @@ def draw_repair(wrong: Trajectory, repaired: Trajectory, config: GearConfig | No
     _head(axes, 1, below, f"3 Hint: {HINT[config.hint]}")
     if config.hint == "bridge":
         for i, text in enumerate(("the problem", f"the answer, {p.answer}", f"kept steps: {k}")):
-            _box(axes, 3.3, below + 1.5 + i, 28, text, "kept")
-        _arrow(axes, (31.6, below + 2.5), (36.7, below + 2.5))
-    _box(axes, 37, below + 2.5, 31, _hint(repaired), "hint")
+            _box(axes, 3.3, below + 1.5 + i, 22, text, "kept")
+        _arrow(axes, (25.6, below + 2.5), (28.8, below + 2.5))
+    _box(axes, 29, below + 2.5, 39, _hint(repaired), "hint")
     _arrow(axes, (68.3, below + 2.5), (71, below + 2.5), (71, below + 1.5 + k),
            (76, below + 1.5 + k))
     _head(axes, 74, below, "4 Continuation: the hint is left out afterwards")
@@ -252,10 +254,10 @@ def draw_stages(stages: Mapping[str, Dataset], config: PaceConfig | None = None)
         config: the updates and their shares.
     """
     held = [Counter(stage["source"]) for stage in stages.values()]
-    grows = all(a <= b for a, b in zip(held, held[1:], strict=False))
-    sizes = " → ".join(f"{len(stage):,}" for stage in stages.values())
-    figure, axes = _page(17.5, f"{'Each stage holds the ones before it' if grows else 'Stages'}: {sizes} "
-                 "examples")
+    grows = len(held) > 1 and all(a <= b for a, b in zip(held, held[1:], strict=False))
+    found = "Each stage holds the ones before it" if grows else "Examples of each stage"
+    sizes = " → ".join(f"{len(stage):,}" for stage in stages.values()) or "none"
+    figure, axes = _page(17.5, f"{found}: {sizes}")
     _stairs(axes, 20, 2, 86, 11.5, stages, config or PaceConfig(), gap=10)
     for x, text in ((1, "base student"), (111, "student")):
         _box(axes, x, 13, 14, text, "frame")
@@ -303,11 +305,11 @@ def draw_method(wrong: Trajectory, repaired: Trajectory, scored: Sequence[PureSc
     _head(axes, 1.5, below + 1.5, f"6 filter  {RATIO[config.pure.reading]}")
     _filter(axes, 1.5, below + 4.2, 48, scored, limit)
     _write(axes, 1.5, below + tall - 1.9, "a dot per step; far right: a forced step\n"
-           "guided: solved with the answer in view")
+           f"{SOURCE['guided']}: solved with the answer in view")
     _arrow(axes, (50.8, below + tall / 2), (53.9, below + tall / 2))
     _frame(axes, 54, below, 55, tall, "PACE: train in stages")
     _head(axes, 55, below + 1.5, "7 three stages")
-    _stairs(axes, 55, below + 1, 53, tall - 4.7, stages, config.pace, gap=2.5)
+    _stairs(axes, 55, below + 2.2, 53, tall - 5.8, stages, config.pace, gap=2.5)
     _arrow(axes, (109.1, below + tall / 2), (111.9, below + tall / 2))
     _box(axes, 112, below + tall / 2, 13, "", "frame", 4)
     _head(axes, 113, below + tall / 2 - 1, "8 student")

@@ -34,7 +34,7 @@ def sampled(teacher, task, validation):
     problems = [p for p in validation if p.kind == "frontier"][:4]
     base = heal.sample(teacher, task, problems, n=2, seed=0)
     repaired = heal.repair(teacher, task, base, seed=0)
-    return [(next(t for t in base if (t.problem.id, t.index) == (r.problem.id, r.parent)), r) for r in repaired][::4]
+    return [(next(t for t in base if (t.problem.id, t.index) == (r.problem.id, r.parent)), r) for r in repaired][:6:3]
 
 
 def stages_of(**held):
@@ -72,16 +72,16 @@ def assert_readable(figure):
     page, renderer = figure.bbox, canvas.get_renderer()
     assert page.width == 1000
     boxes = [(t, t.get_window_extent(renderer)) for t in figure.axes[0].texts if t.get_text()]
+    filled = [(p.get_facecolor(), p.get_window_extent(renderer)) for p in figure.axes[0].patches if p.get_facecolor()[3]]
     for t, box in boxes:
         assert page.x0 <= box.x0 < box.x1 <= page.x1, t
         assert page.y0 <= box.y0 < box.y1 <= page.y1, t
         assert t.get_fontsize() >= 9
-        below = [p for p in figure.axes[0].patches if p.get_facecolor()[3] and p.get_window_extent(renderer).overlaps(box)]
-        for patch in below:  # it lies in the whole of its box, and no text touches another one's box
-            around = patch.get_window_extent(renderer)
+        below = [(fill, around) for fill, around in filled if around.overlaps(box)]
+        for _, around in below:  # a text is within its box, and touches no other one
             assert around.x0 <= box.x0 < box.x1 <= around.x1, t
             assert around.y0 <= (box.y0 + box.y1) / 2 <= around.y1, t
-        assert contrast(t.get_color(), below[-1].get_facecolor() if below else "white") >= 4.5, t
+        assert contrast(t.get_color(), below[-1][0] if below else "white") >= 4.5, t
     for (t, box), (other, its) in combinations(boxes, 2):
         width = min(box.x1, its.x1) - max(box.x0, its.x0)
         height = min(box.y1, its.y1) - max(box.y0, its.y0)
@@ -201,14 +201,16 @@ def test_the_formulas_have_a_word_for_every_setting_and_are_what_is_computed(exa
 def test_the_stages_are_as_tall_as_they_are_full():
     held = {"foundation": {"base": 40}, "guided": {"base": 40, "guided": 10}, "repaired": {"base": 40, "guided": 10, "repair": 20}}
     figure = draw_stages(stages_of(**held))
-    assert texts(figure)[0] == "Each stage holds the ones before it: 40 → 50 → 70 examples"
+    assert texts(figure)[0] == "Each stage holds the ones before it: 40 → 50 → 70"
     boxes = {(round(p.get_x()), p.get_facecolor()): p.get_height() for p in figure.axes[0].patches if p.get_facecolor()[3]}
     assert len(boxes) == 6, "a box for each source in each stage"
     base, guided, repaired = (max(h for (_, c), h in boxes.items() if c == to_rgba(FILL[s])) for s in ("base", "guided", "repair"))
     assert base - repaired == pytest.approx(2 * (repaired - guided))
-    alone = draw_stages(stages_of(foundation={"base": 40}, guided={"guided": 10}, repaired={"repair": 20}), heal.PaceConfig(cumulative=False))
-    assert texts(alone)[0] == "Stages: 40 → 10 → 20 examples"
-    said = texts(draw_stages(stages_of(foundation={"base": 4}, guided={"base": 4}, repaired={"base": 4, "repair": 1}), heal.PaceConfig(updates=10)))
+    apart = stages_of(foundation={"base": 40}, guided={"guided": 10}, repaired={"repair": 20})
+    alone = draw_stages(apart, heal.PaceConfig(cumulative=False))
+    assert texts(alone)[0] == "Examples of each stage: 40 → 10 → 20"
+    none_guided = stages_of(foundation={"base": 4}, guided={"base": 4}, repaired={"base": 4, "repair": 1})
+    said = texts(draw_stages(none_guided, heal.PaceConfig(updates=10)))
     assert Counter(said)["4 unaided"] == 3
     assert "0 guided" not in said, "what a stage does not hold has no box"
 
@@ -222,30 +224,37 @@ def test_the_page_is_readable(example):
     assert_readable(draw_stages(example["stages"]))
 
 
-@pytest.mark.parametrize("config", [
-    *(heal.GearConfig(signal=s) for s in choices(heal.GearConfig, "signal")), *(heal.GearConfig(step=s) for s in choices(heal.GearConfig, "step")),
-    *(heal.GearConfig(hint=h) for h in choices(heal.GearConfig, "hint"))], ids=str)
-def test_every_reading_is_readable(example, sampled, config):
-    for wrong, repaired in [(example["wrong"], example["repaired"]), *sampled]:
-        assert_readable(draw_repair(wrong, repaired, config))
-    assert_readable(draw_method(**{**example, "config": heal.HealConfig(gear=config)}))
+READINGS = [(name, value) for name in ("signal", "step", "hint") for value in choices(heal.GearConfig, name)]
+
+
+@pytest.mark.parametrize(("name", "value"), READINGS)
+def test_every_reading_is_readable(example, name, value):
+    assert_readable(draw_repair(example["wrong"], example["repaired"], heal.GearConfig(**{name: value})))
+
+
+def test_samples_and_other_readings_are_readable(example, sampled):
+    for wrong, repaired in sampled:
+        assert_readable(draw_repair(wrong, repaired))
+    config = heal.HealConfig(gear=heal.GearConfig(signal="random", hint="wrong_answer"), pure=heal.PureConfig(reading="forced"))
+    assert_readable(draw_method(**{**example, "config": config}))
 
 
 LONG = "So the price of $3 apples and $4 pears is \\frac{1}{2} of what she had, _which_ we know\nfrom the line above. " * 2
 
 
-@pytest.mark.parametrize(("steps", "k", "new"), [(1, 0, 1), (2, 1, 9), (14, 0, 14), (14, 13, 15), (9, 4, 5)])
-@pytest.mark.parametrize("limit", [0.2, math.inf])
+@pytest.mark.parametrize(("steps", "k", "new", "limit"), [(1, 0, 1, 0.2), (9, 0, 9, math.inf), (9, 8, 12, 0.2)])
 def test_long_chains_and_texts_are_cut_to_what_is_readable(example, steps, k, new, limit):
     problem = replace(example["wrong"].problem, question=LONG, answer="\\frac{123456789}{1234567}")
     wrong = with_steps(example["wrong"], [LONG] * steps, problem=problem, answer="$12")
     repaired = with_steps(example["repaired"], [LONG] * new, problem=problem, answer="$3 or $4, whichever is less", hint=LONG, breakpoint=k)
     unusable = with_steps(repaired, [LONG] * k, hint=None, note="hint states the answer", answer=None, correct=False)
     scored = [heal.PureScore(t, [1.5] * new, [0.5] * new, [0.1 * i - 0.3 for i in range(new)], 0.1 * new) for t in (repaired, repaired)]
-    stages = stages_of(foundation={"base": 99_999}, guided={"base": 99_999, "guided": 1}, repaired={"base": 99_999, "guided": 1, "repair": 1})
-    for r in (repaired, unusable, replace(unusable, note="", hint="")):
+    first, more = {"base": 12_345}, {"base": 12_345, "guided": 1}
+    stages = stages_of(foundation=first, guided=more, repaired={**more, "repair": 1})
+    for r in (repaired, unusable):
         assert_readable(draw_repair(wrong, r))
-        assert_readable(draw_method(wrong, r, scored, limit, stages))
+    assert_readable(draw_method(wrong, repaired, scored, limit, stages))
+    assert_readable(draw_method(wrong, replace(unusable, note="", hint=""), scored, limit, stages))
     assert any(text.endswith("…") for text in texts(draw_repair(wrong, repaired)))
     assert_readable(draw_stages(stages))
 
@@ -253,7 +262,7 @@ def test_long_chains_and_texts_are_cut_to_what_is_readable(example, steps, k, ne
 def test_few_and_no_stages_are_readable(example):
     for held in ({"all": {"base": 3, "guided": 2, "repair": 1}}, {"foundation": {}, "guided": {}, "repaired": {"repair": 2}}, {}):
         assert_readable(draw_stages(stages_of(**held)))
-        assert_readable(draw_method(**{**example, "stages": stages_of(**held), "scored": []}))
+        assert_readable(draw_method(**{**example, "stages": stages_of(**held), "scored": [], "limit": math.inf}))
 
 
 @pytest.mark.parametrize("together", [("kept", "broken", "new"), ("dropped", "broken", "new"), ("base", "guided", "repair")])
