@@ -255,9 +255,9 @@ def draw_stages(stages: Mapping[str, Dataset], config: PaceConfig | None = None)
     """
     held = [Counter(stage["source"]) for stage in stages.values()]
     grows = len(held) > 1 and all(a <= b for a, b in zip(held, held[1:], strict=False))
-    found = "Each stage holds the ones before it" if grows else "Examples of each stage"
-    sizes = " → ".join(f"{len(stage):,}" for stage in stages.values()) or "none"
-    figure, axes = _page(17.5, f"{found}: {sizes}")
+    found = "Each stage holds the ones before it" if grows else "Stages"
+    sizes = " → ".join(f"{len(stage):,}" for stage in stages.values()) or "no"
+    figure, axes = _page(17.5, f"{found}: {sizes} examples")
     _stairs(axes, 20, 2, 86, 11.5, stages, config or PaceConfig(), gap=10)
     for x, text in ((1, "base student"), (111, "student")):
         _box(axes, x, 13, 14, text, "frame")

@@ -166,11 +166,11 @@ def test_a_repair_is_told_in_its_four_moves(sampled):
         assert said.count(f"hint: {r.hint}" if r.hint else f"no hint: {r.note}") == 2
         assert said[0] == (f"Cut before its step {r.breakpoint + 1} and hinted, the chain ends in "
                            f"{r.answer or 'no answer'} ({'right' if r.correct else 'wrong'})")
-        hatched = [p for p in figure.axes[0].patches if p.get_hatch()]
-        rises = heal.rises(heal.step_values(wrong.entropy, wrong.steps, "max"))
-        assert hatched[1].get_width() == max((p.get_width() for p in figure.axes[0].patches if p.get_y() == hatched[1].get_y()
-                                              and p.get_x() >= 92), default=None)
-        assert rises[r.breakpoint] == max(rises)
+        bars = [(p.get_width(), bool(p.get_hatch())) for p in figure.axes[0].patches if p.get_height() == 0.6]
+        k = len(wrong.steps)
+        assert len(bars) == 2 * k, "entropies and rises"
+        assert [step for step, (_, hatched) in enumerate(bars[:k]) if hatched] == [r.breakpoint]
+        assert int(np.argmax([width for width, _ in bars[k:]])) == r.breakpoint
         assert "✂ 2 Cut: largest rise" in said
 
 
@@ -201,14 +201,14 @@ def test_the_formulas_have_a_word_for_every_setting_and_are_what_is_computed(exa
 def test_the_stages_are_as_tall_as_they_are_full():
     held = {"foundation": {"base": 40}, "guided": {"base": 40, "guided": 10}, "repaired": {"base": 40, "guided": 10, "repair": 20}}
     figure = draw_stages(stages_of(**held))
-    assert texts(figure)[0] == "Each stage holds the ones before it: 40 → 50 → 70"
+    assert texts(figure)[0] == "Each stage holds the ones before it: 40 → 50 → 70 examples"
     boxes = {(round(p.get_x()), p.get_facecolor()): p.get_height() for p in figure.axes[0].patches if p.get_facecolor()[3]}
     assert len(boxes) == 6, "a box for each source in each stage"
     base, guided, repaired = (max(h for (_, c), h in boxes.items() if c == to_rgba(FILL[s])) for s in ("base", "guided", "repair"))
     assert base - repaired == pytest.approx(2 * (repaired - guided))
     apart = stages_of(foundation={"base": 40}, guided={"guided": 10}, repaired={"repair": 20})
     alone = draw_stages(apart, heal.PaceConfig(cumulative=False))
-    assert texts(alone)[0] == "Examples of each stage: 40 → 10 → 20"
+    assert texts(alone)[0] == "Stages: 40 → 10 → 20 examples"
     none_guided = stages_of(foundation={"base": 4}, guided={"base": 4}, repaired={"base": 4, "repair": 1})
     said = texts(draw_stages(none_guided, heal.PaceConfig(updates=10)))
     assert Counter(said)["4 unaided"] == 3
