@@ -1,4 +1,4 @@
-"""Command line: `python -m heal_lab experiment | evidence | build-pair | bench`."""
+"""Command line: `python -m heal_lab experiment | evidence | build-pair | bench | draw`."""
 
 import argparse
 import json
@@ -18,11 +18,13 @@ from heal_lab.clock_corpus import Dials
 from heal_lab.compare import Results
 from heal_lab.evidence import break_evidence, gear_evidence, hint_evidence, write_record
 from heal_lab.evidence_pure import pure_evidence
-from heal_lab.figures import ARM_LABEL, draw_experiment
+from heal_lab.figures import ARM_LABEL, draw_experiment, method_example
 from heal_lab.pair import build_clock
 from heal_ref.config import PRESETS, HealConfig
+from heal_ref.drawings import draw_method
 from heal_ref.evaluate import Row
 from heal_ref.model import load_lm
+from heal_ref.plots import save
 from heal_ref.records import DATA, InputError, limit_by_kind
 from heal_ref.run.command import execute
 from heal_ref.run.report import table, text_table
@@ -76,6 +78,8 @@ def _parser() -> argparse.ArgumentParser:
     x("--server", default="http://127.0.0.1:8123/v1", help="address of vLLM, for `server`")
     x("--model", default=str(DATA / "teacher"), help="the folder that it serves")
     x("--rounds", type=int, default=7, help="timed rounds of each side")
+    x = add("draw", "", "method.png, README's drawing of the method on one problem")
+    x("--out", default="docs", help="folder of the picture")
     return parser
 
 
@@ -170,7 +174,14 @@ def _dials(given: Sequence[str]) -> dict[str, Any]:
     return out
 
 
-COMMANDS = {f.__name__.replace("_", "-"): f for f in (experiment, build_pair, evidence, bench)}
+def draw(args: argparse.Namespace, command: str) -> None:
+    path = Path(args.out) / "method.png"
+    save(draw_method(**method_example()), path)
+    print(f"The method, drawn on one problem, is in {path}")
+
+
+COMMANDS = {f.__name__.replace("_", "-"): f for f in (experiment, build_pair, evidence, bench,
+                                                      draw)}
 
 
 def main(argv: list[str] | None = None) -> int:

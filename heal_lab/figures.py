@@ -1,4 +1,4 @@
-"""Figures of the evidence and of the experiment, for notebooks and records."""
+"""Figures of the evidence and of the experiment, and the example that the method is drawn on."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,9 +10,17 @@ from matplotlib.figure import Figure
 
 from heal_lab.arms import BUDGETS
 from heal_lab.compare import Results, verdict
+from heal_ref.config import GearConfig, HealConfig, SampleConfig
 from heal_ref.evaluate import Row
+from heal_ref.gear import repair
+from heal_ref.generation import sample
+from heal_ref.model import load_lm
+from heal_ref.pace import build_stages, solved_share
 from heal_ref.plots import BAD, COLOUR, GOOD, PALETTE, new_figure, plot_ceiling, save, styled
-from heal_ref.records import Trajectory
+from heal_ref.pure import pure_filter, pure_scores, pure_threshold, unaided
+from heal_ref.records import DATA, Problem, Trajectory, limit_by_kind
+from heal_ref.run.sources import load_problems
+from heal_ref.tasks import ClockTask
 
 ARM_LABEL = {
     "student": "base student", "teacher": "teacher", "rft": "rejection sampling",
@@ -300,3 +308,24 @@ def draw_experiment(results: Results, folder: Path) -> list[Path]:
     for name, figure in figures.items():
         save(figure, folder / f"{name}.png")
     return [folder / f"{name}.png" for name in figures]
+
+
+def method_example(each: int = 12) -> dict[str, Any]:
+    """The arguments of `draw_method`: the shipped teacher on one problem that it fails, among
+    `each` validation problems of each kind. It samples greedily, so every machine draws the same.
+    """
+    teacher, task, config = load_lm(DATA / "teacher"), ClockTask(), HealConfig.tiny()
+    greedy = SampleConfig(n=1, temperature=0.0)
+    shown = Problem("shown", "Start 5; + 3; # 4; * 2", "17")
+    file = load_problems(DATA / "clock" / "validation.jsonl", task)
+    base = sample(teacher, task, [shown, *limit_by_kind(file, each)], sampling=greedy)
+    solved = solved_share(base)
+    hard = [t.problem for t in base if solved[t.problem.id] < config.pace.guided_below]
+    guided = sample(teacher, task, hard, sampling=greedy, guided=True)
+    repaired = repair(teacher, task, base, GearConfig(continuations=1), sampling=greedy)
+    reference = pure_scores(teacher, task, unaided(base))
+    scores = [pure_scores(teacher, task, helped) for helped in (repaired, guided)]
+    kept = [pure_filter(some, reference=reference) for some in scores]
+    return {"wrong": base[0], "repaired": repaired[0], "limit": pure_threshold(reference),
+            "scored": [s for some in scores for s in some if s.trajectory.problem == shown],
+            "stages": build_stages(base, kept[1], kept[0], config.pace), "config": config}
