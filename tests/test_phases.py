@@ -236,6 +236,19 @@ def test_the_table_of_costs_by_hand():
     assert lines[3] == ["whole run", "500", "1,500", "2.00", "3.50", "1.00", "2.00"]
 
 
+def test_the_plan_of_a_real_pair_was_true():
+    """Minutes, memory and tokens of the recorded run within a quarter of its plan; usage.md prints its table."""
+    phases = json.loads((DATA / "results" / "plan.json").read_text())["phases"]
+    lines = cost_table(phases)
+    for planned, measured in zip(lines[-1][1::2], lines[-1][2::2], strict=True):
+        planned, measured = (float(number.replace(",", "")) for number in (planned, measured))
+        assert measured == pytest.approx(planned, rel=0.25)
+    assert all(one["GiB"] == pytest.approx(phases["planned"][name]["GiB"], rel=0.25)
+               for name, one in phases["measured"].items() if name != "start")
+    page = (ROOT / "docs" / "usage.md").read_text()
+    assert all("| " + " | ".join(line) + " |\n" in page for line in lines)
+
+
 # ------------------------------------------------------------------------------------------------ real memory
 
 
