@@ -74,6 +74,7 @@ SMALL = {  # what makes a command of README and docs/ short enough for a test
     "evidence hints --problems data/clock/validation.jsonl": ["--limit", "1"],
     "evidence pure --limit 250": ["--limit", "1"],
     "bench score": ["--rounds", "1"],
+    "draw": [],
 }
 INLINE = r"`(?:OMP_NUM_THREADS=1 )?python -m heal_(?:ref|lab) ([^`]+)`"
 SHOWN = [c for page in GUIDE for c in re.findall(INLINE, TEXT[page]) if c != "run ..."]
