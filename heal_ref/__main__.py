@@ -108,8 +108,8 @@ def _settings(args: argparse.Namespace, preset: HealConfig) -> HealConfig:
     config = HealConfig.from_file(args.config, over=preset) if args.config is not None else preset
     options = {"seed": args.seed, "sample.max_new_tokens": args.max_new_tokens,
                "pace.lora": args.lora}
-    config = with_options(config, args.set)
-    return config.with_settings({name: v for name, v in options.items() if v is not None})
+    given = {name: value for name, value in options.items() if value is not None}
+    return with_options(config, args.set).with_settings(given)
 
 
 def _run(args: argparse.Namespace, command: str) -> None:

@@ -24,7 +24,7 @@ from heal_ref.config import SampleConfig
 from heal_ref.entropy import Ids, entropy_and_log_total, left_pad, split_steps, step_ends
 from heal_ref.model import LM
 from heal_ref.records import Problem, Trajectory
-from heal_ref.scoring import continued_stats, text_stats, token_stats
+from heal_ref.scoring import continued_stats, of_completions, text_stats, token_stats
 from heal_ref.server import Server
 from heal_ref.tasks.base import Task
 
@@ -148,14 +148,12 @@ def sampled_stats(lm: LM, jobs: Sequence[Job], new: Sequence[list[int]]
     computed once."""
     longer = [(context, [*tail, *ids], seen)
               for (context, tail, seen), ids in zip(jobs, new, strict=True)]
-    out = []
+    out = list[tuple[list[float], list[float]]]()
     for start in range(0, len(jobs), lm.max_batch):
         batch = slice(start, start + lm.max_batch)
         ids, mask, cache = _inputs(lm, longer[batch])
         stats = (continued_stats if cache else token_stats)(lm.model, ids, mask, *cache.values())
-        for sampled, *numbers in zip(new[batch], *(s.tolist() for s in stats), strict=True):
-            h, p = (row[len(row) - len(sampled) :] for row in numbers)  # texts end where rows end
-            out.append((h, p))
+        out += of_completions(stats, new[batch])
     return out
 
 

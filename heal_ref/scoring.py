@@ -244,12 +244,17 @@ def text_stats(lm: Any, pairs: Iterable[tuple[Sequence[int], Sequence[int]]]
         >>> len(entropy), len(logprob)
         (1, 1)
     """
-    pairs, out = list(pairs), []
+    pairs, out = list(pairs), list[tuple[list[float], list[float]]]()
     for start in range(0, len(pairs), lm.max_batch):
         batch = pairs[start : start + lm.max_batch]
         texts = [[*context, *completion] for context, completion in batch]
         stats = token_stats(lm.model, *left_pad(texts, lm.tokenizer.pad_token_id, lm.device))
-        for (_, completion), *rows in zip(batch, *(s.tolist() for s in stats), strict=True):
-            h, p = (row[len(row) - len(completion) :] for row in rows)  # texts end where rows end
-            out.append((h, p))
+        out += of_completions(stats, [completion for _, completion in batch])
     return out
+
+
+def of_completions(stats: tuple[PerToken, PerToken], completions: Sequence[Sequence[int]]
+                   ) -> list[tuple[list[float], list[float]]]:
+    """The two numbers of each token of a completion, which ends where its row ends."""
+    rows = zip(completions, *(s.tolist() for s in stats), strict=True)
+    return [(h[len(h) - len(ids) :], p[len(p) - len(ids) :]) for ids, h, p in rows]

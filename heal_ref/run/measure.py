@@ -1,5 +1,4 @@
-"""What a run will cost, measured in about a minute: how fast teacher and student are here, and what
-becomes of some of the problems."""
+"""Measured in about a minute: how fast teacher and student are, what becomes of some problems."""
 
 import random
 import time
@@ -59,17 +58,16 @@ def measure(teacher: LM, student: LM, task: Task, problems: Sequence[Problem], c
         separators = sum(teacher.decode(r.ids).count(task.separator) for r in ended)
         steps = 1 + separators / len(ended)
     loaded = sum(model.get_memory_footprint() for model in in_memory(teacher, student))
-    base_memory = used_memory() - loaded
     return Speed(1 / (writer.each + writer.step / len(rollouts)), scored, learnt,
                  sum(map(len, prompts)) / len(prompts), solution, steps, writer, its, expected,
-                 max(0, base_memory))
+                 max(0, used_memory() - loaded))
 
 
 def _writer(lm: LM, prompts: Sequence[list[int]], n: int, sampling: SampleConfig, seconds: float
             ) -> tuple[Writer, list[Rollout]]:
     """How `lm` writes n texts of each prompt, and as many such texts as there is time for."""
-    began, most, many = time.monotonic(), sampling.max_new_tokens, max(1, lm.max_batch // n)
-    many = min(many, len(prompts))
+    began, most = time.monotonic(), sampling.max_new_tokens
+    many = min(max(1, lm.max_batch // n), len(prompts))  # prompts in a full batch
 
     def write(texts: Sequence[list[int]], n: int, tokens: int, limit: float
               ) -> tuple[list[Rollout], float, int]:

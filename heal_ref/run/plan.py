@@ -7,6 +7,7 @@ configuration; the model need not be loaded.
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -102,11 +103,10 @@ def training_bytes(config: PreTrainedConfig, sequences: int, length: int, width:
     copies). A weight that learns needs 16 (itself, gradient and two moments, in float32). With
     adapters of rank `lora` these learn, and the model's weights need `frozen` bytes each. With
     gradient checkpointing one layer's activations are kept, and each layer's input."""
-    tokens, layers = sequences * length, config.num_hidden_layers
+    weights, tokens, layers = parameters(config), sequences * length, config.num_hidden_layers
     hidden, _, per_layer = _numbers(config)
     kept = per_layer + layers * hidden if checkpointing else layers * per_layer
-    states = (16 * adapter_parameters(config, lora) + frozen * parameters(config) if lora
-              else 16 * parameters(config))
+    states = 16 * adapter_parameters(config, lora) + frozen * weights if lora else 16 * weights
     return {"states": states, "activations": tokens * kept * width,
             "logits": 3 * tokens * config.vocab_size * 4}
 
@@ -206,20 +206,20 @@ def memory(stages: Sequence[Stage], teacher: LM, student: LM, config: HealConfig
         for lm in {"train": (student,), "evaluate": (teacher, student)}.get(s.phase, (teacher,)):
             share = s.expected.sequences / s.sequences if expected else 1.0
             width, rows = lm.dtype.itemsize, min(math.ceil(s.rows * share), lm.max_batch)
+            training = partial(training_bytes, lm.config, lora=config.pace.lora,
+                               frozen=2 if lm.dtype == torch.bfloat16 else 4,
+                               checkpointing=config.pace.checkpointing)
             if s.name == "score":
                 need = scoring_bytes(lm.config, rows, whole, width)
             elif s.name == "train two students":
                 rows //= parts_of_a_batch(config.pace, lm)
-                need = training_bytes(
-                    lm.config, max(1, rows), whole, width if lm.device.type != "cpu" else 4,
-                    lora=config.pace.lora, frozen=2 if lm.dtype == torch.bfloat16 else 4,
-                    checkpointing=config.pace.checkpointing)
+                need = training(max(1, rows), whole, width if lm.device.type != "cpu" else 4)
             else:
                 need = sampling_bytes(lm.config, rows, whole if s.phase == "repair" else length,
                                       width if s.phase != "train" else 4)
             need = {"base": speed.base, **need}
             if s.name == "learning curves":  # gradients and moments stay
-                need["weights"] = training_bytes(lm.config, 0, 0, lora=config.pace.lora)["states"]
+                need["weights"] = training(0, 0)["states"]
             out[s.phase] = max(out.get(s.phase, {}), need, key=lambda parts: sum(parts.values()))
     return out
 
