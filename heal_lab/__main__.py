@@ -73,8 +73,9 @@ def _parser() -> argparse.ArgumentParser:
     x("--seed", type=int, default=0, help="seed of sampling")
     x("--limit", type=int, default=0, help="problems of each kind, 0 for all")
     x = add("bench", "", "speed against standard implementations; prints ratios")
-    x("what", choices=("sample", "score", "server"), help="sample: entropy recorded, a prefix "
-      "shared; score: entropy and log-prob without full logits; server: sampling by vLLM")
+    x("what", choices=("sample", "score", "nucleus", "server"), help="sample: entropy recorded, "
+      "a prefix shared; score: entropy and log-prob without full logits; nucleus: top_p of a large "
+      "vocabulary; server: sampling by vLLM")
     x("--server", default="http://127.0.0.1:8123/v1", help="address of vLLM, for `server`")
     x("--model", default=str(DATA / "teacher"), help="the folder that it serves")
     x("--rounds", type=int, default=7, help="timed rounds of each side")
@@ -87,6 +88,7 @@ def bench(args: argparse.Namespace, command: str) -> None:
     if args.rounds < 1:
         raise InputError(f"--rounds {args.rounds}: a median needs at least one; the default is 7")
     measures: dict[str, Any] = {"sample": speed.bench_sample, "score": speed.bench_score,
+                                "nucleus": speed.bench_nucleus,
                                 "server": partial(speed.bench_server, args.server, args.model)}
     print(*measures[args.what](args.rounds), sep="\n")
 
