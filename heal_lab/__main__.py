@@ -63,6 +63,8 @@ def _parser() -> argparse.ArgumentParser:
     x("--seed", type=int, default=0, help="seed of weights, corpus and data order")
     x("--scale", type=float, default=1.0, help="share of the recipe's updates")
     x("--limit", type=int, default=0, help="problems of each kind in behaviour.json, 0 for all")
+    x("--start", metavar="PAIR", help="clock: a pair whose teacher gets one more short lesson, "
+      "instead of a pair from nothing; its students are copied")
     x("--dial", nargs="*", default=[], metavar="NAME=VALUE", help="clock: what differs from the "
       f"shipped world's corpora ({', '.join(DIALS)})")
     x = add("evidence", "runs/evidence", "every reading and control of a module, by the checker")
@@ -154,7 +156,10 @@ def build_pair(args: argparse.Namespace, command: str) -> None:
     if args.world == "chat":
         build_chat(Path(args.out), args.seed, progress, args.scale)
     else:
-        build_clock(Path(args.out), args.seed, progress, args.scale, args.limit,
+        start = args.start and Path(args.start)
+        if start and not (start / "teacher" / "training.json").exists():
+            raise InputError(f"--start {start}: there is no pair in it; build-pair makes one")
+        build_clock(Path(args.out), args.seed, progress, args.scale, args.limit, start,
                     **_dials(args.dial))
     print(f"The models and problem files of the {args.world} world are in {args.out}")
 
