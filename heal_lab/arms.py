@@ -222,7 +222,7 @@ def gold(made: TeacherData) -> ArmData:
 
     What a student can learn from these problems at all: of the facts in them, and of others.
     """
-    m, dials = made.method, Dials(hours=made.method.task.hours)
+    m, dials = made.method, Dials(hours=vars(made.method.task)["hours"])
     rng, solved = random.Random(f"{made.config.seed}/gold"), []
     for problem in made.problems:
         chain = Chain.parse(problem.question, dials.hours)

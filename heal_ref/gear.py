@@ -152,8 +152,9 @@ def write_hints(
 
     "bridge": the teacher sees problem, answer and kept prefix, and writes what must come next.
     "step": after a prompt that shows the answer, and the kept prefix as its own beginning, the
-    teacher writes the next step of the solution. "answer": the hint states the answer. Controls: "wrong_answer", it states the wrong answer of
-    the path itself; "none", it is empty, so that the teacher only continues after the cut.
+    teacher writes the next step of the solution. "answer": the hint states the answer. Controls:
+    "wrong_answer", it states the wrong answer of the path itself; "none", it is empty, so that the
+    teacher only continues after the cut.
     """
     if config.hint == "none":
         return [[Hint("")] * config.hints for _ in paths]
