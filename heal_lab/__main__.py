@@ -1,8 +1,9 @@
-"""Command line: `python -m heal_lab experiment | evidence | build-pair | bench | draw`."""
+"""Command line: `python -m heal_lab experiment | evidence | build-pair | real | …`."""
 
 import argparse
 import json
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import MISSING, fields, replace
 from functools import partial
@@ -13,6 +14,8 @@ from tqdm.auto import tqdm
 
 from heal_lab import bench as speed
 from heal_lab import experiment as lab
+from heal_lab import real as real_pair
+from heal_lab.arms import ARMS
 from heal_lab.chat_world import build_chat
 from heal_lab.clock_corpus import Dials
 from heal_lab.compare import Results
@@ -27,6 +30,7 @@ from heal_ref.model import load_lm
 from heal_ref.plots import save
 from heal_ref.records import DATA, InputError, limit_by_kind
 from heal_ref.run.command import execute
+from heal_ref.run.pipeline import provenance
 from heal_ref.run.report import table, text_table
 from heal_ref.run.sources import load_problems
 from heal_ref.settings import with_options
@@ -74,6 +78,16 @@ def _parser() -> argparse.ArgumentParser:
     x("--problems", default=str(DATA / "clock" / "heldout.jsonl"), help="JSON Lines")
     x("--seed", type=int, default=0, help="seed of sampling")
     x("--limit", type=int, default=0, help="problems of each kind, 0 for all")
+    x = add("real", "runs/real", "a pretrained pair on word problems; resumable")
+    x("--teacher", required=True, help="folder of a chat model")
+    x("--student", required=True, help="folder of a smaller one; it may have another tokenizer")
+    x("--parts", nargs="+", default=real_pair.PARTS, choices=real_pair.PARTS,
+      help="what is measured; the record holds these and what was finished before")
+    x("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of training, for `students`")
+    x("--arms", nargs="+", default=real_pair.ARMS, choices=ARMS, metavar="ARM", help="students")
+    x("--limit", type=int, default=0, help="problems of each split, 0 for all")
+    x("--set", action="append", default=[], metavar="NAME=VALUE",
+      help="a setting over the part's own; repeat it for more")
     x = add("bench", "", "speed against standard implementations; prints ratios")
     x("what", choices=("sample", "score", "nucleus", "server"), help="sample: entropy recorded, "
       "a prefix shared; score: entropy and log-prob without full logits; nucleus: top_p of a large "
@@ -143,6 +157,19 @@ def _plan(args: argparse.Namespace) -> list[tuple[str, Path, int]]:
     return plan
 
 
+def real(args: argparse.Namespace, command: str) -> None:
+    began, out = time.monotonic(), Path(args.out)
+    teacher, student = load_lm(args.teacher), load_lm(args.student)
+    config = with_options(real_pair.settings(), args.set)
+    world = real_pair.World.at(out, teacher, config, args.limit, args.quiet)
+    record = real_pair.collect(world, student, args.seeds, args.parts, args.arms, args.quiet)
+    counts = {name: len(problems) for name, problems in world.splits.items()}
+    origin = {**provenance(teacher, command, config.seed, began), "problems": counts,
+              "teacher": Path(args.teacher).name, "student": Path(args.student).name}
+    write_record(out / "real.json", {"provenance": origin, **record})
+    print(f"{len(record['rows'])} rows and the numbers they are made of: {out / 'real.json'}")
+
+
 def build_pair(args: argparse.Namespace, command: str) -> None:
     def progress(label: str) -> Any:
         bar = tqdm(desc=f"{label:<8}", unit="update", disable=args.quiet)
@@ -187,8 +214,8 @@ def draw(args: argparse.Namespace, command: str) -> None:
     print(f"The method, drawn on one problem, is in {path}")
 
 
-COMMANDS = {f.__name__.replace("_", "-"): f for f in (experiment, build_pair, evidence, bench,
-                                                      draw)}
+COMMANDS = {f.__name__.replace("_", "-"): f for f in (experiment, build_pair, evidence, real,
+                                                      bench, draw)}
 
 
 def main(argv: list[str] | None = None) -> int:

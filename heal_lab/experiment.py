@@ -70,19 +70,21 @@ class Trial:
     Args:
         problems: "train", "validation" (for the learning curves), "held-out", and "second" for a
             second round.
-        limits: new tokens in the evaluation; without them those of `config.sample`.
+        limit: new tokens in the evaluation; without it that of `config.sample`.
+        made: what the teacher made, if it is not to be made in this folder.
     """
 
     def __init__(self, home: str | Path, task: Task, teacher: LM, student: LM,
                  problems: Mapping[str, Sequence[Problem]], config: HealConfig, *,
-                 quiet: bool = False, limit: int = 0):
+                 quiet: bool = False, limit: int = 0, made: TeacherData | None = None):
         self.config, self.task, self.teacher, self.student = config, task, teacher, student
         self.problems, self.probe = problems["held-out"], problems["validation"]
         self.limit = limit or config.sample.max_new_tokens
         models = {"teacher": teacher, "student": student}
-        self.folder = RunFolder(home, identity(config, task, models, problems), quiet)
+        asked = {name: some for name, some in problems.items() if some}
+        self.folder = RunFolder(home, identity(config, task, models, asked), quiet)
         method = Method(self.folder, teacher, task, config)
-        self.made = TeacherData(method, problems["train"], problems.get("second", ()))
+        self.made = made or TeacherData(method, problems["train"], problems.get("second", ()))
 
     @classmethod
     def of_pair(cls, home: str | Path, pair: Path, config: HealConfig, quiet: bool = False,

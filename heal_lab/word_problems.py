@@ -29,7 +29,7 @@ Generator = Callable[[Random, float], dict[str, Any]]
 DRAWS = 40  # stories by which a generator is judged
 NEW = 5  # every fifth sound generator is for `unseen` problems only
 PER_GENERATOR = {"train": 6, "validation": 3, "heldout": 4, "unseen": 8}
-_NUMBER = r"(?>\d+(?:,\d{3})*(?:\.\d+)?)"  # atomic: no match ends within a number
+_NUMBER = r"(?>\d+(?:,\d{3}(?!\d))*(?:\.\d+)?)"  # atomic: no match ends within a number
 _MONEY = r"[$€£]?\s*"
 _OPERATORS = r"\s*[-+*/×÷x]\s*"
 _RESULT = re.compile(rf"=\s*{_MONEY}({_NUMBER})(?!\s*[-+*/×÷(]|\s+x\s)")
