@@ -30,6 +30,7 @@ from heal_ref.model import LM
 from heal_ref.records import Trajectory, by_problem
 from heal_ref.tasks.base import Task
 
+WRITTEN = ("bridge", "step")  # hints that the teacher writes
 Cut = Callable[[Trajectory], int | None]  # a trajectory's breakpoint, or None if it has none
 
 
@@ -158,7 +159,7 @@ def write_hints(
     """
     if config.hint == "none":
         return [[Hint("")] * config.hints for _ in paths]
-    if config.hint not in ("bridge", "step"):
+    if config.hint not in WRITTEN:
         right = config.hint == "answer"
         answers = [t.problem.answer if right else t.answer or "" for t, _ in paths]
         return [[Hint(task.answer_hint(answer))] * config.hints for answer in answers]

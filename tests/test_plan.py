@@ -61,6 +61,7 @@ def test_counts_of_other_readings():
     assert rollout.tokens == rollout.sequences * 50
     stated = by_name(dataclasses.replace(config, pure=PureConfig(), gear=GearConfig(hint="answer")))
     assert not {"hints", "uncertainty"} & set(stated)
+    assert by_name(dataclasses.replace(config, gear=dataclasses.replace(config.gear, hint="step")))["hints"] == stages["hints"]
 
 
 def test_memory_is_that_of_a_real_model(teacher):
