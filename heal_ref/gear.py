@@ -173,8 +173,10 @@ def write_hints(
         context, tail = repeats(asked, config.hints)
         contexts.append(context)
         tails.append(tail)
-    read, until = (_read_step, task.separator) if config.hint == "step" else (_read_hint, None)
-    rollouts = iter(generate(lm, contexts, tails, sampling=sampling, seed=seed, until=until))
+    step = config.hint == "step"
+    rollouts = iter(generate(lm, contexts, tails, sampling=sampling, seed=seed,
+                             until=task.separator if step else None))
+    read = _read_step if step else _read_hint
     return [[read(lm, task, t, next(rollouts), config) for _ in range(config.hints)]
             for t, _ in paths]
 
@@ -224,9 +226,9 @@ def repair(
     Returns:
         Trajectories with source "repair", right or wrong: one per path, hint and continuation.
         Token ids are kept prefix + continuation, hint left out (but a "step" is part of the
-        solution); entropy and log-prob were recorded with what helped in view. A hint that cannot be used gives one
-        trajectory that ends at the cut (`hint` None, `note` says why). `tokens_spent` counts the
-        continuation, and with the first one of each hint the hint itself.
+        solution); entropy and log-prob were recorded with what helped in view. A hint that cannot
+        be used gives one trajectory that ends at the cut (`hint` None, `note` says why).
+        `tokens_spent` counts the continuation, and with the first one of each hint the hint itself.
 
     Example:
         >>> import heal_ref as heal
