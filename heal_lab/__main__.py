@@ -1,8 +1,9 @@
-"""Command line: `python -m heal_lab experiment | evidence | build-pair | bench | draw`."""
+"""Command line: `python -m heal_lab experiment | evidence | build-pair | real | …`."""
 
 import argparse
 import json
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import MISSING, fields, replace
 from functools import partial
@@ -13,6 +14,8 @@ from tqdm.auto import tqdm
 
 from heal_lab import bench as speed
 from heal_lab import experiment as lab
+from heal_lab import real as real_pair
+from heal_lab.arms import ARMS
 from heal_lab.chat_world import build_chat
 from heal_lab.clock_corpus import Dials
 from heal_lab.compare import Results
@@ -27,6 +30,7 @@ from heal_ref.model import load_lm
 from heal_ref.plots import save
 from heal_ref.records import DATA, InputError, limit_by_kind
 from heal_ref.run.command import execute
+from heal_ref.run.pipeline import provenance
 from heal_ref.run.report import table, text_table
 from heal_ref.run.sources import load_problems
 from heal_ref.settings import with_options
@@ -63,6 +67,8 @@ def _parser() -> argparse.ArgumentParser:
     x("--seed", type=int, default=0, help="seed of weights, corpus and data order")
     x("--scale", type=float, default=1.0, help="share of the recipe's updates")
     x("--limit", type=int, default=0, help="problems of each kind in behaviour.json, 0 for all")
+    x("--start", metavar="PAIR", help="clock: a pair whose teacher gets one more short lesson, "
+      "instead of a pair from nothing; its students are copied")
     x("--dial", nargs="*", default=[], metavar="NAME=VALUE", help="clock: what differs from the "
       f"shipped world's corpora ({', '.join(DIALS)})")
     x = add("evidence", "runs/evidence", "every reading and control of a module, by the checker")
@@ -72,9 +78,20 @@ def _parser() -> argparse.ArgumentParser:
     x("--problems", default=str(DATA / "clock" / "heldout.jsonl"), help="JSON Lines")
     x("--seed", type=int, default=0, help="seed of sampling")
     x("--limit", type=int, default=0, help="problems of each kind, 0 for all")
+    x = add("real", "runs/real", "a pretrained pair on word problems; resumable")
+    x("--teacher", required=True, help="folder of a chat model")
+    x("--student", required=True, help="folder of a smaller one; it may have another tokenizer")
+    x("--parts", nargs="+", default=real_pair.PARTS, choices=real_pair.PARTS,
+      help="what is measured; the record holds these and what was finished before")
+    x("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of training, for `students`")
+    x("--arms", nargs="+", default=real_pair.ARMS, choices=ARMS, metavar="ARM", help="students")
+    x("--limit", type=int, default=0, help="problems of each split, 0 for all")
+    x("--set", action="append", default=[], metavar="NAME=VALUE",
+      help="a setting over the part's own; repeat it for more")
     x = add("bench", "", "speed against standard implementations; prints ratios")
-    x("what", choices=("sample", "score", "server"), help="sample: entropy recorded, a prefix "
-      "shared; score: entropy and log-prob without full logits; server: sampling by vLLM")
+    x("what", choices=("sample", "score", "nucleus", "server"), help="sample: entropy recorded, "
+      "a prefix shared; score: entropy and log-prob without full logits; nucleus: top_p of a large "
+      "vocabulary; server: sampling by vLLM")
     x("--server", default="http://127.0.0.1:8123/v1", help="address of vLLM, for `server`")
     x("--model", default=str(DATA / "teacher"), help="the folder that it serves")
     x("--rounds", type=int, default=7, help="timed rounds of each side")
@@ -87,6 +104,7 @@ def bench(args: argparse.Namespace, command: str) -> None:
     if args.rounds < 1:
         raise InputError(f"--rounds {args.rounds}: a median needs at least one; the default is 7")
     measures: dict[str, Any] = {"sample": speed.bench_sample, "score": speed.bench_score,
+                                "nucleus": speed.bench_nucleus,
                                 "server": partial(speed.bench_server, args.server, args.model)}
     print(*measures[args.what](args.rounds), sep="\n")
 
@@ -139,6 +157,19 @@ def _plan(args: argparse.Namespace) -> list[tuple[str, Path, int]]:
     return plan
 
 
+def real(args: argparse.Namespace, command: str) -> None:
+    began, out = time.monotonic(), Path(args.out)
+    teacher, student = load_lm(args.teacher), load_lm(args.student)
+    config = with_options(real_pair.settings(), args.set)
+    world = real_pair.World.at(out, teacher, config, args.limit, args.quiet)
+    record = real_pair.collect(world, student, args.seeds, args.parts, args.arms, args.quiet)
+    counts = {name: len(problems) for name, problems in world.splits.items()}
+    origin = {**provenance(teacher, command, config.seed, began), "problems": counts,
+              "teacher": Path(args.teacher).name, "student": Path(args.student).name}
+    write_record(out / "real.json", {"provenance": origin, **record})
+    print(f"{len(record['rows'])} rows and the numbers they are made of: {out / 'real.json'}")
+
+
 def build_pair(args: argparse.Namespace, command: str) -> None:
     def progress(label: str) -> Any:
         bar = tqdm(desc=f"{label:<8}", unit="update", disable=args.quiet)
@@ -152,7 +183,10 @@ def build_pair(args: argparse.Namespace, command: str) -> None:
     if args.world == "chat":
         build_chat(Path(args.out), args.seed, progress, args.scale)
     else:
-        build_clock(Path(args.out), args.seed, progress, args.scale, args.limit,
+        start = args.start and Path(args.start)
+        if start and not (start / "teacher" / "training.json").exists():
+            raise InputError(f"--start {start}: there is no pair in it; build-pair makes one")
+        build_clock(Path(args.out), args.seed, progress, args.scale, args.limit, start,
                     **_dials(args.dial))
     print(f"The models and problem files of the {args.world} world are in {args.out}")
 
@@ -180,8 +214,8 @@ def draw(args: argparse.Namespace, command: str) -> None:
     print(f"The method, drawn on one problem, is in {path}")
 
 
-COMMANDS = {f.__name__.replace("_", "-"): f for f in (experiment, build_pair, evidence, bench,
-                                                      draw)}
+COMMANDS = {f.__name__.replace("_", "-"): f for f in (experiment, build_pair, evidence, real,
+                                                      bench, draw)}
 
 
 def main(argv: list[str] | None = None) -> int:

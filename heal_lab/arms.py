@@ -14,15 +14,17 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, concatenate_datasets
 
+from heal_lab.clock_corpus import Dials, solution
 from heal_ref import pace, pure
 from heal_ref.config import HealConfig
 from heal_ref.evaluate import is_genuine
 from heal_ref.gear import Cut
-from heal_ref.generation import sample
+from heal_ref.generation import Rollout, make_trajectory, sample
 from heal_ref.model import load_lm
 from heal_ref.records import InputError, Problem, PureScore, Trajectory
 from heal_ref.run.folder import RunFolder, batches
 from heal_ref.run.pipeline import Method, tokens_of
+from heal_ref.tasks.clock import Chain
 
 
 @dataclass(frozen=True)
@@ -215,6 +217,23 @@ def star(made: TeacherData) -> ArmData:
     return ArmData(pace.shuffled({"guided": stages["guided"]}), _tokens(made.base, guided))
 
 
+def gold(made: TeacherData) -> ArmData:
+    """True solutions of all training problems, worded as in the corpus; the teacher is not asked.
+
+    What a student can learn from these problems at all: of the facts in them, and of others.
+    """
+    m, dials = made.method, Dials(hours=vars(made.method.task)["hours"])
+    rng, solved = random.Random(f"{made.config.seed}/gold"), []
+    for problem in made.problems:
+        chain = Chain.parse(problem.question, dials.hours)
+        for _ in range(made.config.pace.per_problem):
+            ids = m.teacher.encode("".join(solution(rng, chain, chain.values(), dials)))
+            nothing = [0.0] * len(ids)
+            written = Rollout(ids, nothing, nothing, finished=True)
+            solved.append(make_trajectory(m.teacher, m.task, problem, "base", written))
+    return ArmData({"all": pace.build_stages(solved, [], [], made.config.pace)["foundation"]}, 0)
+
+
 def heal(made: TeacherData) -> ArmData:
     """GEAR, PURE and PACE."""
     return made.heal()
@@ -301,6 +320,7 @@ TRAINED: dict[str, Callable[[TeacherData], ArmData]] = {
     "rft_adaptive": rft_adaptive,
     "rft_adaptive_frontier": rft_adaptive_frontier,
     "star": star,
+    "gold": gold,
     # What each part earns: {repairs, guided, both} × {PURE, no filter}; both with PURE is `heal`.
     # Without repairs PACE's third stage trains on what the second one had, and so on.
     "repairs": lambda made: made.stages([], made.repaired(), made.pure),
@@ -312,6 +332,7 @@ TRAINED: dict[str, Callable[[TeacherData], ArmData]] = {
     "heal_random_breakpoint": lambda made: made.heal("-random", signal="random"),
     "heal_first_step": heal_first_step,
     "heal_answer_hint": lambda made: made.heal("-answer", hint="answer"),
+    "heal_step_hint": lambda made: made.heal("-step", hint="step"),
     "heal_no_hint": lambda made: made.heal("-none", hint="none"),
     "heal_oracle_filter": lambda made: made.stages(made.guided, made.repaired(), made.checked),
     "heal_restarts": heal_restarts,

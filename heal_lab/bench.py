@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM
+from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM, TopPLogitsWarper
 
 from heal_ref.config import SampleConfig
-from heal_ref.generation import generate, repeats
+from heal_ref.generation import Nucleus, generate, repeats
 from heal_ref.model import LM, load_lm, processes
 from heal_ref.scoring import Head, head_stats
 
@@ -103,6 +103,28 @@ def bench_sample(rounds: int = 7, prefix: int = 1024, new_tokens: int = 64, n: i
         f"{n} continuations of {new_tokens} tokens from one prefix of {prefix}",
         lambda: generate(lm, [context], [tails], sampling=config, seed=0),
         lambda: plain(long, num_return_sequences=n, **drawn), rounds, "   greedy texts equal")]
+
+
+def bench_nucleus(rounds: int = 7, batch: int = 64, hidden: int = 768, vocabulary: int = 151_936,
+                  top_p: float = 0.95) -> list[Comparison]:
+    """Ours against the warper of transformers; the note says what a decoding step costs besides.
+
+    Logits are those of a random head, scaled to an entropy of a few nats. The forward pass is that
+    of a random model, smaller than Qwen2.5-0.5B, for one token per row.
+    """
+    torch.manual_seed(0)
+    scores = 2.5 * torch.randn(batch, vocabulary)
+    scores[:, :20] += 12.0
+    ids = torch.zeros(batch, 1, dtype=torch.long)
+    ours, theirs = Nucleus(top_p), TopPLogitsWarper(top_p)
+    result = compare(f"nucleus {top_p:g} of {batch} x {vocabulary:,} logits",
+                     lambda: ours(ids, scores), lambda: theirs(ids, scores), rounds)
+    lm = random_lm(hidden, 24, vocabulary)
+    with torch.no_grad():
+        step = compare("forward step", lambda: lm.model(ids), lambda: ours(ids, scores), rounds)
+    share = median(step.theirs) / median(step.ours)
+    seconds = f"{median(step.ours):.3f} s"
+    return [replace(result, note=f"\n  ours takes {share:.2f} of a forward pass ({seconds})")]
 
 
 def bench_server(url: str, folder: str, rounds: int = 7, prefix: int = 300, new_tokens: int = 64,

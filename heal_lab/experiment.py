@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from heal_lab.arms import ARMS, TRAINED, TeacherData
 from heal_lab.compare import LONG, LONGEST_TRAINED, Results
@@ -27,6 +27,7 @@ from heal_ref.records import DATA, InputError, Problem, limit_by_kind, source_co
 from heal_ref.run.folder import RunFolder, batches, identity, shard_seed
 from heal_ref.run.pipeline import Method, provenance
 from heal_ref.run.sources import load_problems
+from heal_ref.tasks import Task
 from heal_ref.tasks.clock import MASTERED, Chain
 
 LONG_TOKENS = 160  # length limit in the evaluation: the longest chains need more than training ones
@@ -64,23 +65,37 @@ def about(problems: Sequence[Problem], train: Sequence[Problem], hours: int) -> 
 
 
 class Trial:
-    """One seed on one pair of models: all arms, in one folder."""
+    """One seed on one pair of models: all arms, in one folder.
 
-    def __init__(self, home: str | Path, pair: Path, config: HealConfig, quiet: bool = False,
-                 student: str = "student"):
-        self.config, self.task = config, world_of(pair)
-        self.teacher, self.student = load_lm(pair / "teacher"), load_lm(pair / student)
-        self.problems = evaluated(config.eval_limit, pair)
-        self.probe = limit_by_kind(problems_of("validation", pair), CURVE_PROBLEMS)
-        train = limit_by_kind(problems_of("train", pair), config.train_limit)
-        second = limit_by_kind(problems_of("second", pair), config.train_limit)
-        problems = {"train": train, "validation": self.probe, "held-out": self.problems,
-                    "second": second}
-        models = {"teacher": self.teacher, "student": self.student}
-        self.folder = RunFolder(home, identity(config, self.task, models, problems), quiet)
-        method = Method(self.folder, self.teacher, self.task, config)
-        self.made = TeacherData(method, train, second)
-        self.about = about(self.problems, train, self.task.hours)
+    Args:
+        problems: "train", "validation" (for the learning curves), "held-out", and "second" for a
+            second round.
+        limit: new tokens in the evaluation; without it that of `config.sample`.
+        made: what the teacher made, if it is not to be made in this folder.
+    """
+
+    def __init__(self, home: str | Path, task: Task, teacher: LM, student: LM,
+                 problems: Mapping[str, Sequence[Problem]], config: HealConfig, *,
+                 quiet: bool = False, limit: int = 0, made: TeacherData | None = None):
+        self.config, self.task, self.teacher, self.student = config, task, teacher, student
+        self.problems, self.probe = problems["held-out"], problems["validation"]
+        self.limit = limit or config.sample.max_new_tokens
+        models = {"teacher": teacher, "student": student}
+        asked = {name: some for name, some in problems.items() if some}
+        self.folder = RunFolder(home, identity(config, task, models, asked), quiet)
+        method = Method(self.folder, teacher, task, config)
+        self.made = made or TeacherData(method, problems["train"], problems.get("second", ()))
+
+    @classmethod
+    def of_pair(cls, home: str | Path, pair: Path, config: HealConfig, quiet: bool = False,
+                student: str = "student") -> Self:
+        """The trial of a pair that `build-pair` made."""
+        problems = {"train": limit_by_kind(problems_of("train", pair), config.train_limit),
+                    "validation": limit_by_kind(problems_of("validation", pair), CURVE_PROBLEMS),
+                    "held-out": evaluated(config.eval_limit, pair),
+                    "second": limit_by_kind(problems_of("second", pair), config.train_limit)}
+        return cls(home, world_of(pair), load_lm(pair / "teacher"), load_lm(pair / student),
+                   problems, config, quiet=quiet, limit=LONG_TOKENS)
 
     def file(self, arm: str) -> Path:
         """Where the result of an arm is kept."""
@@ -121,19 +136,19 @@ class Trial:
 
     def _measured(self, arm: str, lm: LM) -> dict[str, Any]:
         """`eval_n` sampled solutions and a greedy one per problem; the same seeds for every arm."""
-        n = self.config.eval_n
-        sampled = SampleConfig(temperature=1.0, max_new_tokens=LONG_TOKENS)
-        greedy = SampleConfig(temperature=0.0, max_new_tokens=LONG_TOKENS)
+        n, task = self.config.eval_n, self.task.for_tokenizer(lm.tokenizer)
+        sampled = SampleConfig(temperature=1.0, max_new_tokens=self.limit)
+        greedy = SampleConfig(temperature=0.0, max_new_tokens=self.limit)
         out: dict[str, Any] = {"n": n, "correct": [], "genuine": [], "greedy": []}
         parts = batches(self.problems, self.config.sample.batch)
         with self.folder.bar(f"evaluate {arm}", len(parts)) as bar:
             for number, part in enumerate(parts):
                 seed = shard_seed(self.config.seed, "6-eval", number)
-                tried = sample(lm, self.task, part, n, seed=seed, sampling=sampled)
+                tried = sample(lm, task, part, n, seed=seed, sampling=sampled)
                 for mine in batches(tried, n):  # the samples of one problem
                     out["correct"].append(sum(t.correct for t in mine))
-                    out["genuine"].append(sum(is_genuine(lm, self.task, t) for t in mine))
-                once = sample(lm, self.task, part, 1, seed=seed, sampling=greedy)
+                    out["genuine"].append(sum(is_genuine(lm, task, t) for t in mine))
+                once = sample(lm, task, part, 1, seed=seed, sampling=greedy)
                 out["greedy"] += [int(t.correct) for t in once]
                 bar.update()
         return out
@@ -179,7 +194,8 @@ def experiment(plan: Sequence[tuple[str, Path, int]], out: str | Path,
     # 2) the runs
     began, runs = time.monotonic(), []
     for pair, folder, seed in plan:
-        trial = Trial(Path(out) / pair / f"seed-{seed}", folder, config(seed), quiet, student)
+        trial = Trial.of_pair(Path(out) / pair / f"seed-{seed}", folder, config(seed), quiet,
+                              student)
         runs += [{"pair": pair, "seed": seed, "arm": arm, **trial.result(arm)}
                  for arm in ARMS if arm in arms]
 
@@ -192,7 +208,8 @@ def experiment(plan: Sequence[tuple[str, Path, int]], out: str | Path,
         training = json.loads((folder / "teacher" / "training.json").read_text(encoding="utf-8"))
         built[pair] = {name: training[name] for name in ("seed", "commit")}
     record = {"provenance": origin, "world": worlds[0], "pairs": built, "student": student,
-              "unit": "pair" if len(pairs) > 1 else "seed", "problems": trial.about, "runs": runs}
+              "unit": "pair" if len(pairs) > 1 else "seed", "runs": runs,
+              "problems": about(trial.problems, trial.made.problems, worlds[0]["hours"])}
     return {**record, **summary(record)}
 
 

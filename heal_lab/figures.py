@@ -25,10 +25,11 @@ from heal_ref.tasks import ClockTask
 ARM_LABEL = {
     "student": "base student", "teacher": "teacher", "rft": "rejection sampling",
     "rft_matched": "rejection sampling, HEAL's tokens", "star": "STaR: answer shown, no filter",
-    "rft_adaptive": "adaptive rejection sampling",
+    "rft_adaptive": "adaptive rejection sampling", "gold": "true solutions of all problems",
     "rft_adaptive_frontier": "the same, HEAL's share of frontier rows",
     "repairs": "repairs, PURE", "repairs_unfiltered": "repairs, no filter",
     "guided_unfiltered": "guided, no filter", "heal_no_hint": "HEAL, cut but no hint",
+    "heal_step_hint": "HEAL, the next step in hindsight",
     "heal_first_step": "HEAL, cut at the first step", "recall": "every seen fact recalled",
     "heal": "HEAL", "heal_no_gear": "HEAL without GEAR", "heal_no_pure": "HEAL without PURE",
     "heal_no_pace": "HEAL, one shuffled stage", "heal_restarts": "HEAL, restarts without order",

@@ -26,7 +26,7 @@ from heal_ref.evaluate import Row, rows_of
 from heal_ref.gear import repair
 from heal_ref.generation import sample
 from heal_ref.model import LM, load_lm
-from heal_ref.records import limit_by_kind, source_commit, write_jsonl, write_text
+from heal_ref.records import InputError, limit_by_kind, source_commit, write_jsonl, write_text
 from heal_ref.run.sources import load_problems
 from heal_ref.tasks import ClockTask
 from heal_ref.train import encode_example, train
@@ -81,6 +81,7 @@ TEACHER = Recipe(hidden=128, layers=3, heads=4, lessons=(
 STUDENT = Recipe(hidden=96, layers=3, heads=4, lessons=(Lesson(3000, cc.PLAIN),),
                  drill=Lesson(400, cc.PLAIN, 1e-3))
 WEAK = Recipe(hidden=96, layers=3, heads=4, lessons=(Lesson(300, cc.PLAIN),))  # cannot calculate
+RETAUGHT = replace(TEACHER, lessons=(Lesson(400, cc.FIRST, 1e-3),), drill=None)
 SKILL_PROBLEMS = 75  # validation problems that decide whether a model needs another drill
 
 
@@ -110,17 +111,20 @@ def world_of(pair: Path) -> ClockTask:
 
 
 def build_model(out: Path, recipe: Recipe, seed: int, progress: Any, tokenizer: Any,
-                example: Example, skill: Callable[[LM], float] | None = None) -> None:
+                example: Example, skill: Callable[[LM], float] | None = None,
+                start: Path | None = None) -> None:
     """Train one model, lesson by lesson, and put it at `out`, complete or not at all.
 
-    With a measure of `skill`, drills follow the lessons until it is `recipe.enough`.
+    With a measure of `skill`, drills follow the lessons until it is `recipe.enough`. `start`: the
+    folder of a model to train on, instead of one from random weights.
     """
     if out.exists():
         return
-    start, seen = time.monotonic(), 0
+    began, seen = time.monotonic(), 0
     losses: list[float] = []
     skills: list[float] = []
-    model, work = new_model(recipe, tokenizer, seed), out.with_name(f"{out.name}.training")
+    model = load_lm(start).own_model().float() if start else new_model(recipe, tokenizer, seed)
+    work = out.with_name(f"{out.name}.training")
     drills = [recipe.drill] * recipe.drills if skill and recipe.drill else []
     for number, lesson in enumerate([*recipe.lessons, *drills]):
         numbers = range(seen, seen + lesson.updates * recipe.batch)
@@ -141,7 +145,7 @@ def build_model(out: Path, recipe: Recipe, seed: int, progress: Any, tokenizer: 
     about = {"seed": seed, "recipe": asdict(recipe), "parameters": model.num_parameters(),
              "device": str(model.device), "torch": torch.__version__,
              "transformers": transformers.__version__, "commit": source_commit(),
-             "minutes": round((time.monotonic() - start) / 60, 1), "skills": skills,
+             "minutes": round((time.monotonic() - began) / 60, 1), "skills": skills,
              "losses": losses}
     write_text(done / "training.json", json.dumps(about, indent=1) + "\n")
     os.replace(done, out)
@@ -149,15 +153,27 @@ def build_model(out: Path, recipe: Recipe, seed: int, progress: Any, tokenizer: 
 
 
 def build_clock(out: Path, seed: int = 0, progress: Any = None, scale: float = 1.0,
-                limit: int = 0, **dials: Any) -> None:
+                limit: int = 0, start: Path | None = None, **dials: Any) -> None:
     """Everything under `out`: models, problem files, and behaviour.json on `limit` problems of each
     kind (0 for all). `progress(label)` returns a callback; `scale`: share of the updates, without
-    drills if it is not 1; `dials`: those of the corpora that differ from the shipped world's."""
-    task = ClockTask(dials.get("hours", cc.HOURS))
+    drills if it is not 1; `dials`: those of the corpora that differ from the shipped world's.
+
+    `start`: a pair whose students are copied, and whose teacher gets one more lesson, of 400
+    updates, from a corpus with these dials."""
+    if start and "hours" in dials:
+        raise InputError("a teacher of one clock cannot go on with another: with a pair to start "
+                         "from, leave the dial `hours` out, or build a pair from nothing")
+    task = world_of(start) if start else ClockTask(dials.get("hours", cc.HOURS))
     for name, problems in cc.make_problems(hours=task.hours):
         rows = ({**asdict(p), "answer": int(p.answer)} for p in problems)
         write_jsonl(out / "clock" / f"{name}.jsonl", rows)
     skill = partial(mastered_skill, task=task) if scale == 1 else None
+    if start:
+        for name in ("student", "weak"):
+            shutil.copytree(start / name, out / name, dirs_exist_ok=True)
+        build_model(out / "teacher", RETAUGHT.scaled(scale).with_dials(**dials, hours=task.hours), seed + 3000,
+                    progress and progress("teacher"), cc.build_tokenizer(task.hours), cc.example,
+                    start=start / "teacher")
     for name, recipe, own in (("teacher", TEACHER, seed), ("student", STUDENT, seed + 1000),
                               ("weak", WEAK, seed + 2000)):
         build_model(out / name, recipe.scaled(scale).with_dials(**dials), own,

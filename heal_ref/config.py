@@ -79,8 +79,8 @@ class GearConfig(_Checked):
     paths: int = _number(3, 1)  # wrong trajectories repaired per such problem
     hints: int = _number(1, 1)  # hints written per wrong trajectory
     continuations: int = _number(2, 1)  # continuations per hint
-    hint: Literal["bridge", "answer", "wrong_answer", "none"] = "bridge"  # see `gear.write_hints`
-    refuse_answers: bool = True  # a bridge hint that states the answer is not used
+    hint: Literal["bridge", "step", "answer", "wrong_answer", "none"] = "bridge"  # `write_hints`
+    refuse_answers: bool = True  # a bridge or step that states the answer is not used
     step: Literal["mean", "max", "first"] = "max"  # one entropy per step, from its tokens
     signal: Literal["surge", "rise", "level", "relative", "random"] = "rise"  # see find_breakpoint
     window: float = _number(1.0, 1e-6, 1.0)  # share f of the steps that is searched, from the start

@@ -9,9 +9,10 @@ Our reading, one line per step:
 2. the breakpoint is the step at which entropy rises most (`breakpoint_of`); keep the steps before
    it;
 3. the hint is written in hindsight: the teacher sees problem, answer and kept prefix, and says what
-   comes next (`write_hints`). A hint that states the answer is refused;
+   comes next, or writes the next step itself (`write_hints`). If that states the answer, it is
+   refused;
 4. the teacher continues from prefix + hint, without seeing the answer (`repair`);
-5. the repaired trajectory is prefix + continuation. The hint is not in it.
+5. the repaired trajectory is prefix + continuation. A hint is not in it; a step is part of it.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from heal_ref.model import LM
 from heal_ref.records import Trajectory, by_problem
 from heal_ref.tasks.base import Task
 
+WRITTEN = ("bridge", "step")  # hints that the teacher writes
 Cut = Callable[[Trajectory], int | None]  # a trajectory's breakpoint, or None if it has none
 
 
@@ -134,11 +136,13 @@ def choose_paths(
 
 class Hint(NamedTuple):
     """A hint for one path, and the teacher tokens that it cost. An empty text is injected as
-    nothing; without a text (None) the path is not continued, and `note` says why."""
+    nothing; without a text (None) the path is not continued, and `note` says why. A hint that is a
+    `step` is not injected: it stays in the solution."""
 
     text: str | None
     tokens_spent: int = 0
     note: str = ""
+    step: Rollout | None = None
 
 
 def write_hints(
@@ -148,24 +152,32 @@ def write_hints(
     """`config.hints` hints for each path, by the configured reading of "hindsight hints" (paper).
 
     "bridge": the teacher sees problem, answer and kept prefix, and writes what must come next.
-    "answer": the hint states the answer. Controls: "wrong_answer", it states the wrong answer of
-    the path itself; "none", it is empty, so that the teacher only continues after the cut.
+    "step": after a prompt that shows the answer, and the kept prefix as its own beginning, the
+    teacher writes the next step of the solution. "answer": the hint states the answer. Controls:
+    "wrong_answer", it states the wrong answer of the path itself; "none", it is empty, so that the
+    teacher only continues after the cut.
     """
     if config.hint == "none":
         return [[Hint("")] * config.hints for _ in paths]
-    if config.hint != "bridge":
+    if config.hint not in WRITTEN:
         right = config.hint == "answer"
         answers = [t.problem.answer if right else t.answer or "" for t, _ in paths]
         return [[Hint(task.answer_hint(answer))] * config.hints for answer in answers]
     contexts, tails = [], []
     for t, k in paths:
-        kept = lm.decode(t.token_ids[: t.steps[k][0]])
-        asked = lm.encode(task.hint_prompt(t.problem, t.problem.answer, kept))
+        kept, answer = t.token_ids[: t.steps[k][0]], t.problem.answer
+        if config.hint == "step":
+            asked = lm.encode(task.guided_prompt(t.problem, answer)) + kept
+        else:
+            asked = lm.encode(task.hint_prompt(t.problem, answer, lm.decode(kept)))
         context, tail = repeats(asked, config.hints)
         contexts.append(context)
         tails.append(tail)
-    rollouts = iter(generate(lm, contexts, tails, sampling=sampling, seed=seed))
-    return [[_read_hint(lm, task, t, next(rollouts), config) for _ in range(config.hints)]
+    step = config.hint == "step"
+    rollouts = iter(generate(lm, contexts, tails, sampling=sampling, seed=seed,
+                             until=task.separator if step else None))
+    read = _read_step if step else _read_hint
+    return [[read(lm, task, t, next(rollouts), config) for _ in range(config.hints)]
             for t, _ in paths]
 
 
@@ -179,6 +191,20 @@ def _read_hint(lm: LM, task: Task, t: Trajectory, written: Rollout, config: Gear
     if config.refuse_answers and task.states_answer(text, t.problem.answer):
         return Hint(None, written.tokens_spent, "hint states the answer")
     return Hint(text, written.tokens_spent)
+
+
+def _read_step(lm: LM, task: Task, t: Trajectory, written: Rollout, config: GearConfig) -> Hint:
+    """The step that the teacher wrote with the answer in view, or why it cannot be used."""
+    text, answer, note = lm.decode(written.ids), t.problem.answer, ""
+    if written.finished or task.extract_answer(text) is not None:
+        note = "step ends the solution"
+    elif task.separator not in text:
+        note = "step cut off by the length limit"
+    elif not text.strip() or task.reveals_help(t.problem, text):
+        note = "step empty, or mentions its help"
+    elif config.refuse_answers and task.states_answer(text, answer):
+        note = "step states the answer"
+    return Hint(None if note else text, written.tokens_spent, note, step=written)
 
 
 def repair(
@@ -199,10 +225,10 @@ def repair(
 
     Returns:
         Trajectories with source "repair", right or wrong: one per path, hint and continuation.
-        Token ids are kept prefix + continuation, hint left out; entropy and log-prob of the
-        continuation were recorded with the hint in view. A hint that cannot be used gives one
-        trajectory that ends at the cut (`hint` None, `note` says why). `tokens_spent` counts the
-        continuation, and with the first one of each hint the hint itself.
+        Token ids are kept prefix + continuation, hint left out (but a "step" is part of the
+        solution); entropy and log-prob were recorded with what helped in view. A hint that cannot
+        be used gives one trajectory that ends at the cut (`hint` None, `note` says why).
+        `tokens_spent` counts the continuation, and with the first one of each hint the hint itself.
 
     Example:
         >>> import heal_ref as heal
@@ -228,8 +254,8 @@ def repair(
     # 3) Continue from plain prompt + kept steps + hint. One context per path, computed once; its
     #    continuations (tails) share it through the cache. One rollout per tail, path by path.
     contexts = [lm.encode(t.prompt) + t.token_ids[: t.steps[k][0]] for t, k in paths]
-    tails = [[lm.encode(task.inject(hint.text)) if hint.text else [] for hint in mine
-              if hint.text is not None for _ in range(config.continuations)] for mine in hints]
+    tails = [[_tail(lm, task, hint) for hint in mine if hint.text is not None
+              for _ in range(config.continuations)] for mine in hints]
     rollouts = iter(generate(lm, contexts, tails, sampling=sampling, seed=seed + 1))
 
     # 4) Join kept steps and continuation, and leave the hint out.
@@ -250,12 +276,21 @@ def repair(
     return repaired
 
 
+def _tail(lm: LM, task: Task, hint: Hint) -> list[int]:
+    """What follows the kept steps, for the teacher to continue: nothing, a step or a hint."""
+    if hint.step:
+        return hint.step.ids
+    return lm.encode(task.inject(hint.text)) if hint.text else []
+
+
 def _join(
     lm: LM, task: Task, t: Trajectory, k: int, hint: Hint, new: Rollout, cost: int
 ) -> Trajectory:
-    """Kept steps and continuation as one trajectory, without the hint."""
+    """Kept steps and continuation as one trajectory, without the hint, but with a step."""
     cut = t.steps[k][0]
-    whole = Rollout(t.token_ids[:cut] + new.ids, t.entropy[:cut] + new.entropy,
-                    t.logprob[:cut] + new.logprob, new.finished)
+    kept = Rollout(t.token_ids[:cut], t.entropy[:cut], t.logprob[:cut], finished=False)
+    parts = [kept, hint.step, new] if hint.step and hint.text else [kept, new]
+    whole = Rollout([i for p in parts for i in p.ids], [x for p in parts for x in p.entropy],
+                    [x for p in parts for x in p.logprob], new.finished)
     return make_trajectory(lm, task, t.problem, "repair", whole, tokens_spent=cost, parent=t.index,
                            breakpoint=k, hint=hint.text, note=hint.note)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,6 +15,8 @@ from transformers import (
     GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
     SuppressTokensLogitsProcessor,
 )
 from transformers.cache_utils import DummyLayer, DynamicLayer
@@ -40,10 +42,11 @@ class Rollout:
     entropy: list[float]
     logprob: list[float]
     finished: bool  # the model ended the text itself
+    dropped: int = 0  # tokens sampled beyond what was asked for
 
     @property
     def tokens_spent(self) -> int:
-        return len(self.ids) + self.finished
+        return len(self.ids) + self.finished + self.dropped
 
 
 class _Recorder(LogitsProcessor):
@@ -70,6 +73,53 @@ class _Recorder(LogitsProcessor):
             self.logprob.append(scores.gather(-1, tokens[:, None]).squeeze(-1) - log_total)
 
 
+class Nucleus(LogitsProcessor):
+    """The most probable tokens that together have probability `top_p` at this temperature; all
+    others get −∞. transformers' own sorts the vocabulary, which at 151,936 tokens takes longer than
+    the model's forward pass on a CPU; here it is the largest logits only, more if they are too few.
+    """
+
+    def __init__(self, top_p: float, temperature: float = 1.0, first: int = 256) -> None:
+        self.top_p, self.temperature, self.first = top_p, temperature, first
+
+    def __call__(self, input_ids: Ids, scores: Float[Tensor, "batch vocab"]
+                 ) -> Float[Tensor, "batch vocab"]:
+        scores = scores / self.temperature
+        log_total = scores.logsumexp(-1, keepdim=True)
+        count, size = min(self.first, scores.shape[-1]), scores.shape[-1]
+        while True:
+            largest = scores.topk(count).values
+            mass = (largest - log_total).double().exp().cumsum(-1)
+            mass = mass / mass[:, -1:] if count == size else mass  # to 1, also after rounding
+            reached = mass >= self.top_p
+            if count == size or bool(reached[:, -1].all()):
+                break
+            count = min(8 * count, size)
+        needed = (~reached).sum(-1, keepdim=True).clamp(max=count - 1)
+        return scores.masked_fill(scores < largest.gather(-1, needed), -torch.inf)
+
+
+class _Until(StoppingCriteria):
+    """A row is done when its new text holds a separator after some text."""
+
+    def __init__(self, lm: LM, start: int, separator: str) -> None:
+        self.lm, self.start, self.separator = lm, start, separator
+
+    def __call__(self, input_ids: Ids, scores: Any, **_: Any) -> Tensor:
+        texts = [self.lm.decode(row) for row in input_ids[:, self.start :].tolist()]
+        done = [self.separator in text and bool(text.strip()) for text in texts]
+        return torch.tensor(done, device=input_ids.device)
+
+
+def _first_step(lm: LM, rollout: Rollout, separator: str) -> Rollout:
+    """A rollout up to the token that completes a separator after some text."""
+    if separator not in (text := lm.decode(rollout.ids)) or not text.strip():
+        return rollout
+    (_, end), *_ = split_steps(lm.pieces(rollout.ids), separator)
+    dropped = len(rollout.ids) - end + rollout.finished
+    return Rollout(rollout.ids[:end], rollout.entropy[:end], rollout.logprob[:end], False, dropped)
+
+
 def repeats(ids: Sequence[int], n: int) -> tuple[list[int], list[list[int]]]:
     """(context, tails) for `generate` to continue `ids` n times: all but its last id is shared."""
     return list(ids[:-1]), [list(ids[-1:])] * n
@@ -79,7 +129,7 @@ def repeats(ids: Sequence[int], n: int) -> tuple[list[int], list[list[int]]]:
 def generate(lm: LM, contexts: Sequence[Sequence[int]],
              tails: Sequence[Sequence[Sequence[int]]] | None = None, *, sampling: SampleConfig,
              seed: int, visible: Sequence[Sequence[int]] | None = None, ends: bool = True,
-             seconds: float | None = None) -> list[Rollout]:
+             seconds: float | None = None, until: str | None = None) -> list[Rollout]:
     r"""Continue each context (token ids) once, or once after each of its tails, which share it
     through the cache. One rollout for each, in order; the same for the same seed and machine.
     With `lm.server`, that samples (`server.py`); entropies and log-probs are still the model's.
@@ -88,6 +138,8 @@ def generate(lm: LM, contexts: Sequence[Sequence[int]],
         visible: for each tail, how many tokens of its context precede it; by default all.
         ends: whether the model may end a text (`lm.ends`) before the length limit.
         seconds: stop a batch after that long; for measuring speed.
+        until: a separator; a rollout ends, unfinished, with the token that completes its first step
+            (`split_steps`). A server samples on; what is too much is dropped, and counted.
 
     FloatingPointError if the model's logits become NaN; InputError if a server fails.
 
@@ -104,13 +156,14 @@ def generate(lm: LM, contexts: Sequence[Sequence[int]],
         for j, tail in enumerate(tails[i] if tails else [[]]):
             jobs.append((tuple(context), list(tail), visible[i][j] if visible else len(context)))
     if lm.server and jobs:
-        return _served(lm, lm.server, jobs, sampling, seed, ends, seconds)
+        served = _served(lm, lm.server, jobs, sampling, seed, ends, seconds)
+        return [_first_step(lm, r, until) for r in served] if until else served
     out: list[Rollout] = []
     # transformers draws from the global random state: seed it, and put it back afterwards
     with torch.random.fork_rng(devices=[lm.device] if lm.device.type == "cuda" else []):
         torch.manual_seed(seed)
         for start in range(0, len(jobs), lm.max_batch):
-            out += _batch(lm, jobs[start : start + lm.max_batch], sampling, ends, seconds)
+            out += _batch(lm, jobs[start : start + lm.max_batch], sampling, ends, seconds, until)
     return out
 
 
@@ -158,23 +211,27 @@ def sampled_stats(lm: LM, jobs: Sequence[Job], new: Sequence[list[int]]
 
 
 def _batch(lm: LM, jobs: Sequence[Job], sampling: SampleConfig, ends: bool,
-           seconds: float | None) -> list[Rollout]:
+           seconds: float | None, until: str | None) -> list[Rollout]:
     """Continue the text of each job, in one batch."""
     # 1) only temperature and nucleus shape what is drawn (top_k would be 50 if left open)
+    nucleus = sampling.temperature > 0 and sampling.top_p < 1
     stops = list(lm.ends)
     settings = GenerationConfig(max_new_tokens=sampling.max_new_tokens, max_time=seconds,
                                 pad_token_id=lm.tokenizer.pad_token_id, eos_token_id=stops or None)
     if sampling.temperature > 0:
-        settings.update(
-            do_sample=True, temperature=sampling.temperature, top_k=0, top_p=sampling.top_p)
+        temperature = 1.0 if nucleus else sampling.temperature  # `Nucleus` has both
+        settings.update(do_sample=True, temperature=temperature, top_k=0, top_p=1.0)
     # 2) whole texts, or tails after the cache of their contexts; our recorder sees raw scores
     ids, mask, cache = _inputs(lm, jobs)
     recorder = _Recorder()
     processors = LogitsProcessorList([recorder])
     if not ends:
         processors.append(SuppressTokensLogitsProcessor(stops, str(lm.device)))
+    if nucleus:
+        processors.append(Nucleus(sampling.top_p, sampling.temperature))
+    criteria = StoppingCriteriaList([_Until(lm, ids.shape[1], until)] if until else [])
     whole = lm.model.generate(input_ids=ids, attention_mask=mask, generation_config=settings,
-                              logits_processor=processors, **cache)
+                              logits_processor=processors, stopping_criteria=criteria, **cache)
     new = whole[:, ids.shape[1] :]
     recorder.settle(new[:, -1])
     # 3) each row up to its end; what follows is padding
@@ -183,7 +240,9 @@ def _batch(lm: LM, jobs: Sequence[Job], sampling: SampleConfig, ends: bool,
     for row, pair in zip(new.tolist(), numbers.tolist(), strict=True):
         length = next((t for t, token in enumerate(row) if token in stops), len(row))
         entropy, logprob = ([round(x, 6) for x in values[:length]] for values in pair)
-        out.append(Rollout(row[:length], entropy, logprob, finished=length < len(row)))
+        rollout = Rollout(row[:length], entropy, logprob, finished=length < len(row))
+        # a row that is done is padded, so that nothing was sampled beyond its step
+        out.append(replace(_first_step(lm, rollout, until), dropped=0) if until else rollout)
     return out
 
 

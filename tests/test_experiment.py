@@ -211,6 +211,17 @@ def test_cuts_and_hints_of_the_controls(made, data):
     assert {(t.problem.id, t.breakpoint) for t in bare} == {(t.problem.id, t.breakpoint) for t in made.repaired()}
 
 
+def test_gold_is_true_and_free(made, data, task):
+    rows = [row for stage in data["gold"].stages.values() for row in stage]
+    assert {row["id"] for row in rows} == {p.id for p in made.problems}
+    assert data["gold"].tokens == 0
+    problems = {p.id: p for p in made.problems}
+    for row in rows:
+        steps = [f"{part}\n\n" for part in row["completion"].split("\n\n")[:-1]] + [row["completion"].split("\n\n")[-1]]
+        assert task.is_genuine(problems[row["id"]], steps), row["completion"]
+    assert max(Counter(row["id"] for row in rows).values()) <= made.config.pace.per_problem
+
+
 def test_star_shows_the_answer_once_for_each_failure(made, data):
     failed = [t for t in made.base if not t.correct]
     shown = made.method.folder.path / "2-rationalized"

@@ -247,3 +247,71 @@ def test_no_hint_token_reaches_the_student(repaired, teacher, task):
 def test_nothing_to_repair(make, random_lm, task):
     assert repair(random_lm, task, [make(correct=True)]) == []
     assert repair(random_lm, task, []) == []
+
+
+# -------------------------------------------------------------------------------------------- hindsight steps
+
+
+@pytest.fixture(scope="module")
+def failed(teacher, task, validation):
+    hard = [p for p in validation if p.kind == "frontier"][:24]
+    return sample(teacher, task, hard, 2, seed=4)
+
+
+def test_a_hindsight_step_stays_in_the_solution(teacher, task, failed):
+    config = GearConfig(hint="step", refuse_answers=False, continuations=2)
+    tried = repair(teacher, task, failed, config, seed=5)
+    base = {(t.problem.id, t.index): t for t in failed}
+    done = [t for t in tried if t.hint is not None]
+    assert len(done) > 20
+    for t in done:
+        parent = base[t.problem.id, t.parent]
+        kept = parent.token_ids[: parent.steps[t.breakpoint][0]]
+        written = teacher.encode(t.hint)
+        assert t.token_ids[: len(kept) + len(written)] == kept + written
+        assert t.hint.endswith("\n\n")
+        assert t.step_texts[t.breakpoint] == t.hint
+        assert len(t.entropy) == len(t.logprob) == len(t.token_ids)
+        assert t.prompt == task.prompt(t.problem)  # the student never sees the answer
+    costs = {(t.problem.id, t.parent): 0 for t in done}
+    for t in done:  # the first continuation of a step also pays for it
+        costs[t.problem.id, t.parent] += t.tokens_spent
+    cut = {key: base[key] for key in costs}
+    made = sum(len(t.token_ids) - base[t.problem.id, t.parent].steps[t.breakpoint][0] + t.finished for t in done)
+    steps = sum(len(teacher.encode(t.hint)) for t in done)
+    assert sum(costs.values()) == made - steps + steps // 2
+    assert len(cut) == len(done) // 2
+
+
+def test_a_step_is_written_with_the_answer_in_view_and_continued_without(teacher, task, failed, monkeypatch):
+    import heal_ref.gear as gear
+    seen = []
+    real = gear.generate
+    monkeypatch.setattr(gear, "generate", lambda lm, contexts, *a, **k: seen.append((contexts, k)) or real(lm, contexts, *a, **k))
+    repair(teacher, task, failed[:2], GearConfig(hint="step", paths=1, refuse_answers=False))
+    (asked, how), (continued, _) = seen
+    problem = failed[0].problem
+    assert teacher.decode(asked[0]).startswith(task.guided_prompt(problem, problem.answer))
+    assert how["until"] == task.separator
+    assert teacher.decode(continued[0]).startswith(task.prompt(problem))
+
+
+@pytest.mark.parametrize(("text", "finished", "refuse", "note"), [
+    ("Then compute 8 # 4 = 20.\n\n", False, True, ""),
+    ("Then compute 8 # 4 = 17.\n\n", False, True, "step states the answer"),
+    ("Then compute 8 # 4 = 17.\n\n", False, False, ""),
+    ("Then compute 8 # 4 = 20.", False, True, "step cut off by the length limit"),
+    ("Then compute 8 # 4 = 20.", True, True, "step ends the solution"),
+    ("So the answer is \\boxed{17}.\n\n", False, False, "step ends the solution"),
+    ("\n\n", False, True, "step empty, or mentions its help")])
+def test_which_steps_can_be_used(teacher, task, make, text, finished, refuse, note):
+    from heal_ref.gear import _read_step
+    from heal_ref.generation import Rollout
+    from heal_ref.records import Problem
+    t = replace(make("p"), problem=Problem("p", "Start 5; + 3; # 4; * 2", "17"))
+    ids = teacher.encode(text)
+    hint = _read_step(teacher, task, t, Rollout(ids, [0.0] * len(ids), [0.0] * len(ids), finished),
+                      GearConfig(hint="step", refuse_answers=refuse))
+    assert hint.note == note
+    assert (hint.text is None) == bool(note)
+    assert hint.tokens_spent == len(ids) + finished

@@ -26,10 +26,11 @@ from transformers import (
     MambaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    TopPLogitsWarper,
 )
 
 from heal_ref.config import SampleConfig
-from heal_ref.generation import generate, repeats, sample, sampled_stats
+from heal_ref.generation import Nucleus, generate, repeats, sample, sampled_stats
 from heal_ref.model import LM, load_lm
 from heal_ref.records import InputError
 from heal_ref.run.sources import load_problems
@@ -169,6 +170,48 @@ def test_a_shared_context_is_scored_once(teacher, monkeypatch):
     for ours in three:
         assert ours[0] == pytest.approx(one[0], abs=1e-5)
         assert ours[1] == pytest.approx(one[1], abs=1e-5)
+
+
+@pytest.mark.parametrize("size", [71, 1000, 5000])
+@pytest.mark.parametrize("top_p", [1e-4, 0.5, 0.95, 0.999])
+@pytest.mark.parametrize("spread", [0.01, 1.0, 5.0, 40.0])
+def test_the_nucleus_is_that_of_transformers(size, top_p, spread):
+    scores = spread * torch.randn(4, size, generator=torch.Generator().manual_seed(size))
+    scores[:, 5:20] = -torch.inf
+    ours = Nucleus(top_p, temperature=0.7, first=8)(None, scores) > -torch.inf
+    theirs = TopPLogitsWarper(top_p)(None, scores.double() / 0.7) > -torch.inf
+    assert torch.equal(ours, theirs)
+
+
+def test_a_nucleus_of_almost_everything_is_not_cut_by_rounding():
+    scores = torch.tensor([[0.0, -50.0, -50.0, -60.0]])
+    assert (Nucleus(1 - 1e-9, first=2)(None, scores) > -torch.inf).tolist() == [[True, False, False, False]]
+
+
+def test_sampling_from_a_nucleus_never_leaves_it(teacher):
+    """The middle of an unlearnt step is close to uniform over the hours; a narrow nucleus holds one token only."""
+    context = teacher.encode("Problem: Start 5; # 3\nSolution:\nWe start at 5.\n\nThen compute 5 # 3 = ")
+    narrow, wide = (SampleConfig(temperature=1.0, top_p=p, max_new_tokens=1) for p in (1e-6, 1.0))
+    drawn = [{tuple(r.ids) for r in generate(teacher, [context] * 32, sampling=s, seed=0)} for s in (narrow, wide)]
+    assert len(drawn[0]) == 1 < len(drawn[1])
+    greedy = SampleConfig(temperature=0.0, max_new_tokens=1)
+    assert {tuple(r.ids) for r in generate(teacher, [context], sampling=greedy, seed=0)} == drawn[0]
+
+
+def test_a_step_ends_a_rollout(teacher, task, validation):
+    contexts = [teacher.encode(task.prompt(p)) for p in validation[:6]]
+    greedy = SampleConfig(temperature=0.0)
+    whole = generate(teacher, contexts, sampling=greedy, seed=0)
+    first = generate(teacher, contexts, sampling=greedy, seed=0, until="\n\n")
+    for w, f in zip(whole, first, strict=True):
+        assert w.ids[: len(f.ids)] == f.ids
+        assert teacher.decode(f.ids).count("\n\n") == 1
+        assert teacher.decode(f.ids).endswith("\n\n")
+        assert not f.finished
+        assert f.tokens_spent == len(f.ids)
+        assert f.entropy == pytest.approx(w.entropy[: len(f.ids)], abs=1e-4)
+    never = generate(teacher, contexts[:2], sampling=greedy, seed=0, until="no such text")
+    assert [(r.ids, r.finished) for r in never] == [(r.ids, r.finished) for r in whole[:2]]
 
 
 def test_seed_decides_and_global_state_is_left_alone(teacher, task, validation):

@@ -131,6 +131,23 @@ def test_a_pair_of_another_world(tmp_path):
     assert (dials["hours"], dials["phrasings"], dials["shaky_right"]) == (11, False, 0.6)
 
 
+def test_a_teacher_gets_one_more_lesson(tmp_path, capsys):
+    args = ["--scale", "0.005", "--limit", "1", "--quiet", "--start", str(DATA)]
+    assert main(["build-pair", "--out", str(tmp_path / "x"), *args, "--dial", "fudge=0.2"]) == 0
+    about = json.loads((tmp_path / "x" / "teacher" / "training.json").read_text())
+    assert [(x["updates"], x["dials"]["fudge"]) for x in about["recipe"]["lessons"]] == [(2, 0.2)]
+    old, new = ((folder / "teacher" / "model.safetensors").read_bytes() for folder in (DATA, tmp_path / "x"))
+    assert old != new
+    assert len(old) == len(new)
+    for name in ("student", "weak"):
+        assert (tmp_path / "x" / name / "model.safetensors").read_bytes() == (DATA / name / "model.safetensors").read_bytes()
+    assert about["losses"] == [] or about["losses"][0] < 0.5  # it starts from what it knew
+    for bad, says in ((["--start", str(tmp_path)], "no pair in it"), (["--start", str(DATA), "--dial", "hours=11"], "from nothing")):
+        assert main(["build-pair", "--out", str(tmp_path / "y"), "--quiet", *bad]) == 2
+        assert says in capsys.readouterr().err
+        assert not (tmp_path / "y").exists()
+
+
 def test_skill_is_the_share_of_long_mastered_problems_solved(teacher):
     assert mastered_skill(teacher, ClockTask()) == pytest.approx(0.95, abs=0.03)  # data/README.md: 0.95 on all of them
 

@@ -61,6 +61,8 @@ def test_counts_of_other_readings():
     assert rollout.tokens == rollout.sequences * 50
     stated = by_name(dataclasses.replace(config, pure=PureConfig(), gear=GearConfig(hint="answer")))
     assert not {"hints", "uncertainty"} & set(stated)
+    stepwise = dataclasses.replace(config, gear=dataclasses.replace(config.gear, hint="step"))
+    assert by_name(stepwise)["hints"].sequences == by_name(config)["hints"].sequences
 
 
 def test_memory_is_that_of_a_real_model(teacher):

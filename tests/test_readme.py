@@ -74,6 +74,8 @@ SMALL = {  # what makes a command of README and docs/ short enough for a test
     "evidence hints --problems data/clock/validation.jsonl": ["--limit", "1"],
     "evidence pure --limit 250": ["--limit", "1"],
     "bench score": ["--rounds", "1"],
+    "real --teacher data/chat/teacher --student data/chat/teacher": [
+        "--limit", "1", "--arms", "student", "--seeds", "0", "--set", "sample.max_new_tokens=8", "--quiet"],
     "draw": [],
 }
 INLINE = r"`(?:OMP_NUM_THREADS=1 )?python -m heal_(?:ref|lab) ([^`]+)`"

@@ -122,7 +122,7 @@ def _expected(lm: LM, task: Task, base: Sequence[Trajectory], config: HealConfig
         found = found._replace(led=tuple(float(t.tokens_spent) for t in led),
                                right=sum(t.correct for t in led) / len(led))
     # 3) hints, for the rest
-    count = affordable(seconds) // c.gear.hints if c.gear.hint == "bridge" else 0
+    count = affordable(seconds) // c.gear.hints if c.gear.hint in gear.WRITTEN else 0
     if cut := paths[:count]:
         written = gear.write_hints(lm, task, cut, c.gear, c.sample, c.seed)
         hints = [hint for mine in written for hint in mine]

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig
 from transformers.pytorch_utils import Conv1D
 
 from heal_ref.config import HealConfig
+from heal_ref.gear import WRITTEN
 from heal_ref.memory import GIB, in_memory
 from heal_ref.model import LM, MAX_BATCH, processes
 from heal_ref.run.speed import Expected, Speed, Writer
@@ -127,7 +128,7 @@ def plan(config: HealConfig, problems: int, heldout: int, speed: Speed, processe
     teacher = speed.teacher or Writer(1 / speed.sampled, (speed.solution,), speed.solution)
     student = speed.student or teacher
     e = speed.expected or Expected(1.0, 1.0, g.paths)
-    bridge, pure = g.hint == "bridge", c.pure.reading
+    written, pure = g.hint in WRITTEN, c.pure.reading
     parts, held = math.ceil(problems / per), math.ceil(heldout / per)
     most, new = teacher.most, teacher.lengths
     rest = tuple(max(1.0, length - e.kept) for length in new)  # of a text, after its cut
@@ -172,7 +173,7 @@ def plan(config: HealConfig, problems: int, heldout: int, speed: Speed, processe
     add("answer-guided", "guided", per * c.pace.per_problem,
         writes(teacher, parts, guided, guided * e.guided, e.led or new))
     add("hints", "repair", per * g.paths * g.hints,
-        writes(teacher, parts, bridge * problems * g.paths * g.hints, bridge * wanted,
+        writes(teacher, parts, written * problems * g.paths * g.hints, written * wanted,
                e.hints or new, prefill=cut / g.hints))
     add("repairs", "repair", per * g.paths * g.hints * g.continuations,
         writes(teacher, parts, repairs, mended, rest,

@@ -1,0 +1,334 @@
+"""HEAL on a real pretrained pair and word problems by others (`python -m heal_lab real`).
+
+Parts, each resumable and each collected into real.json as far as it is finished:
+
+- `gear`: what each hint at each place repairs of the problems that four samples leave unsolved,
+  against sampling again.
+- `breaks`: after which step a failed chain is lost, by continuing from each of its prefixes; which
+  reading of entropy finds that step.
+- `pure`: does PURE tell genuine solutions from spurious ones, among guided and repaired ones?
+- `students`: rejection sampling, adaptive rejection sampling, HEAL and its controls.
+
+Records hold numbers per problem and no texts.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from heal_lab.arms import TeacherData
+from heal_lab.compare import Results
+from heal_lab.evidence import Counts, outcome_counts, repair_rows
+from heal_lab.evidence_pure import BASELINES, READINGS, UNAIDED, Raw, functions, raw_scores, reading, threshold_of
+from heal_lab.experiment import Trial
+from heal_lab.stats import auroc, cluster_interval, share_row
+from heal_lab.word_problems import WordProblems, make_problems
+from heal_ref import pure
+from heal_ref.config import GearConfig, HealConfig, PaceConfig, PureConfig, SampleConfig
+from heal_ref.evaluate import Row, interval
+from heal_ref.gear import Cut, breakpoint_of
+from heal_ref.model import LM
+from heal_ref.records import Problem, Trajectory, by_problem, light, select, write_text
+from heal_ref.run.folder import RunFolder, batches, identity
+from heal_ref.run.pipeline import Method
+from heal_ref.scoring import text_stats
+
+PARTS = ("gear", "breaks", "pure", "students")
+HINTS: tuple[Any, ...] = ("bridge", "step", "answer", "none")
+PLACES: dict[str, dict[str, Any]] = {
+    "rise": {}, "level": {"signal": "level"}, "random step": {"signal": "random"}}
+AGAIN = 4  # samples per problem of the control without GEAR
+CONTINUED = 8  # continuations from each prefix of a failed chain
+SIGNALS = {
+    "max rise": GearConfig(), "max level": GearConfig(signal="level"),
+    "mean surge": GearConfig(step="mean", signal="surge"),
+    "mean level": GearConfig(step="mean", signal="level"),
+    "mean surge, first third": GearConfig(step="mean", signal="surge", window=1 / 3)}
+ARMS = ("student", "teacher", "rft", "rft_adaptive", "heal", "heal_no_pure", "heal_no_pace")
+
+
+def settings(seed: int = 0) -> HealConfig:
+    """What is measured with: the preset `real`, as small as two CPU cores allow."""
+    sampling = SampleConfig(n=4, temperature=0.7, max_new_tokens=320, batch=16)
+    pace = PaceConfig(updates=48, batch=8, per_problem=2, learning_rate=1e-4, warmup=4,
+                      curve_every=0, save_every=16)
+    gear = GearConfig(paths=1, hints=1, continuations=2, hint="step")
+    return replace(HealConfig.real(seed), sample=sampling, gear=gear, pace=pace, eval_n=4)
+
+
+@dataclass
+class World:
+    """The pair, the problems, and where everything is kept."""
+
+    path: Path
+    teacher: LM
+    task: WordProblems
+    splits: Mapping[str, list[Problem]]
+    config: HealConfig
+    method: Method
+    limit: int  # problems of each part
+
+    @classmethod
+    def at(cls, path: Path, teacher: LM, config: HealConfig, limit: int = 0,
+           quiet: bool = False) -> "World":
+        """The world in folder `path`, with at most `limit` problems of each part (0: all)."""
+        splits, truth = make_problems()
+        task = WordProblems(teacher.tokenizer, truth)
+        splits = {name: thinned(problems, limit) for name, problems in splits.items()}
+        what = identity(config, task, {"teacher": teacher}, splits)
+        folder = RunFolder(path / "teacher", what, quiet)
+        return cls(path, teacher, task, splits, config, Method(folder, teacher, task, config),
+                   limit)
+
+    def kept(self, name: str, make: Any) -> Any:
+        """What `make()` returns, which is plain JSON; made once."""
+        file = self.path / f"{name}.json"
+        if not file.exists():
+            write_text(file, json.dumps(make()) + "\n")
+        return json.loads(file.read_text(encoding="utf-8"))
+
+
+def thinned(problems: Sequence[Problem], limit: int) -> list[Problem]:
+    """`limit` problems (0: all), evenly from the whole list, so that every story has its share."""
+    if not limit or limit >= len(problems):
+        return list(problems)
+    return [problems[i * len(problems) // limit] for i in range(limit)]
+
+
+# ----------------------------------------------------------------------------------------- GEAR
+
+
+def unsolved(base: Sequence[Trajectory]) -> Sequence[Trajectory]:
+    """The samples of problems without a correct one."""
+    solved = {t.problem.id for t in light(base) if t.correct}
+    return select(base, [i for i, t in enumerate(light(base)) if t.problem.id not in solved])
+
+
+def gear_counts(world: World) -> list[Counts]:
+    """Per problem and arm: attempts, right ones, genuine ones, tokens, and usable hints."""
+    method, out = world.method, list[Counts]()
+    hard = unsolved(method.sampled(world.splits["train"]))
+    problems = list({t.problem.id: t.problem for t in light(hard)}.values())
+    for hint in HINTS:
+        for place, changed in PLACES.items():
+            config = replace(world.config.gear, hint=hint, **changed)
+            name = f"{hint} at {place}"
+            tried = method.repaired(hard, f"3-{name.replace(' ', '-')}", config)
+            counts = outcome_counts(world.teacher, world.task, name, tried)
+            most = config.paths * config.hints * config.continuations
+            out += [{**c, "usable": c["attempts"] / most} for c in counts]
+    again = method.sampled(problems, "1-again", n=AGAIN)
+    for n in (1, AGAIN):
+        some = select(again, [i for i, t in enumerate(light(again)) if t.index < n])
+        name = f"sample again, {n} more"
+        out += outcome_counts(world.teacher, world.task, name, some)
+    return out
+
+
+def gear_rows(counts: Sequence[Counts]) -> list[Row]:
+    """`repair_rows`, with the share of usable hints and of problems with a right repair."""
+    rows = repair_rows(counts)
+    for arm in dict.fromkeys(c["arm"] for c in counts):
+        mine = [c for c in counts if c["arm"] == arm]
+        kind = mine[0]["kind"]
+        right = interval([float(c["correct"] > 0) for c in mine])
+        rows.append(Row(arm, kind, "problems with a right one", *right, n=len(mine)))
+        if "usable" in mine[0]:
+            usable = interval([c["usable"] for c in mine])
+            rows.append(Row(arm, kind, "usable hints", *usable, n=len(mine)))
+    return rows
+
+
+# --------------------------------------------------------------------------------------- breaks
+
+
+def failed_samples(base: Sequence[Trajectory]) -> Sequence[Trajectory]:
+    """One failed sample per problem, finished and of at least two steps: of problems that are
+    solved at least once first, since a chain whose problem is never solved has nothing to lose."""
+    right: dict[str, int] = {}
+    first: dict[str, int] = {}
+    for i, t in enumerate(light(base)):
+        right[t.problem.id] = right.get(t.problem.id, 0) + t.correct
+        if not t.correct and t.finished and len(t.steps) > 1:
+            first.setdefault(t.problem.id, i)
+    order = sorted(first, key=lambda key: right[key] == 0)
+    return select(base, [first[key] for key in order])
+
+
+def break_counts(world: World) -> list[dict[str, Any]]:
+    """Per failed chain of K steps: `success`, K shares of right continuations after its first 0 …
+    K − 1 steps; the step that each reading of entropy chooses; tokens spent."""
+    base = world.method.sampled(world.splits["train"])
+    chains = list(failed_samples(base))[: world.limit or 100]
+    longest = max((len(t.steps) for t in chains), default=0)
+    config = GearConfig(hint="none", max_correct=10**6, paths=1, hints=1, continuations=CONTINUED)
+    success: dict[str, list[float]] = {t.problem.id: [] for t in chains}
+    spent = dict.fromkeys(success, 0)
+    for k in range(longest):
+        still = [t for t in chains if len(t.steps) > k]
+        tried = world.method.repaired(still, f"3-prefix-{k:02d}", config, at(k))
+        for key, mine in by_problem(tried).items():
+            success[key].append(sum(t.correct for t in mine) / len(mine))
+            spent[key] += sum(t.tokens_spent for t in mine)
+    return [{"id": t.problem.id, "success": success[t.problem.id], "tokens": spent[t.problem.id],
+             "chosen": {name: breakpoint_of(t, c) for name, c in SIGNALS.items()}}
+            for t in chains]
+
+
+def at(k: int) -> Cut:
+    """A cut after k steps, whatever the trajectory."""
+    return lambda _: k
+
+
+def lost_at(success: Sequence[float]) -> int | None:
+    """The step (0-based) at which most success is lost, s_k − s_{k+1}; after the last step nothing
+    is left. None if no prefix was continued rightly at least twice in eight times.
+
+    Example:
+        >>> lost_at([0.5, 0.625, 0.125])  # what step 1 says is wrong
+        1
+    """
+    if max(success, default=0.0) < 2 / CONTINUED:
+        return None
+    drops = [a - b for a, b in zip(success, [*success[1:], 0.0], strict=True)]
+    return int(np.argmax(drops))
+
+
+def break_rows(chains: Sequence[Mapping[str, Any]]) -> list[Row]:
+    """How often each reading's step is the one at which most success is lost, and how much is lost
+    at it; a random step for comparison. Only chains that had success to lose."""
+    usable = [c for c in chains if lost_at(c["success"]) is not None]
+    kind, rows = "train", []
+    shares = interval([float(lost_at(c["success"]) is not None) for c in chains])
+    rows.append(Row("chains", kind, "had success to lose", *shares, n=len(chains)))
+
+    def drop(c: Mapping[str, Any], k: int | None) -> float:
+        curve = [*c["success"], 0.0]
+        return 0.0 if k is None else curve[k] - curve[k + 1]
+
+    def add(name: str, hits: Sequence[float], lost: Sequence[float]) -> None:
+        rows.append(Row(name, kind, "chosen step = break", *interval(hits), n=len(usable)))
+        rows.append(Row(name, kind, "success lost at it", *interval(lost), n=len(usable)))
+
+    for name in SIGNALS:
+        chosen = [c["chosen"][name] for c in usable]
+        add(name, [float(k == lost_at(c["success"])) for k, c in zip(chosen, usable, strict=True)],
+            [drop(c, k) for k, c in zip(chosen, usable, strict=True)])
+    add("random step", [1 / len(c["success"]) for c in usable],
+        [c["success"][0] / len(c["success"]) for c in usable])  # drops add up to the first share
+    first = [float(lost_at(c["success"]) == 0) for c in usable]
+    rows.append(Row("break", kind, "is the first step", *interval(first), n=len(usable)))
+    return rows
+
+
+# ----------------------------------------------------------------------------------------- PURE
+
+
+def pure_raws(world: World) -> list[Raw]:
+    """Raw scores of right solutions: guided, repaired by each hint, and unaided ones."""
+    method, lm, task = world.method, world.teacher, world.task
+    base = method.sampled(world.splits["train"])
+    hard = unsolved(base)
+    sources: dict[str, Sequence[Trajectory]] = {"guided": method.guided(base)}
+    for hint in HINTS[:3]:
+        config = replace(world.config.gear, hint=hint)
+        sources[f"repair: {hint}"] = method.repaired(hard, f"3-{hint}-at-rise", config)
+    sources[UNAIDED] = pure.unaided(base, seldom=1.0)
+    tried, right = dict[str, int](), dict[str, int]()
+    for t in light(base):
+        tried[t.problem.id] = tried.get(t.problem.id, 0) + 1
+        right[t.problem.id] = right.get(t.problem.id, 0) + t.correct
+    out = []
+    for name, made in sources.items():
+        mine = list({(t.problem.id, t.text): t for t in made if t.correct}.values())
+        for part in batches(mine, 64):
+            raws = raw_scores(lm, task, name, part)
+            texts = [(lm.encode(task.guided_prompt(t.problem, t.problem.answer)), t.token_ids)
+                     for t in part]
+            informed = [sum(logprob) for _, logprob in text_stats(lm, texts)]
+            out += [{**raw, "informed": round(x, 3),
+                     "solved": right[raw["id"]] / tried[raw["id"]]}
+                    for raw, x in zip(raws, informed, strict=True)]
+    return out
+
+
+def _pmi(raw: Raw) -> float:
+    """log p(solution | problem, answer) − log p(solution | problem), in nats."""
+    return raw["informed"] + BASELINES["total log-likelihood"](raw)
+
+
+def pure_rows(raws: Sequence[Raw], config: PureConfig | None = None) -> list[Row]:
+    """AUROC for spurious of every reading and baseline, and what the threshold keeps, for guided
+    and repaired solutions alone and together."""
+    config, rows = config or PureConfig(), []
+    scores = {**functions({n: c for n, c in READINGS.items() if not n.startswith("rollout")}),
+              **BASELINES, "PMI with the answer": _pmi}
+    helped = [r for r in raws if r["source"] != UNAIDED]
+    groups = {"all helped": helped,
+              **{s: [r for r in helped if r["source"] == s]
+                 for s in dict.fromkeys(r["source"] for r in helped)}}
+    calibrated = any(r["source"] == UNAIDED for r in raws)
+    threshold = threshold_of(raws, config) if calibrated else math.inf
+    for kind, mine in groups.items():
+        if not mine:
+            continue
+        for name, score in scores.items():
+            scored = [(r["id"], score(r), not r["genuine"]) for r in mine]
+            rows.append(Row(name, kind, "AUROC", *cluster_interval(scored, auroc), n=len(mine)))
+        cases = [(r["id"], reading(r, config) <= threshold, r["genuine"]) for r in mine]
+        metrics = {"passed": [(key, passed) for key, passed, _ in cases],
+                   "genuine before": [(key, genuine) for key, _, genuine in cases],
+                   "genuine after": [(key, g) for key, passed, g in cases if passed],
+                   "genuine kept": [(key, passed) for key, passed, g in cases if g]}
+        rows += [share_row("filter", kind, metric, x) for metric, x in metrics.items() if x]
+    return rows
+
+
+# ------------------------------------------------------------------------------------- students
+
+
+def student_runs(world: World, student: LM, seeds: Sequence[int], arms: Sequence[str],
+                 quiet: bool = False) -> list[dict[str, Any]]:
+    """Every arm with every seed, of training and evaluation: what the teacher made is the same. On
+    held-out numbers and on stories never seen."""
+    runs, made = [], TeacherData(world.method, world.splits["train"])
+    for seed in seeds:
+        problems = {"train": world.splits["train"], "validation": [],
+                    "held-out": [*world.splits["heldout"], *world.splits["unseen"]]}
+        trial = Trial(world.path / f"seed-{seed}", world.task, world.teacher, student, problems,
+                      replace(world.config, seed=seed), quiet=quiet, made=made)
+        runs += [{"pair": "real", "seed": seed, "arm": arm, **trial.result(arm)} for arm in arms]
+    return runs
+
+
+# --------------------------------------------------------------------------------------- record
+
+
+def collect(world: World, student: LM, seeds: Sequence[int], parts: Sequence[str],
+            arms: Sequence[str] = ARMS, quiet: bool = False) -> dict[str, Any]:
+    """Make what is missing of `parts`; all finished ones as a record: `rows`, and for each part the
+    numbers per problem that they are made of."""
+    record: dict[str, Any] = {"rows": []}
+    counted = {"gear": (lambda: gear_counts(world), gear_rows),
+               "breaks": (lambda: break_counts(world), break_rows),
+               "pure": (lambda: pure_raws(world), pure_rows)}
+    for part, (make, rows_of) in counted.items():
+        if part in parts or (world.path / f"{part}.json").exists():
+            record[part] = world.kept(part, make)
+            record["rows"] += [{"part": part, **row.to_dict()} for row in rows_of(record[part])]
+    if "students" in parts:
+        runs = student_runs(world, student, seeds, arms, quiet)
+        problems = [*world.splits["heldout"], *world.splits["unseen"]]
+        about = {"id": [p.id for p in problems], "kind": [p.kind for p in problems],
+                 "length": [p.length for p in problems]}
+        students = {"unit": "seed", "problems": about, "runs": runs}
+        results = Results(students)
+        rows = [*results.rows(), *results.differences(("heal", "rft", "rft_adaptive"))]
+        record["students"] = students
+        record["rows"] += [{"part": "students", **row.to_dict()} for row in rows]
+    return record

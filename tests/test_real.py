@@ -1,0 +1,182 @@
+"""Word problems with step truth, and what is measured with them. Nothing here needs a pretrained model."""
+
+import builtins
+import importlib.util
+import json
+import sys
+from dataclasses import replace
+from random import Random
+
+import pytest
+
+from heal_lab import real
+from heal_lab import word_problems as W
+from heal_lab.__main__ import main
+from heal_ref.records import InputError, Problem
+from tests.conftest import DATA
+
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("reasoning_gym") is None, reason="reasoning-gym is not installed")
+
+
+@pytest.fixture(scope="module")
+def problems():
+    return W.make_problems()
+
+
+@pytest.fixture(scope="module")
+def task(problems):
+    from heal_ref.model import load_lm
+    return W.WordProblems(load_lm(DATA / "chat" / "teacher").tokenizer, problems[1])
+
+
+# ------------------------------------------------------------------------------------------------ the world
+
+
+def test_splits_share_no_question_and_unseen_stories_are_of_their_own(problems):
+    splits, truth = problems
+    asked = [p.question for part in splits.values() for p in part]
+    assert len(asked) == len(set(asked)) == len(truth)
+    stories = {name: {p.id.split("-")[1] for p in part} for name, part in splits.items()}
+    assert stories["train"] == stories["validation"] == stories["heldout"]
+    assert not stories["train"] & stories["unseen"]
+    assert len(stories["train"]) >= 60
+    assert len(stories["unseen"]) >= 15
+    for name, part in splits.items():
+        counts = [sum(p.id.startswith(f"{name}-{story}-") for p in part) for story in stories[name]]
+        assert set(counts) == {W.PER_GENERATOR[name]}
+    assert all(truth[p.id] and p.answer.isdigit() and p.kind == name for name, part in splits.items() for p in part)
+
+
+def test_the_problems_are_the_same_each_time(problems):
+    again, truth = W.make_problems()
+    assert again == problems[0]
+    assert truth == problems[1]
+
+
+def test_the_gold_solution_is_genuine_and_one_without_a_result_is_not(problems, task):
+    splits, truth = problems
+    made = W.generators()
+    for p in splits["train"][::13]:
+        generator = int(p.id.split("-")[1])
+        rng, found = Random(f"{generator}/problems"), None
+        while found is None or found[0] != p.question:
+            found = W.read_story(made[generator](rng, 1.0)) or found
+        solution = found[3]
+        assert task.is_genuine(p, [solution])
+        result = truth[p.id][0]
+        spellings = {f"{result:g}", f"{result:.0f}", f"{result:,.0f}", f"{result:.1f}", f"{result:.2f}"}
+        without = [word for word in solution.split() if not spellings & {word.strip("$€£.,()%"), *map(str, W.numbers(word))}]
+        assert not task.is_genuine(p, [" ".join(without)])
+
+
+def test_a_problem_without_truth_has_no_verdict(task):
+    assert task.is_genuine(Problem("other", "1 + 1?", "2"), ["1 + 1 = 2"]) is None
+    own = task.for_tokenizer(task.tokenizer)
+    assert own.truth == task.truth
+    assert own.knows_truth
+
+
+@pytest.mark.parametrize(("text", "found"), [
+    ("1,200 and 1{,}300 and 12.5%", [1200, 1300, 12.5]), ("$3.50/kg", [3.5]), ("12,5", [12, 5]), ("1,2345", [1, 2345]), ("no", [])])
+def test_numbers(text, found):
+    assert W.numbers(text) == found
+
+
+@pytest.mark.parametrize(("solution", "found"), [
+    ("she has 74 + 39 + T = 113 + T = 241", [241]), ("5*$3 = $15.", [15]), ("T = 241 - 144 = 97", [97]), ("2 x 3 = 6 x 2 = 12", [12]),
+    ("€0.5*1,000=€500.0 per week", [500])])
+def test_results_of_a_gold_solution(solution, found):
+    assert W.gold_results(solution) == found
+
+
+@pytest.mark.parametrize(("solution", "wrong"), [
+    ("222 - 137=85", 0), ("222 - 137=86", 1), ("20 boxes * $3 = $60", 0), ("$34.96 + $5 = $39.96", 0), ("12÷5=2", 1),
+    ("2(76+35) = 222", 0), ("1 + 2 * 3 = 7", 0), ("5/0 = 1", 1)])
+def test_sums_that_do_not_hold(solution, wrong):
+    assert len(W.wrong_sums(solution)) == wrong
+
+
+def test_generators_with_false_gold_are_left_out():
+    made = W.generators()
+    assert not W.is_sound(made[75])  # 13 * 0.5 = 6
+    assert W.is_sound(made[0])
+
+
+def test_the_package_stays_as_it_was_and_its_absence_is_one_line(monkeypatch):
+    W.generators()
+    assert not [name for name in sys.modules if name.startswith("reasoning_gym")]
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match="pip install --no-deps reasoning-gym"):
+        W.generators()
+
+
+# ------------------------------------------------------------------------------------------------- evidence
+
+
+@pytest.mark.parametrize(("success", "step"), [
+    ([0.5, 0.625, 0.125], 1), ([1.0, 1.0, 1.0], 2), ([0.5, 0.0, 0.0], 0), ([0.125, 0.0], None), ([], None)])
+def test_where_a_chain_is_lost(success, step):
+    assert real.lost_at(success) == step
+
+
+def test_rows_of_breaks_by_hand():
+    chains = [{"id": "a", "success": [0.5, 0.5, 0.0], "chosen": dict.fromkeys(real.SIGNALS, 1), "tokens": 9},
+              {"id": "b", "success": [0.75, 0.0], "chosen": dict.fromkeys(real.SIGNALS), "tokens": 9},
+              {"id": "c", "success": [0.0, 0.0], "chosen": dict.fromkeys(real.SIGNALS, 0), "tokens": 9}]
+    at = {(r.arm, r.metric): r.mean for r in real.break_rows(chains)}
+    assert at["chains", "had success to lose"] == pytest.approx(2 / 3)
+    assert at["max rise", "chosen step = break"] == 0.5
+    assert at["max rise", "success lost at it"] == 0.25  # 0.5 at a's step, nothing for b
+    assert at["random step", "chosen step = break"] == pytest.approx((1 / 3 + 1 / 2) / 2)
+    assert at["random step", "success lost at it"] == pytest.approx((0.5 / 3 + 0.75 / 2) / 2)
+    assert at["break", "is the first step"] == 0.5
+
+
+def test_failed_samples_are_one_per_problem_and_hopeful_ones_first(make):
+    base = [make("never", text="a|b"), make("never", text="a|b", index=1), replace(make("cut", text="a|b"), finished=False),
+            make("once", text="x|y", correct=True), make("once", text="x|z", index=1), make("short", text="a")]
+    assert [(t.problem.id, t.index) for t in real.failed_samples(base)] == [("once", 1), ("never", 0)]
+
+
+def test_rows_of_gear_by_hand():
+    count = {"kind": "train", "tokens": 100}
+    counts = [{**count, "id": "a", "arm": "step at rise", "attempts": 2, "correct": 1, "genuine": 1, "usable": 1.0},
+              {**count, "id": "b", "arm": "step at rise", "attempts": 0, "correct": 0, "genuine": 0, "usable": 0.0},
+              {**count, "id": "a", "arm": "sample again", "attempts": 4, "correct": 0, "genuine": 0}]
+    at = {(r.arm, r.metric): r.mean for r in real.gear_rows(counts)}
+    assert at["step at rise", "usable hints"] == 0.5
+    assert at["step at rise", "problems with a right one"] == 0.5
+    assert at["step at rise", "genuine per 1,000 tokens"] == 5
+    assert at["sample again", "genuine per 1,000 tokens"] == 0
+    assert ("sample again", "usable hints") not in at
+
+
+def test_rows_of_pure_by_hand():
+    raw = {"kind": "train", "entropy": [1.0, 1.0], "forced": [0.5, 0.5], "rollout": [], "tokens": [10, 10], "logprob_with_help": -9.0,
+           "informed": -9.0, "solved": 0.25}
+    raws = [{**raw, "source": source, "id": str(i), "genuine": i % 2 == 0, "log_ppl": [0.5, 3.0 if i % 2 else 0.6]}
+            for i in range(20) for source in ("guided", "unaided") if source == "guided" or i % 2 == 0]
+    at = {(r.arm, r.kind, r.metric): r.mean for r in real.pure_rows(raws)}
+    assert at["typicality, worst", "guided", "AUROC"] == 1.0
+    assert at["PMI with the answer", "all helped", "AUROC"] == 1.0
+    assert at["length", "guided", "AUROC"] == 0.5
+    assert at["filter", "guided", "genuine after"] == 1.0
+    assert at["filter", "guided", "genuine kept"] == 1.0
+    assert at["filter", "guided", "passed"] == 0.5
+
+
+def test_the_command_makes_a_record_without_texts_and_goes_on(tmp_path, monkeypatch):
+    chat = str(DATA / "chat" / "teacher")
+    command = ["real", "--teacher", chat, "--student", chat, "--out", str(tmp_path / "r"), "--limit", "2", "--seeds", "0", "--quiet",
+               "--arms", "student", "--set", "sample.max_new_tokens=12"]
+    assert main([*command, "--parts", "gear", "breaks"]) == 0
+    assert main(command) == 0
+    record = json.loads((tmp_path / "r" / "real.json").read_text())
+    assert {row["part"] for row in record["rows"]} >= {"gear", "students"}
+    assert {c["arm"] for c in record["gear"]} >= {f"{hint} at {place}" for hint in real.HINTS for place in real.PLACES}
+    assert record["provenance"]["problems"] == {"train": 2, "validation": 2, "heldout": 2, "unseen": 2}
+    splits, _ = W.make_problems()
+    text = (tmp_path / "r" / "real.json").read_text()
+    assert not any(p.question[:40] in text for part in splits.values() for p in part)
+    monkeypatch.setattr(real, "gear_counts", lambda world: builtins.exit("made again"))
+    assert main([*command, "--parts", "gear"]) == 0
