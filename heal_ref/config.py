@@ -195,8 +195,8 @@ class HealConfig(_Checked):
         Measured: Qwen2.5-Coder-0.5B-Instruct (4-bit weights, dequantised) as the teacher, 32 GSM8K
         problems, one run: leads, not a tuned setting. Each line says what is known of it.
         """
-        # 22 % of the samples were right at temperature 0.7; no other was tried. A nucleus sorts the
-        # vocabulary at each token (0.5 s for 64 rows of 151,936 on one thread), so it is off. With
+        # 22 % of the samples were right at temperature 0.7; no other was tried. A nucleus was
+        # not: it adds half of a forward pass on a CPU (`python -m heal_lab bench nucleus`). With
         # 320 tokens a third of the samples was cut off; 1024 was not measured. 64 sequences at a
         # time gave 75 to 110 tokens/s on one thread.
         sample = SampleConfig(n=4, temperature=0.7, top_p=1.0, max_new_tokens=1024, batch=16)
