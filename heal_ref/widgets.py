@@ -1,5 +1,6 @@
 """Explorers for notebooks: controls above a text and a picture that `plots` draws."""
 
+import base64
 import html
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -12,7 +13,7 @@ from heal_ref.entropy import step_values
 from heal_ref.evaluate import first_wrong_step, is_genuine, step_texts
 from heal_ref.gear import breakpoint_of
 from heal_ref.model import LM
-from heal_ref.plots import plot_filter, plot_reading, png
+from heal_ref.plots import picture, plot_filter, plot_reading
 from heal_ref.pure import pure_scores, pure_threshold, rescored
 from heal_ref.records import InputError, PureScore, Trajectory
 from heal_ref.tasks.base import Task
@@ -24,21 +25,38 @@ MAKERS = {"trajectories": "sample", "base": "sample", "repaired": "repair", "sco
           "reference": "pure_scores of correct unaided samples"}
 
 
-def _explorer(show: Callable[..., tuple[str, bytes]], **controls: Any) -> VBox:
+class Explorer(VBox):
+    """Controls above a text and a picture; for readers who run nothing, a picture alone."""
+
+    still = b""
+
+    def _repr_mimebundle_(self, **asked: Any) -> Any:
+        bundle = super()._repr_mimebundle_(**asked)
+        bundle["text/plain"] = "An explorer: run this cell to move its controls."
+        bundle["image/png"] = base64.b64encode(self.still).decode()
+        return bundle
+
+
+def _explorer(show: Callable[..., tuple[str, bytes]], still: bytes = b"", **controls: Any
+              ) -> Explorer:
     """Controls above the text and the picture that `show` makes of their values, now and whenever
-    one of them moves. (`interactive_output` would print control codes outside of notebooks.)"""
-    text, picture = HTML(), Image(format="png")
+    one of them moves. (`interactive_output` would print control codes outside of notebooks.)
+    Where nothing runs, the picture is `still`, or the first one."""
+    text, image = HTML(), Image(format="png")
 
     def update(_: Any = None) -> None:
-        text.value, picture.value = show(**{name: c.value for name, c in controls.items()})
-        picture.layout.display = None if picture.value else "none"
+        text.value, image.value = show(**{name: c.value for name, c in controls.items()})
+        image.layout.display = None if image.value else "none"
 
     for name, control in controls.items():
         control.description = name
         control.style.description_width = "initial"
         control.observe(update, names="value")
     update()
-    return VBox([Box(list(controls.values()), layout={"flex_flow": "row wrap"}), text, picture])
+    explorer = Explorer([Box(list(controls.values()), layout={"flex_flow": "row wrap"}), text,
+                         image])
+    explorer.still = still or image.value
+    return explorer
 
 
 def _menu(trajectories: Sequence[Trajectory]) -> Dropdown:
@@ -85,7 +103,7 @@ def explore_entropy(lm: LM, task: Task, trajectories: Sequence[Trajectory]) -> V
         here = "hit" if breakpoint_of(t, config) == truth else "miss"
         text = (f"<b>{'no wrong step here' if truth is None else here}</b>; this reading finds the "
                 f"first wrong step of {sum(hits)} in {len(hits)} trajectories")
-        return text, png(plot_reading(lm.pieces(t.token_ids), t, config, truth))
+        return text, picture(plot_reading(lm.pieces(t.token_ids), t, config, truth))
 
     step, signal = (Dropdown(options=choices(GearConfig, name), value=getattr(GearConfig(), name))
                     for name in ("step", "signal"))
@@ -120,7 +138,7 @@ def explore_pure(lm: LM, task: Task, scored: Sequence[PureScore], reference: Seq
                 f"{sum(kept)} of them genuine; loses {sum(genuine) - sum(kept)} genuine ones<br>"
                 f"<b>{verdict}, {truth}</b>, score {s.score:.3f}; r of each step:")
         text += _solution(lm, s.trajectory, [f"{r:.3f}" for r in s.ratio])
-        return text, png(plot_filter(again, genuine, limit, config))
+        return text, picture(plot_filter(again, genuine, limit, config))
 
     epsilons = sorted({0.01, 0.1, 0.3, 1.0, 3.0, start.epsilon})
     return _explorer(
@@ -166,9 +184,9 @@ def explore_repair(lm: LM, task: Task, base: Sequence[Trajectory], repaired: Seq
             return text, b""
         drawn = r if number > 3 else broken
         wrong = first_wrong_step(lm, task, r) if number == 6 else None
-        return text, png(plot_reading(lm.pieces(drawn.token_ids), drawn, gear, wrong))
+        return text, picture(plot_reading(lm.pieces(drawn.token_ids), drawn, gear, wrong))
 
-    return _explorer(show, repair=_menu(repaired), stage=SelectionSlider(
+    return _explorer(show, show(0, STAGES[1])[1], repair=_menu(repaired), stage=SelectionSlider(
         options=STAGES, readout=False, layout=WIDE))
 
 

@@ -8,6 +8,9 @@ import pytest
 from tests.conftest import ROOT
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+READ = NOTEBOOKS[:4]  # to be read without running: 04 to 06 follow
+COLUMNS, PRINTED = 88, 98  # of code, of printed text: what fits a page of 1,000 pixels
+WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
 def cells(path, kind):
@@ -53,3 +56,35 @@ def test_goals_predictions_exercises_solutions_summary_and_the_next(path):
         assert f"]({NOTEBOOKS[here + 1].name})" in text.split("## Summary")[1]
     for link in re.findall(r"\]\(([^)#\s]+)", text):
         assert link.startswith("http") or (path.parent / link).exists(), link
+
+
+@pytest.mark.parametrize("path", READ, ids=lambda p: p.stem)
+def test_it_can_be_read_without_running(path):
+    question = False
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":
+            question = question or bool(re.search(r"\*\*Predict|### Predict", source))
+            continue
+        assert not [line for line in source.splitlines() if len(line) > COLUMNS]
+        hidden = cell["metadata"].get("jupyter", {}).get("outputs_hidden", False)
+        if question and "heal.explore_" not in source:  # an explorer asks as one goes
+            assert hidden, f"the answer lies open: {source[:60]}"
+        question = False
+        for output in cell["outputs"]:
+            data = output.get("data", {})
+            assert WIDGET not in data or "image/png" in data, "a widget without a picture"
+            assert output["output_type"] == "stream" or {"image/png", "text/markdown", "text/html"} & set(data), "a raw repr"
+            assert not [line for line in "".join(output.get("text", "")).splitlines() if len(line) > PRINTED]
+
+
+def checked(path):
+    """The code cells whose output nbval compares."""
+    return [c for c in cells(path, "code") if "# NBVAL_CHECK_OUTPUT" in "".join(c["source"]).splitlines()]
+
+
+def test_many_outputs_are_compared():
+    assert sum(len(checked(path)) for path in READ) >= 20
+    for cell in (c for path in READ for c in checked(path)):
+        kinds = {kind for o in cell["outputs"] for kind in o.get("data", {"text": ""})}
+        assert kinds & {"text", "text/markdown"}, "nbval compares no pictures"

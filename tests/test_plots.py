@@ -1,6 +1,7 @@
 """Figures: titles are made from what is drawn, nothing is cut off, equal figures are equal bytes."""
 
 import json
+import math
 import re
 
 import numpy as np
@@ -24,7 +25,7 @@ from heal_lab.figures import (
     plot_tokens,
 )
 from heal_ref.evaluate import Row, first_wrong_step
-from heal_ref.plots import PALETTE, plot_ceiling, plot_filter, plot_reading, png, save
+from heal_ref.plots import PALETTE, plot_ceiling, plot_filter, plot_reading, png, save, show, show_table, with_interval
 from tests.conftest import DATA
 
 
@@ -211,3 +212,17 @@ def test_the_same_figure_is_the_same_file(results, tmp_path):
     rows = [results.row(arm, kind) for arm in ("teacher", "heal") for kind in ("shaky", "frontier")]
     save(plot_ceiling(rows), tmp_path / "new" / "a.png")
     assert (tmp_path / "new" / "a.png").read_bytes() == png(plot_ceiling(rows))
+
+
+def test_a_table_for_notebooks():
+    row, nothing = Row("a", "k", "m", 0.5, 0.25, 1.0, 3), Row("a", "k", "m", math.nan, math.nan, math.nan, 0)
+    lines = [("", "a | b"), ("x", with_interval(row)), ("y", with_interval(nothing))]
+    assert show_table(lines).data.splitlines() == [
+        r"|  | a \| b |", "| --- | --- |", "| x | 0.50\u00a0[0.25,\u00a01.00] |", "| y | – |"]
+
+
+def test_a_picture_for_notebooks_is_small(results):
+    figure = plot_ceiling([Row("heal", kind, "pass@1", 0.5, 0.4, 0.6, 9) for kind in ("shaky", "frontier")])
+    picture = show(figure).data
+    assert picture.startswith(b"\x89PNG")
+    assert len(picture) < 0.7 * len(png(figure))

@@ -66,6 +66,8 @@ def repository(tmp_path):
     (root / "PAPER.md").write_text("# Paper\n\n## Readings\n")
     (root / "dot.svg").write_text("<svg xmlns='http://www.w3.org/2000/svg'/>")
     (root / "record.json").write_text("{}")
+    (root / "data" / "results").mkdir(parents=True)
+    (root / "data" / "results" / "gear.json").write_text("{}")
     (root / "README.md").write_text(
         "# Project\n\n![dot](dot.svg) [one](notebooks/01_entropy.ipynb) [a record](record.json) <a href='PAPER.md#readings'>r</a>\n\n"
         "If $k \\ne 1$, the rise $\\Delta_k = H_k - \\frac{1}{k-1} \\sum_{j<k} H_j$ is\n\n$$r_k = \\exp(H_k)$$\n")

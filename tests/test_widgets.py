@@ -1,5 +1,6 @@
 """The explorers: text and picture follow the controls, the hint is not in the result, errors say what to do."""
 
+import base64
 import html
 import re
 from dataclasses import replace
@@ -64,6 +65,17 @@ def test_the_stages_build_up(teacher, task, story):
     assert f"is {scored.score:.3f}" in pure
     assert "Every step is right." in checked
     assert seen[1][2] == seen[3][2] != seen[4][2], "the broken one's picture up to the hint, then the repaired one's"
+
+
+def test_readers_who_run_nothing_see_a_picture(teacher, task, story, broken):
+    _, repaired, reference = story
+    explorers = (heal.explore_entropy(teacher, task, broken), heal.explore_repair(teacher, task, *story),
+                 heal.explore_pure(teacher, task, heal.pure_scores(teacher, task, repaired), reference))
+    for explorer in explorers:
+        bundle = explorer._repr_mimebundle_()
+        assert base64.b64decode(bundle["image/png"]).startswith(b"\x89PNG")
+        assert bundle["text/plain"].startswith("An explorer: run this cell")
+        assert "application/vnd.jupyter.widget-view+json" in bundle
 
 
 def test_the_picture_waits_for_the_first_guess(teacher, task, story):

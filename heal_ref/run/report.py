@@ -10,7 +10,7 @@ from typing import Any
 from heal_ref.config import PureConfig
 from heal_ref.evaluate import Row, is_genuine, rows_from_report
 from heal_ref.model import LM
-from heal_ref.plots import LABEL, plot_ceiling, plot_filter, save
+from heal_ref.plots import LABEL, plot_ceiling, plot_filter, save, with_interval
 from heal_ref.run.shards import records_in
 from heal_ref.tasks.base import Task
 
@@ -18,8 +18,7 @@ from heal_ref.tasks.base import Task
 def table(rows: Sequence[Row], metric: str = "pass@1", label: Mapping[str, str] = LABEL
           ) -> list[list[str]]:
     """Header and one line per arm: mean and 95 % interval of each kind of problem."""
-    at = {(r.arm, r.kind): f"{r.mean:.2f} [{r.low:.2f}, {r.high:.2f}]" for r in rows
-          if r.metric == metric}
+    at = {(r.arm, r.kind): with_interval(r) for r in rows if r.metric == metric}
     arms, kinds = (list(dict.fromkeys(part)) for part in zip(*at, strict=True))
     return [[metric, *kinds], *([label.get(arm, arm), *(at[arm, kind] for kind in kinds)]
                                 for arm in arms)]
