@@ -171,9 +171,9 @@ def build_clock(out: Path, seed: int = 0, progress: Any = None, scale: float = 1
     if start:
         for name in ("student", "weak"):
             shutil.copytree(start / name, out / name, dirs_exist_ok=True)
-        build_model(out / "teacher", RETAUGHT.scaled(scale).with_dials(**dials, hours=task.hours), seed + 3000,
-                    progress and progress("teacher"), cc.build_tokenizer(task.hours), cc.example,
-                    start=start / "teacher")
+        recipe = RETAUGHT.scaled(scale).with_dials(**dials, hours=task.hours)
+        build_model(out / "teacher", recipe, seed + 3000, progress and progress("teacher"),
+                    cc.build_tokenizer(task.hours), cc.example, start=start / "teacher")
     for name, recipe, own in (("teacher", TEACHER, seed), ("student", STUDENT, seed + 1000),
                               ("weak", WEAK, seed + 2000)):
         build_model(out / name, recipe.scaled(scale).with_dials(**dials), own,
