@@ -24,7 +24,16 @@ import numpy as np
 from heal_lab.arms import TeacherData
 from heal_lab.compare import Results
 from heal_lab.evidence import Counts, outcome_counts, repair_rows
-from heal_lab.evidence_pure import BASELINES, READINGS, UNAIDED, Raw, functions, raw_scores, reading, threshold_of
+from heal_lab.evidence_pure import (
+    BASELINES,
+    READINGS,
+    UNAIDED,
+    Raw,
+    functions,
+    raw_scores,
+    reading,
+    threshold_of,
+)
 from heal_lab.experiment import Trial
 from heal_lab.stats import auroc, cluster_interval, share_row
 from heal_lab.word_problems import WordProblems, make_problems
