@@ -17,7 +17,7 @@ from matplotlib.patches import Rectangle
 
 from heal_ref.config import GearConfig, HealConfig, PaceConfig
 from heal_ref.entropy import rises, step_values, surges
-from heal_ref.gear import breakpoint_of
+from heal_ref.gear import WRITTEN, breakpoint_of
 from heal_ref.pace import updates_of
 from heal_ref.plots import BAD, PALETTE
 from heal_ref.records import InputError, PureScore, Trajectory
@@ -35,6 +35,7 @@ SIGNAL: dict[str, tuple[str, Callable[[Sequence[float]], Sequence[float]]]] = {
     "relative": (r"relative: $\Delta_k\,/\,H_{k-1}$", partial(surges, relative=True)),
     "level": ("level: $H_k$", list), "random": ("control: a random step", list)}
 HINT = {"bridge": "written with the answer in view", "answer": "it states the answer",
+        "step": "the next step, answer in view",
         "wrong_answer": "it states the wrong answer", "none": "none, a control"}
 RATIO = {"typicality": r"$\log\,r_k = \log\,\mathrm{PPL}(s_k) - H_k$",
          **dict.fromkeys(("forced", "rollout"), r"$r_k = \mathrm{PPL}(s_k)\,/\,(U_k + \epsilon)$")}
@@ -233,14 +234,15 @@ def draw_repair(wrong: Trajectory, repaired: Trajectory, config: GearConfig | No
     _cut(axes, 1, 125, 5.7 + k, f"2 Cut: {_why(wrong, k, config)}")
     # 3) The hint, written with the answer in view. 4) The continuation, without it.
     _head(axes, 1, below, f"3 Hint: {HINT[config.hint]}")
-    if config.hint == "bridge":
+    if config.hint in WRITTEN:
         for i, text in enumerate(("the problem", f"the answer, {p.answer}", f"kept steps: {k}")):
             _box(axes, 3.3, below + 1.5 + i, 22, text, "kept")
         _arrow(axes, (25.6, below + 2.5), (28.8, below + 2.5))
     _box(axes, 29, below + 2.5, 39, _hint(repaired), "hint")
     _arrow(axes, (68.3, below + 2.5), (71, below + 2.5), (71, below + 1.5 + k),
            (76, below + 1.5 + k))
-    _head(axes, 74, below, "4 Continuation: the hint is left out afterwards")
+    after = "after that step" if config.hint == "step" else "the hint is left out afterwards"
+    _head(axes, 74, below, f"4 Continuation: {after}")
     _chain(axes, 74, below + 1.5, 51, repaired, k, ("new", "new"))
     _box(axes, 76.3, below + 1.5 + k, 48.7, _hint(repaired), "hint")
     return figure

@@ -34,7 +34,7 @@ def test_presets_and_ranges():
         assert preset(seed=3).seed == 3
     with pytest.raises(InputError, match="GearConfig.window is 0; it must lie between"):
         GearConfig(window=0)
-    with pytest.raises(InputError, match="must be one of bridge, answer"):
+    with pytest.raises(InputError, match="must be one of bridge, step, answer"):
         GearConfig(hint="guess")
     with pytest.raises(InputError, match="whole number"):
         GearConfig(paths=1.5)
