@@ -24,7 +24,7 @@ from heal_ref.model import load_lm
 from heal_ref.records import InputError, Problem, PureScore, Trajectory
 from heal_ref.run.folder import RunFolder, batches
 from heal_ref.run.pipeline import Method, tokens_of
-from heal_ref.tasks.clock import Chain
+from heal_ref.tasks.clock import Chain, ClockTask
 
 
 @dataclass(frozen=True)
@@ -221,9 +221,12 @@ def gold(made: TeacherData) -> ArmData:
     """True solutions of all training problems, worded as in the corpus; the teacher is not asked.
 
     What a student can learn from these problems at all: of the facts in them, and of others.
+    InputError outside of the clock world, whose solutions nothing here can write.
     """
-    m, dials = made.method, Dials(hours=vars(made.method.task)["hours"])
-    rng, solved = random.Random(f"{made.config.seed}/gold"), []
+    m = made.method
+    if not isinstance(m.task, ClockTask):
+        raise InputError("the arm gold writes solutions of the clock world only; leave it out")
+    rng, dials, solved = random.Random(f"{made.config.seed}/gold"), Dials(hours=m.task.hours), []
     for problem in made.problems:
         chain = Chain.parse(problem.question, dials.hours)
         for _ in range(made.config.pace.per_problem):

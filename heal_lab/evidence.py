@@ -181,6 +181,20 @@ def repair_rows(counts: Sequence[Counts]) -> list[Row]:
     return rows
 
 
+def reach_rows(counts: Sequence[Counts]) -> list[Row]:
+    """By arm and kind: the share of usable hints, where it was counted (`usable`, a share per
+    problem), and of problems with a right repair."""
+    rows = []
+    for arm, kind in dict.fromkeys((c["arm"], c["kind"]) for c in counts):
+        mine = [c for c in counts if (c["arm"], c["kind"]) == (arm, kind)]
+        if "usable" in mine[0]:
+            usable = interval([c["usable"] for c in mine])
+            rows.append(Row(arm, kind, "usable hints", *usable, n=len(mine)))
+        solved = interval([float(c["correct"] > 0) for c in mine])
+        rows.append(Row(arm, kind, "problems with a right one", *solved, n=len(mine)))
+    return rows
+
+
 def collect(lm: LM, problems: Sequence[Problem], seed: int, command: str,
             measure: Callable[[Sequence[Problem], int], dict[str, list[Counts]]],
             rows_of: Callable[..., list[Row]], **about: Any) -> dict[str, Any]:
@@ -233,14 +247,9 @@ def hint_evidence(lm: LM, task: Task, problems: Sequence[Problem], *, seed: int 
 
     def rows_of(repair: Sequence[Counts]) -> list[Row]:
         counts = [*({**c, "kind": "frontier"} for c in repair), *repair]
-        rows, most = repair_rows(counts), 6  # three paths, two continuations of each
-        for arm, kind in dict.fromkeys((c["arm"], c["kind"]) for c in counts):
-            mine = [c for c in counts if (c["arm"], c["kind"]) == (arm, kind)]
-            usable = interval([c["attempts"] / most for c in mine])
-            solved = interval([float(c["correct"] > 0) for c in mine])
-            rows += [Row(arm, kind, "usable hints", *usable, n=len(mine)),
-                     Row(arm, kind, "problems with a right one", *solved, n=len(mine))]
-        return rows
+        most = 6  # three paths, two continuations of each
+        return repair_rows(counts) + reach_rows(
+            [{**c, "usable": c["attempts"] / most} for c in counts])
 
     frontier = [p for p in problems if p.kind == "frontier"]
     return collect(lm, frontier, seed, command, measure, rows_of, n=8)

@@ -140,19 +140,27 @@ def mix_rows(raws: Sequence[Raw], config: PureConfig | None = None) -> list[Row]
     return rows
 
 
+def passing_rows(arm: str, kind: str, raws: Sequence[Raw], threshold: float,
+                 config: PureConfig, helped: bool = True) -> list[Row]:
+    """The share that passes the filter; of helped solutions also genuine shares before and after
+    it, and the share of genuine ones that it keeps."""
+    cases = [(r["id"], reading(r, config) <= threshold, r["genuine"]) for r in raws]
+    metrics = {"passed": [(key, passed) for key, passed, _ in cases]}
+    if helped:
+        metrics |= {"genuine before": [(key, genuine) for key, _, genuine in cases],
+                    "genuine after": [(key, g) for key, passed, g in cases if passed],
+                    "genuine kept": [(key, p) for key, p, genuine in cases if genuine]}
+    return [share_row(arm, kind, name, x) for name, x in metrics.items()]
+
+
 def filter_rows(raws: Sequence[Raw], config: PureConfig | None = None) -> list[Row]:
     """What passes the filter of each source; genuine shares before and after, genuine ones kept."""
     config = config or PureConfig()
     threshold, rows = threshold_of(raws, config), []
     for source in (*HELPED, WRONG, UNAIDED):
         for kind, mine in groups_of(raws, source).items():
-            cases = [(r["id"], reading(r, config) <= threshold, r["genuine"]) for r in mine]
-            metrics = {"passed": [(key, passed) for key, passed, _ in cases]}
-            if source in HELPED:
-                metrics |= {"genuine before": [(key, genuine) for key, _, genuine in cases],
-                            "genuine after": [(key, g) for key, passed, g in cases if passed],
-                            "genuine kept": [(key, p) for key, p, genuine in cases if genuine]}
-            rows += [share_row(f"{source}: filter", kind, name, x) for name, x in metrics.items()]
+            rows += passing_rows(f"{source}: filter", kind, mine, threshold, config,
+                                 source in HELPED)
     return rows
 
 
@@ -167,7 +175,7 @@ def wrongly_guided(lm: LM, task: Task, problems: Sequence[Problem], seed: int) -
     return [replace(t, problem=truth[t.problem.id]) for t in guided if t.correct]
 
 
-def _different(trajectories: Sequence[Trajectory]) -> list[Trajectory]:
+def different(trajectories: Sequence[Trajectory]) -> list[Trajectory]:
     """The correct ones, no text of a problem twice."""
     return list({(t.problem.id, t.text): t for t in trajectories if t.correct}.values())
 
@@ -183,7 +191,7 @@ def pure_batch(lm: LM, task: Task, problems: Sequence[Problem], number: int, see
     hard = [p for p in problems if solved[p.id] < 0.5]
     guided = sample(lm, task, hard, 3, seed=own("guided"), guided=True)
     repaired = repair(lm, task, base, AS_RECORDED, own("repair"))
-    sources = {"guided": (_different(guided), m), "repair": (_different(repaired), m),
+    sources = {"guided": (different(guided), m), "repair": (different(repaired), m),
                UNAIDED: (pure.unaided(base, seldom=1.0), 0),
                WRONG: (wrongly_guided(lm, task, problems, own("wrong")), 0)}
     return [raw | {"solved": solved[raw["id"]]}

@@ -81,8 +81,7 @@ class Trial:
         self.problems, self.probe = problems["held-out"], problems["validation"]
         self.limit = limit or config.sample.max_new_tokens
         models = {"teacher": teacher, "student": student}
-        asked = {name: some for name, some in problems.items() if some}
-        self.folder = RunFolder(home, identity(config, task, models, asked), quiet)
+        self.folder = RunFolder(home, identity(config, task, models, problems), quiet)
         method = Method(self.folder, teacher, task, config)
         self.made = made or TeacherData(method, problems["train"], problems.get("second", ()))
 

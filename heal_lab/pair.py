@@ -174,8 +174,9 @@ def build_clock(out: Path, seed: int = 0, progress: Any = None, scale: float = 1
         recipe = RETAUGHT.scaled(scale).with_dials(**dials, hours=task.hours)
         build_model(out / "teacher", recipe, seed + 3000, progress and progress("teacher"),
                     cc.build_tokenizer(task.hours), cc.example, start=start / "teacher")
-    for name, recipe, own in (("teacher", TEACHER, seed), ("student", STUDENT, seed + 1000),
-                              ("weak", WEAK, seed + 2000)):
+    new = () if start else (("teacher", TEACHER, seed), ("student", STUDENT, seed + 1000),
+                            ("weak", WEAK, seed + 2000))
+    for name, recipe, own in new:
         build_model(out / name, recipe.scaled(scale).with_dials(**dials), own,
                     progress and progress(name), cc.build_tokenizer(task.hours), cc.example, skill)
     if not (out / "behaviour.json").exists():

@@ -23,25 +23,27 @@ import numpy as np
 
 from heal_lab.arms import TeacherData
 from heal_lab.compare import Results
-from heal_lab.evidence import Counts, outcome_counts, repair_rows
+from heal_lab.evidence import Counts, outcome_counts, reach_rows, repair_rows
 from heal_lab.evidence_pure import (
     BASELINES,
     READINGS,
     UNAIDED,
     Raw,
+    different,
     functions,
+    passing_rows,
     raw_scores,
-    reading,
     threshold_of,
 )
 from heal_lab.experiment import Trial
-from heal_lab.stats import auroc, cluster_interval, share_row
+from heal_lab.stats import auroc, cluster_interval
 from heal_lab.word_problems import WordProblems, make_problems
 from heal_ref import pure
 from heal_ref.config import GearConfig, HealConfig, PaceConfig, PureConfig, SampleConfig
 from heal_ref.evaluate import Row, interval
 from heal_ref.gear import Cut, breakpoint_of
 from heal_ref.model import LM
+from heal_ref.pace import solved_share
 from heal_ref.records import Problem, Trajectory, by_problem, light, select, write_text
 from heal_ref.run.folder import RunFolder, batches, identity
 from heal_ref.run.pipeline import Method
@@ -94,6 +96,11 @@ class World:
         return cls(path, teacher, task, splits, config, Method(folder, teacher, task, config),
                    limit)
 
+    @property
+    def heldout(self) -> list[Problem]:
+        """What students are evaluated on: other numbers, and stories never seen."""
+        return [*self.splits["heldout"], *self.splits["unseen"]]
+
     def kept(self, name: str, make: Any) -> Any:
         """What `make()` returns, which is plain JSON; made once."""
         file = self.path / f"{name}.json"
@@ -114,8 +121,8 @@ def thinned(problems: Sequence[Problem], limit: int) -> list[Problem]:
 
 def unsolved(base: Sequence[Trajectory]) -> Sequence[Trajectory]:
     """The samples of problems without a correct one."""
-    solved = {t.problem.id for t in light(base) if t.correct}
-    return select(base, [i for i, t in enumerate(light(base)) if t.problem.id not in solved])
+    solved = solved_share(base)
+    return select(base, [i for i, t in enumerate(light(base)) if not solved[t.problem.id]])
 
 
 def gear_counts(world: World) -> list[Counts]:
@@ -140,17 +147,8 @@ def gear_counts(world: World) -> list[Counts]:
 
 
 def gear_rows(counts: Sequence[Counts]) -> list[Row]:
-    """`repair_rows`, with the share of usable hints and of problems with a right repair."""
-    rows = repair_rows(counts)
-    for arm in dict.fromkeys(c["arm"] for c in counts):
-        mine = [c for c in counts if c["arm"] == arm]
-        kind = mine[0]["kind"]
-        right = interval([float(c["correct"] > 0) for c in mine])
-        rows.append(Row(arm, kind, "problems with a right one", *right, n=len(mine)))
-        if "usable" in mine[0]:
-            usable = interval([c["usable"] for c in mine])
-            rows.append(Row(arm, kind, "usable hints", *usable, n=len(mine)))
-    return rows
+    """Shares and yields by arm."""
+    return repair_rows(counts) + reach_rows(counts)
 
 
 # --------------------------------------------------------------------------------------- breaks
@@ -159,13 +157,11 @@ def gear_rows(counts: Sequence[Counts]) -> list[Row]:
 def failed_samples(base: Sequence[Trajectory]) -> Sequence[Trajectory]:
     """One failed sample per problem, finished and of at least two steps: of problems that are
     solved at least once first, since a chain whose problem is never solved has nothing to lose."""
-    right: dict[str, int] = {}
-    first: dict[str, int] = {}
+    solved, first = solved_share(base), dict[str, int]()
     for i, t in enumerate(light(base)):
-        right[t.problem.id] = right.get(t.problem.id, 0) + t.correct
         if not t.correct and t.finished and len(t.steps) > 1:
             first.setdefault(t.problem.id, i)
-    order = sorted(first, key=lambda key: right[key] == 0)
+    order = sorted(first, key=lambda key: not solved[key])
     return select(base, [first[key] for key in order])
 
 
@@ -194,9 +190,14 @@ def at(k: int) -> Cut:
     return lambda _: k
 
 
+def drops(success: Sequence[float]) -> list[float]:
+    """What each step loses, s_k − s_{k+1}; after the last step nothing is left."""
+    return [a - b for a, b in zip(success, [*success[1:], 0.0], strict=True)]
+
+
 def lost_at(success: Sequence[float]) -> int | None:
-    """The step (0-based) at which most success is lost, s_k − s_{k+1}; after the last step nothing
-    is left. None if no prefix was continued rightly at least twice in eight times.
+    """The step (0-based) at which most success is lost (`drops`). None if no prefix was continued
+    rightly at least twice in eight times.
 
     Example:
         >>> lost_at([0.5, 0.625, 0.125])  # what step 1 says is wrong
@@ -204,34 +205,28 @@ def lost_at(success: Sequence[float]) -> int | None:
     """
     if max(success, default=0.0) < 2 / CONTINUED:
         return None
-    drops = [a - b for a, b in zip(success, [*success[1:], 0.0], strict=True)]
-    return int(np.argmax(drops))
+    return int(np.argmax(drops(success)))
 
 
 def break_rows(chains: Sequence[Mapping[str, Any]]) -> list[Row]:
     """How often each reading's step is the one at which most success is lost, and how much is lost
     at it; a random step for comparison. Only chains that had success to lose."""
-    usable = [c for c in chains if lost_at(c["success"]) is not None]
-    kind, rows = "train", []
-    shares = interval([float(lost_at(c["success"]) is not None) for c in chains])
-    rows.append(Row("chains", kind, "had success to lose", *shares, n=len(chains)))
+    lost = [(c, k) for c in chains if (k := lost_at(c["success"])) is not None]
+    rows = list[Row]()
 
-    def drop(c: Mapping[str, Any], k: int | None) -> float:
-        curve = [*c["success"], 0.0]
-        return 0.0 if k is None else curve[k] - curve[k + 1]
+    def add(name: str, metric: str, values: Sequence[float]) -> None:
+        rows.append(Row(name, "train", metric, *interval(values), n=len(values)))
 
-    def add(name: str, hits: Sequence[float], lost: Sequence[float]) -> None:
-        rows.append(Row(name, kind, "chosen step = break", *interval(hits), n=len(usable)))
-        rows.append(Row(name, kind, "success lost at it", *interval(lost), n=len(usable)))
-
+    add("chains", "had success to lose", [float(lost_at(c["success"]) is not None) for c in chains])
     for name in SIGNALS:
-        chosen = [c["chosen"][name] for c in usable]
-        add(name, [float(k == lost_at(c["success"])) for k, c in zip(chosen, usable, strict=True)],
-            [drop(c, k) for k, c in zip(chosen, usable, strict=True)])
-    add("random step", [1 / len(c["success"]) for c in usable],
-        [c["success"][0] / len(c["success"]) for c in usable])  # drops add up to the first share
-    first = [float(lost_at(c["success"]) == 0) for c in usable]
-    rows.append(Row("break", kind, "is the first step", *interval(first), n=len(usable)))
+        add(name, "chosen step = break", [float(c["chosen"][name] == k) for c, k in lost])
+        chosen = [(c["success"], c["chosen"][name]) for c, _ in lost]  # a step, or none
+        add(name, "success lost at it",
+            [0.0 if step is None else drops(success)[step] for success, step in chosen])
+    add("random step", "chosen step = break", [1 / len(c["success"]) for c, _ in lost])
+    add("random step", "success lost at it",
+        [c["success"][0] / len(c["success"]) for c, _ in lost])  # drops add up to the first share
+    add("break", "is the first step", [float(k == 0) for _, k in lost])
     return rows
 
 
@@ -248,20 +243,14 @@ def pure_raws(world: World) -> list[Raw]:
         config = replace(world.config.gear, hint=hint)
         sources[f"repair: {hint}"] = method.repaired(hard, f"3-{hint}-at-rise", config)
     sources[UNAIDED] = pure.unaided(base, seldom=1.0)
-    tried, right = dict[str, int](), dict[str, int]()
-    for t in light(base):
-        tried[t.problem.id] = tried.get(t.problem.id, 0) + 1
-        right[t.problem.id] = right.get(t.problem.id, 0) + t.correct
-    out = []
+    solved, out = solved_share(base), list[Raw]()
     for name, made in sources.items():
-        mine = list({(t.problem.id, t.text): t for t in made if t.correct}.values())
-        for part in batches(mine, 64):
+        for part in batches(different(made), 64):
             raws = raw_scores(lm, task, name, part)
             texts = [(lm.encode(task.guided_prompt(t.problem, t.problem.answer)), t.token_ids)
                      for t in part]
             informed = [sum(logprob) for _, logprob in text_stats(lm, texts)]
-            out += [{**raw, "informed": round(x, 3),
-                     "solved": right[raw["id"]] / tried[raw["id"]]}
+            out += [{**raw, "informed": round(x, 3), "solved": solved[raw["id"]]}
                     for raw, x in zip(raws, informed, strict=True)]
     return out
 
@@ -289,12 +278,7 @@ def pure_rows(raws: Sequence[Raw], config: PureConfig | None = None) -> list[Row
         for name, score in scores.items():
             scored = [(r["id"], score(r), not r["genuine"]) for r in mine]
             rows.append(Row(name, kind, "AUROC", *cluster_interval(scored, auroc), n=len(mine)))
-        cases = [(r["id"], reading(r, config) <= threshold, r["genuine"]) for r in mine]
-        metrics = {"passed": [(key, passed) for key, passed, _ in cases],
-                   "genuine before": [(key, genuine) for key, _, genuine in cases],
-                   "genuine after": [(key, g) for key, passed, g in cases if passed],
-                   "genuine kept": [(key, passed) for key, passed, g in cases if g]}
-        rows += [share_row("filter", kind, metric, x) for metric, x in metrics.items() if x]
+        rows += [r for r in passing_rows("filter", kind, mine, threshold, config) if r.n]
     return rows
 
 
@@ -306,9 +290,8 @@ def student_runs(world: World, student: LM, seeds: Sequence[int], arms: Sequence
     """Every arm with every seed, of training and evaluation: what the teacher made is the same. On
     held-out numbers and on stories never seen."""
     runs, made = [], TeacherData(world.method, world.splits["train"])
+    problems = {"train": world.splits["train"], "validation": [], "held-out": world.heldout}
     for seed in seeds:
-        problems = {"train": world.splits["train"], "validation": [],
-                    "held-out": [*world.splits["heldout"], *world.splits["unseen"]]}
         trial = Trial(world.path / f"seed-{seed}", world.task, world.teacher, student, problems,
                       replace(world.config, seed=seed), quiet=quiet, made=made)
         runs += [{"pair": "real", "seed": seed, "arm": arm, **trial.result(arm)} for arm in arms]
@@ -332,9 +315,8 @@ def collect(world: World, student: LM, seeds: Sequence[int], parts: Sequence[str
             record["rows"] += [{"part": part, **row.to_dict()} for row in rows_of(record[part])]
     if "students" in parts:
         runs = student_runs(world, student, seeds, arms, quiet)
-        problems = [*world.splits["heldout"], *world.splits["unseen"]]
-        about = {"id": [p.id for p in problems], "kind": [p.kind for p in problems],
-                 "length": [p.length for p in problems]}
+        about = {name: [getattr(p, name) for p in world.heldout]
+                 for name in ("id", "kind", "length")}
         students = {"unit": "seed", "problems": about, "runs": runs}
         results = Results(students)
         rows = [*results.rows(), *results.differences(("heal", "rft", "rft_adaptive"))]

@@ -204,7 +204,7 @@ def _read_step(lm: LM, task: Task, t: Trajectory, written: Rollout, config: Gear
         note = "step empty, or mentions its help"
     elif config.refuse_answers and task.states_answer(text, answer):
         note = "step states the answer"
-    return Hint(None if note else text, written.tokens_spent, note, step=written)
+    return Hint(None if note else text, written.tokens_spent, note, None if note else written)
 
 
 def repair(
@@ -289,7 +289,7 @@ def _join(
     """Kept steps and continuation as one trajectory, without the hint, but with a step."""
     cut = t.steps[k][0]
     kept = Rollout(t.token_ids[:cut], t.entropy[:cut], t.logprob[:cut], finished=False)
-    parts = [kept, hint.step, new] if hint.step and hint.text else [kept, new]
+    parts = [kept, hint.step, new] if hint.step else [kept, new]
     whole = Rollout([i for p in parts for i in p.ids], [x for p in parts for x in p.entropy],
                     [x for p in parts for x in p.logprob], new.finished)
     return make_trajectory(lm, task, t.problem, "repair", whole, tokens_spent=cost, parent=t.index,
