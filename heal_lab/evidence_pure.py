@@ -28,7 +28,6 @@ Raw = dict[str, Any]  # one trajectory: source, whether it is genuine, and numbe
 Score = Callable[[Raw], float]  # high means spurious
 HELPED = ("guided", "repair")
 UNAIDED, WRONG = "unaided", "guided, wrong answer"
-AS_RECORDED = GearConfig(step="mean", signal="surge", refuse_answers=False)  # the defaults then
 EPSILONS = (0.01, 0.1, 0.3, 1.0, 3.0, 10.0)
 LAMBDAS = (0.1, 0.2, 0.35, 0.5, 0.75, 1.0)
 EASY = (0.0, 0.25, 0.5, 0.75, 0.95)  # share of mastered problems in the reference
@@ -190,7 +189,7 @@ def pure_batch(lm: LM, task: Task, problems: Sequence[Problem], number: int, see
     solved = solved_share(base)
     hard = [p for p in problems if solved[p.id] < 0.5]
     guided = sample(lm, task, hard, 3, seed=own("guided"), guided=True)
-    repaired = repair(lm, task, base, AS_RECORDED, own("repair"))
+    repaired = repair(lm, task, base, GearConfig(), own("repair"))
     sources = {"guided": (different(guided), m), "repair": (different(repaired), m),
                UNAIDED: (pure.unaided(base, seldom=1.0), 0),
                WRONG: (wrongly_guided(lm, task, problems, own("wrong")), 0)}

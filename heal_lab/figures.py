@@ -16,7 +16,17 @@ from heal_ref.gear import repair
 from heal_ref.generation import sample
 from heal_ref.model import load_lm
 from heal_ref.pace import build_stages, solved_share
-from heal_ref.plots import BAD, COLOUR, GOOD, PALETTE, new_figure, plot_ceiling, save, styled
+from heal_ref.plots import (
+    BAD,
+    COLOUR,
+    GOOD,
+    PALETTE,
+    new_figure,
+    plot_ceiling,
+    save,
+    styled,
+    with_interval,
+)
 from heal_ref.pure import pure_filter, pure_scores, pure_threshold, unaided
 from heal_ref.records import DATA, Problem, Trajectory, limit_by_kind
 from heal_ref.run.sources import load_problems
@@ -48,8 +58,6 @@ ARM_COLOUR = {**COLOUR, "rft_matched": "#D55E00", "rft_adaptive": "#D55E00", "st
 KIND_STYLE = dict(zip(("mastered", "shaky", "frontier", "double", "misconceived"),
                       zip(PALETTE, "os^vx", strict=True), strict=True))
 GREY = "#999999"
-
-FINDING = "On the frontier, only arms with filtered help beat rejection sampling"
 
 
 def kind_style(kind: str) -> tuple[str, str]:
@@ -165,6 +173,26 @@ def plot_stages(stages: Sequence[Mapping[str, Any]], kind: str = "frontier") -> 
     return figure
 
 
+def mean_lines(results: Results, arms: Sequence[str], groups: Sequence[str],
+               metric: str = "pass@1") -> list[tuple[str, ...]]:
+    """A header and a line per arm for `plots.show_table`: its means with intervals by group."""
+    return [("", *groups), *((ARM_LABEL[arm], *(with_interval(results.row(arm, group, metric))
+                                                for group in groups)) for arm in arms)]
+
+
+def difference_lines(results: Results, compared: Sequence[tuple[str, str]],
+                     groups: Sequence[str]) -> list[tuple[str, ...]]:
+    """A header and a line per (arm, other) and group for `plots.show_table`: the paired difference
+    of sampled pass@1 with its interval, and what it shows."""
+    lines = [("arm − other", "problems", "difference", "")]
+    for arm, other in compared:
+        for group in groups:
+            row = results.difference(arm, other, group)
+            lines.append((f"{ARM_LABEL[arm]} − {ARM_LABEL[other]}", group,
+                          f"{row.mean:+.2f} [{row.low:+.2f}, {row.high:+.2f}]", verdict(row)))
+    return lines
+
+
 def plot_differences(rows: Sequence[Row], title: str, xlabel: str = "") -> Figure:
     """A forest plot of paired differences with 95 % intervals; hollow where 0 is inside."""
     named = [Row(ARM_LABEL[r.arm.split(" − ")[0]], r.kind, r.metric, r.mean, r.low, r.high, r.n,
@@ -178,27 +206,6 @@ def plot_differences(rows: Sequence[Row], title: str, xlabel: str = "") -> Figur
         hollow = np.array([verdict(r) == "no difference shown" for r in rows if r.kind == kind])
         axes.plot(x[hollow], y[hollow], points.get_marker(), ms=5, mfc="white",
                   mec=points.get_color(), ls="", zorder=3)
-    return figure
-
-
-@styled
-def plot_budget(results: Results, kind: str, arms: Sequence[str], title: str) -> Figure:
-    """Sampled pass@1 on one kind against teacher tokens, generated and scored, mean over seeds."""
-    figure, axes = new_figure(figsize=(7.2, 4.2))
-    teacher = results.row("teacher", kind)
-    axes.axhline(teacher.mean, color=COLOUR["teacher"], lw=1, ls="--")
-    axes.annotate(f"teacher {teacher.mean:.2f}", (0, teacher.mean), xytext=(4, 4),
-                  textcoords="offset points", fontsize=9)
-    for arm, marker in zip(arms, "o^sDvPX", strict=False):
-        spent, row = results.tokens(arm) / 1000, results.row(arm, kind)
-        axes.errorbar(spent, row.mean, [[row.mean - row.low], [row.high - row.mean]], ms=7,
-                      marker=marker, capsize=3, ls="", color=ARM_COLOUR[arm])
-        axes.annotate(ARM_LABEL[arm], (spent, row.mean), xytext=(-8, 0), fontsize=9, ha="right",
-                      va="center", textcoords="offset points",
-                      bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5})
-    axes.set(xlabel="teacher tokens, generated and scored (thousands)", ylabel=f"pass@1, {kind}",
-             title=title, ylim=(0, None))
-    axes.set_xlim(0, axes.get_xlim()[1] * 1.05)
     return figure
 
 

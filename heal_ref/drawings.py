@@ -37,7 +37,7 @@ SIGNAL: dict[str, tuple[str, Callable[[Sequence[float]], Sequence[float]]]] = {
 HINT = {"bridge": "written with the answer in view", "answer": "it states the answer",
         "step": "the next step, answer in view",
         "wrong_answer": "it states the wrong answer", "none": "none, a control"}
-RATIO = {"typicality": r"$\log\,r_k = \log\,\mathrm{PPL}(s_k) - H_k$",
+RATIO = {"typicality": r"$\log\,r_k = \log\,\mathrm{PPL}(s_k) - \bar H_k$",
          **dict.fromkeys(("forced", "rollout"), r"$r_k = \mathrm{PPL}(s_k)\,/\,(U_k + \epsilon)$")}
 SOURCE = {"base": "unaided", "guided": "guided", "repair": "repaired"}
 ADDS = {"foundation": "solved alone", "guided": "+ answer in view",

@@ -6,10 +6,12 @@ metadata tag `notices:TAG`, needs.
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import symtable
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,13 +24,25 @@ class Mutation(NamedTuple):
     notebook: str  # the first digits of its name
     tag: str  # of the cell that notices
     file: str
-    changes: dict[str, str]  # each text, which occurs once in the file, by another one
+    changes: dict[str, str] | Callable[[str], str]  # each text, which occurs once in the file, by another one; or of the whole
 
 
 def swapped(*rows):
     """Two rows of gear.json exchange their arms: of each its arm, kind and metric."""
     texts = ['{{"arm": "{}", "kind": "{}", "metric": "{}",'.format(*row) for row in rows]
     return dict(zip(texts, reversed(texts), strict=True))
+
+
+def exchanged(arm, other):
+    """The runs of two arms of experiment.json exchange their names."""
+
+    def change(text):
+        record, names = json.loads(text), {arm: other, other: arm}
+        for run in record["runs"]:
+            run["arm"] = names.get(run["arm"], run["arm"])
+        return json.dumps(record)
+
+    return change
 
 
 MUTATIONS = {
@@ -45,6 +59,12 @@ MUTATIONS = {
         ("bridge at random step", "frontier", "genuine per 1,000 tokens"))),
     "a filter that keeps all": Mutation("03", "filter", "heal_ref/pure.py", {
         "enumerate(light(scored)) if s.score <= limit]": "enumerate(light(scored))]"}),
+    "stages that hold their own data only": Mutation("04", "stages", "heal_ref/pace.py", {
+        "parts = [*parts, data] if config.cumulative else [data]": "parts = [data]"}),
+    "two arms swapped": Mutation("04", "arms", "data/results/experiment.json", exchanged("heal", "heal_stage_only")),
+    "HEAL and rejection sampling swapped": Mutation("05", "arms", "data/results/experiment.json", exchanged("heal", "rft")),
+    "half the cache": Mutation("06", "cache", "heal_ref/run/plan.py", {
+        "return 2 * config.num_hidden_layers": "return config.num_hidden_layers"}),
 }
 DRIVER = """
 import json, sys, traceback
@@ -109,6 +129,15 @@ def run(root, cells):
     return cell, error, done.stderr[-2000:]
 
 
+def changed(text, changes):
+    """A text after the changes of a mutation."""
+    if callable(changes):
+        return changes(text)
+    for old in changes:
+        assert text.count(old) == 1, old
+    return re.sub("|".join(map(re.escape, changes)), lambda found: changes[found[0]], text)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MUTATIONS)
 def test_a_cell_notices(name, tmp_path):
@@ -116,15 +145,10 @@ def test_a_cell_notices(name, tmp_path):
     for package in ("heal_ref", "heal_lab"):
         shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(ROOT / "data", tmp_path / "data", copy_function=os.symlink)
-    file, new = tmp_path / mutation.file, []
+    file = tmp_path / mutation.file
     text = file.read_text(encoding="utf-8")
-    for old in mutation.changes:
-        assert text.count(old) == 1, old
-    for line in text.splitlines(keepends=True):
-        old = next((old for old in mutation.changes if old in line), "")
-        new.append(line.replace(old, mutation.changes[old]) if old else line)
     file.unlink()
-    file.write_text("".join(new), encoding="utf-8")
+    file.write_text(changed(text, mutation.changes), encoding="utf-8")
     cells = needed(mutation.notebook, [mutation.tag])
     cell, error, said = run(tmp_path, cells)
     assert (cell, error) == (len(cells) - 1, "AssertionError"), said

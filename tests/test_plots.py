@@ -12,11 +12,12 @@ from heal_lab import evidence as E
 from heal_lab.compare import Results
 from heal_lab.figures import (
     curve_points,
+    difference_lines,
     draw_experiment,
     kind_style,
+    mean_lines,
     plot_aligned_entropy,
     plot_arm_curves,
-    plot_budget,
     plot_differences,
     plot_intervals,
     plot_pairs,
@@ -27,6 +28,16 @@ from heal_lab.figures import (
 from heal_ref.evaluate import Row, first_wrong_step
 from heal_ref.plots import PALETTE, plot_ceiling, plot_filter, plot_reading, png, save, show, show_table, with_interval
 from tests.conftest import DATA
+
+
+def test_tables_of_means_and_differences(results):
+    head, line = mean_lines(results, ["heal"], ["frontier", "double"])
+    assert head == ("", "frontier", "double")
+    assert line == ("HEAL", *(with_interval(results.row("heal", kind)) for kind in head[1:]))
+    _, better, unclear = difference_lines(results, [("heal", "rft"), ("heal", "heal_no_pace")], ["frontier"])
+    row = results.difference("heal", "rft", "frontier")
+    assert better == ("HEAL − rejection sampling", "frontier", f"{row.mean:+.2f} [{row.low:+.2f}, {row.high:+.2f}]", "better")
+    assert unclear[3] == "no difference shown"
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +166,6 @@ def test_the_experiments_figures(results, tmp_path):
     rows = [results.difference(arm, "rft", kind) for arm in ("star", "heal") for kind in kinds]
     long = "Unfiltered rationalizations are worse than rejection sampling on shaky and frontier"
     assert_inside(plot_differences(rows, long))
-    assert_inside(plot_budget(results, "frontier", ("rft", "heal"), "title"))
     assert_inside(plot_arm_curves(results, ["heal", "heal_no_pace"], kinds, "title"))
     paths = draw_experiment(results, tmp_path)
     assert [p.name for p in paths] == ["ceiling.png", "differences.png"]
