@@ -174,8 +174,9 @@ def write_hints(
         contexts.append(context)
         tails.append(tail)
     step = config.hint == "step"
+    first = step or not task.knows_thoughts  # what comes after the first separator is no hint
     rollouts = iter(generate(lm, contexts, tails, sampling=sampling, seed=seed,
-                             until=task.separator if step else None))
+                             until=task.separator if first else None))
     read = _read_step if step else _read_hint
     return [[read(lm, task, t, next(rollouts), config) for _ in range(config.hints)]
             for t, _ in paths]
@@ -183,9 +184,10 @@ def write_hints(
 
 def _read_hint(lm: LM, task: Task, t: Trajectory, written: Rollout, config: GearConfig) -> Hint:
     """The hint in what the teacher wrote, or the reason why there is none that can be used."""
-    if not written.finished:
+    text = lm.decode(written.ids)
+    if not written.finished and (task.knows_thoughts or task.separator not in text):
         return Hint(None, written.tokens_spent, "hint cut off by the length limit")
-    text = task.read_hint(lm.decode(written.ids), t.problem.answer)
+    text = task.read_hint(text, t.problem.answer)
     if text is None:
         return Hint(None, written.tokens_spent, "hint unreadable")
     if config.refuse_answers and task.states_answer(text, t.problem.answer):

@@ -335,6 +335,39 @@ def test_reading_a_hint(chat, text, hint):
     assert chat.read_hint(text, "42") == hint
 
 
+@pytest.fixture(scope="module")
+def terse(tokenizer):
+    """A task for a model that writes without thinking first."""
+    task = ChatMathTask(tokenizer)
+    task.knows_thoughts = False  # this tokenizer has the markers
+    return task
+
+
+def test_a_model_without_thoughts_goes_on_with_a_begun_hint(terse, problem):
+    begun, later = terse.hint_prompt(problem, "42", " \n"), terse.hint_prompt(problem, "42", "First, 6 + 7.\n\n")
+    assert begun.endswith("assistant\nNext,")  # no space: a word's token begins with one
+    assert "The final answer is 42." in begun
+    assert "so far:\n\n(nothing yet)\n\n" in begun
+    assert "so far:\n\nFirst, 6 + 7.\n\n" in later
+
+
+@pytest.mark.parametrize(("text", "hint"), [
+    (" multiply 6 by 7. The result will be 42.", "Next, multiply 6 by 7."), (" halve it.\n\n2. Then double it.", "Next, halve it."),
+    (" divide Dr. Lee's 84 pens by 2. Then stop.", "Next, divide Dr. Lee's 84 pens by 2."),
+    (" multiply 3.5 by 12.0 to get 42.", "Next, multiply 3.5 by 12.0 to get …."),
+    (" she runs for 42 minutes in all.", "Next, she runs for … minutes in all."),
+    (" add up to $42.00 (of 420).", "Next, add up to $… (of 420)."),
+    (" multiply by forty-two.", "Next, multiply by forty-two."),  # still states it, so GEAR refuses it
+    ("", None), (" \n", None), (" so \\boxed{42}", None), (" on" * 300, None)])
+def test_the_first_sentence_of_a_begun_hint_with_its_answer_masked(terse, text, hint):
+    assert terse.read_hint(text, "42") == hint
+
+
+def test_a_small_answer_is_masked_only_where_the_hint_concludes_it(terse):
+    assert terse.read_hint(" divide 8 by 2.", "2") == "Next, divide 8 by 2."
+    assert terse.read_hint(" 8 / 4 = 2.", "2") == "Next, 8 / 4 = …."
+
+
 @pytest.mark.parametrize("hint", ["The final answer is thirty plus twelve.", "Answer: thirty plus twelve", "Their product is 42."])
 def test_whatever_says_what_the_answer_is_states_it(chat, hint):
     assert chat.states_answer(hint, "42")

@@ -315,3 +315,32 @@ def test_which_steps_can_be_used(teacher, task, make, text, finished, refuse, no
     assert hint.note == note
     assert (hint.text is None) == bool(note)
     assert hint.tokens_spent == len(ids) + finished
+
+
+@pytest.mark.parametrize(("text", "thinks", "note"), [
+    ("undo * 2 from 17: 20, this step gives 20.\n\n", False, ""),
+    ("undo * 2 from 17: 20, this step gives 20.\n\n", True, "hint cut off by the length limit"),
+    ("undo * 2 from 17: 20, this step gives 20.", False, "hint cut off by the length limit")])
+def test_an_unfinished_hint_is_whole_at_its_first_separator_if_the_model_does_not_think(teacher, task, make, text, thinks, note):
+    from heal_ref.gear import _read_hint
+    from heal_ref.generation import Rollout
+    from heal_ref.records import Problem
+
+    class Plain(type(task)):
+        knows_thoughts = thinks
+
+    t = replace(make("p"), problem=Problem("p", "Start 5; + 3; # 4; * 2", "17"))
+    ids = teacher.encode(text)
+    hint = _read_hint(teacher, Plain(), t, Rollout(ids, [0.0] * len(ids), [0.0] * len(ids), False), GearConfig())
+    assert hint.note == note
+    assert hint.text == (None if note else "this step gives 20")
+
+
+def test_only_a_model_without_thoughts_is_stopped_after_a_hint(teacher, task, failed, monkeypatch):
+    import heal_ref.gear as gear
+    seen, real = [], gear.generate
+    monkeypatch.setattr(gear, "generate", lambda *a, **k: seen.append(k) or real(*a, **k))
+    for thinks in (True, False):
+        plain = type("Plain", (type(task),), {"knows_thoughts": thinks})()
+        gear.write_hints(teacher, plain, [(failed[0], 1)], GearConfig(), SampleConfig(max_new_tokens=8), 0)
+    assert [k["until"] for k in seen] == [None, task.separator]

@@ -17,6 +17,13 @@ from heal_ref.template import THINK, THOUGHT, after_thoughts
 
 MAX_QUESTION = 20_000  # characters
 INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."
+ASKS_WHAT_NEXT = (
+    "What has to be calculated next, so that the solution gets to this answer? Reply with one "
+    "sentence that says what to do, not what comes out.")
+HINT_BEGINS = "Next,"  # without a space after it: in many tokenizers that belongs to the next word
+_SENTENCE_ENDS = re.compile(
+    r"(?:(?<=[A-Za-z]{3}[.!?])(?<!Mrs\.)|(?<=[\d)%][.!?]))\s+(?=[A-Z])")
+_NUMBER = re.compile(r"(?<![\w.])\d[\d,]*(?:\.\d+)?(?:/\d+)?(?!\w)")
 
 
 class ChatMathTask(Task):
@@ -82,10 +89,24 @@ class ChatMathTask(Task):
     def hint_prompt(self, problem: Problem, answer: str, prefix: str) -> str:
         while (cleaned := self._control.sub("", prefix)) != prefix:  # the rest may form another
             prefix = cleaned
-        return super().hint_prompt(problem, answer, prefix)
+        if self.knows_thoughts:  # it can plan before it writes the hint
+            return super().hint_prompt(problem, answer, prefix)
+        asked = (f"Problem: {problem.question}\n\nSolution so far:\n\n"
+                 f"{prefix.strip() or '(nothing yet)'}\n\nThe final answer is {answer}.\n\n")
+        return self.ask(problem, asked + ASKS_WHAT_NEXT) + HINT_BEGINS
 
     def read_hint(self, text: str, answer: str = "") -> str | None:
-        return super().read_hint(after_thoughts(text, self.opened) or "", answer)
+        """As `Task.read_hint`. Of a model without thoughts, whose hint the prompt has begun, the
+        first sentence; where it states the answer, that number becomes "…"."""
+        if self.knows_thoughts:
+            return super().read_hint(after_thoughts(text, self.opened) or "", answer)
+        if not text.strip():
+            return None
+        sentence = _SENTENCE_ENDS.split(HINT_BEGINS + text.partition("\n")[0])[0]
+        if answer and self.states_answer(sentence, answer):
+            sentence = _NUMBER.sub(
+                lambda n: "…" if answers.same_answer(answer, n[0]) else n[0], sentence)
+        return super().read_hint(sentence, answer)
 
     def read_gold(self, text: str) -> tuple[str, str] | None:
         return answers.final_answer(text)
