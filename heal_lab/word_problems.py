@@ -153,9 +153,11 @@ def make_problems() -> tuple[dict[str, list[Problem]], dict[str, tuple[float, ..
         new, rng = place % NEW == NEW - 1, Random(f"{number}/problems")
         for name in ("unseen",) if new else ("train", "validation", "heldout"):
             made: list[Problem] = []
-            for _ in range(100):
+            for _ in range(100):  # some generators tell few different stories
+                if len(made) == PER_GENERATOR[name]:
+                    break
                 story = read_story(generate(rng, 1.0))
-                if story and story[0] not in asked and len(made) < PER_GENERATOR[name]:
+                if story and story[0] not in asked:
                     question, answer, between, _ = story
                     key = f"{name}-{number}-{len(made)}"
                     made.append(Problem(key, question, answer, name, len(between)))
