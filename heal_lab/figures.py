@@ -54,7 +54,8 @@ for _x in BUDGETS:
                   for arm in ("heal", "rft_adaptive")}
 ARM_COLOUR = {**COLOUR, "rft_matched": "#D55E00", "rft_adaptive": "#D55E00", "star": "#CC79A7",
               "heal_no_gear": "#56B4E9", "heal_random_breakpoint": "#009E73",
-              "heal_no_pace": "#D55E00", "heal_restarts": "#009E73", "heal_stage_only": "#CC79A7"}
+              "heal_no_pace": "#D55E00", "heal_restarts": "#009E73", "heal_equal": "#009E73",
+              "heal_stage_only": "#CC79A7"}
 KIND_STYLE = dict(zip(("mastered", "shaky", "frontier", "double", "misconceived"),
                       zip(PALETTE, "os^vx", strict=True), strict=True))
 GREY = "#999999"
@@ -290,7 +291,8 @@ def plot_arm_curves(results: Results, arms: Sequence[str], kinds: Sequence[str],
             axes.axvline(border, color=GREY, lw=0.8, ls=":")
         axes.set(xlabel="updates", title=kind, ylim=(0, 1.02))
     panels[0].set_ylabel("greedy accuracy, validation")
-    figure.suptitle(f"{title} ({len(seeds)} seeds)", fontsize=11, x=0.01, ha="left")
+    runs = "one run" if len(seeds) == 1 else f"{len(seeds)} seeds"
+    figure.suptitle(f"{title} ({runs})", fontsize=11, x=0.01, ha="left")
     figure.legend(*panels[0].get_legend_handles_labels(), ncols=min(len(arms), 3), fontsize=9,
                   loc="outside lower center")
     return figure

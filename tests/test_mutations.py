@@ -34,7 +34,7 @@ def swapped(*rows):
 
 
 def exchanged(arm, other):
-    """The runs of two arms of experiment.json exchange their names."""
+    """The runs of two arms of an experiment exchange their names."""
 
     def change(text):
         record, names = json.loads(text), {arm: other, other: arm}
@@ -61,7 +61,7 @@ MUTATIONS = {
         "enumerate(light(scored)) if s.score <= limit]": "enumerate(light(scored))]"}),
     "stages that hold their own data only": Mutation("04", "stages", "heal_ref/pace.py", {
         "parts = [*parts, data] if config.cumulative else [data]": "parts = [data]"}),
-    "two arms swapped": Mutation("04", "arms", "data/results/experiment.json", exchanged("heal", "heal_stage_only")),
+    "two arms swapped": Mutation("04", "arms", "data/results/one-pair.json", exchanged("heal", "heal_stage_only")),
     "HEAL and rejection sampling swapped": Mutation("05", "arms", "data/results/experiment.json", exchanged("heal", "rft")),
     "half the cache": Mutation("06", "cache", "heal_ref/run/plan.py", {
         "return 2 * config.num_hidden_layers": "return config.num_hidden_layers"}),

@@ -42,7 +42,7 @@ def test_tables_of_means_and_differences(results):
 
 @pytest.fixture(scope="module")
 def results():
-    return Results(json.loads((DATA / "results" / "experiment.json").read_text()))
+    return Results(json.loads((DATA / "results" / "one-pair.json").read_text()))
 
 
 @pytest.fixture(scope="module")

@@ -166,43 +166,44 @@ def test_paper_names_real_code_and_tests():
 
 
 @pytest.fixture(scope="module")
-def record():
-    return json.loads((DATA / "results" / "experiment.json").read_text())
+def records():
+    return {name: json.loads((DATA / "results" / f"{name}.json").read_text()) for name in ("experiment", "one-pair")}
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_result_tables_are_the_record(page, record):
-    """Wherever a table of arms stands; PAPER has that of all arms."""
-    if "| sampled pass@1 |" not in TEXT[page]:
-        assert page != "PAPER.md"
-        return
-    of = {(ARM_LABEL[r["arm"]], r["kind"]): f"{r['mean']:.2f} [{r['low']:.2f}, {r['high']:.2f}]" for r in record["rows"]
-          if r["pair"] == "all" and r["metric"] == "pass@1"}
-    lines = [[c.strip() for c in line.strip("|").split("|")] for line in TEXT[page].splitlines() if line.startswith("|")]
-    head = next(line for line in lines if line[0] == "sampled pass@1")
-    shown = [line for line in lines if (line[0], "frontier") in of]
-    assert len(shown) >= (12 if page == "PAPER.md" else 6)
-    for line in shown:
-        assert line[1:] == [of[line[0], kind] for kind in head[1:]], line[0]
+def test_result_tables_are_the_records(page, records):
+    """Wherever a table of arms stands; PAPER has that of all arms, first of all pairs, then of one."""
+    tables = re.findall(r"(?:^\|.*\n)+", TEXT[page], re.MULTILINE)
+    tables = [[[c.strip() for c in line.strip("|").split("|")] for line in table.splitlines()]
+              for table in tables if table.startswith("| sampled pass@1 |")]
+    assert len(tables) == 2 * (page == "PAPER.md")
+    for (head, _, *lines), record in zip(tables, records.values(), strict=False):
+        of = {(ARM_LABEL[r["arm"]], r["kind"]): f"{r['mean']:.2f} [{r['low']:.2f}, {r['high']:.2f}]" for r in record["rows"]
+              if r["pair"] == "all" and r["metric"] == "pass@1" and r["arm"] != "recall"}
+        assert {line[0] for line in lines} == {arm for arm, _ in of}
+        for line in lines:
+            assert line[1:] == [of[line[0], kind] for kind in head[1:]], line[0]
 
 
-def test_differences_in_paper_and_readme_are_the_record(record):
-    others = {"rejection sampling": "rft", "rejection sampling with HEAL's teacher tokens": "rft_matched",
-              "its teacher": "teacher", "STaR": "star",
-              "without repairs": "heal_no_gear", "random breakpoint": "heal_random_breakpoint",
-              "hint states the answer": "heal_answer_hint", "without filter": "heal_no_pure",
-              "exact checker as filter": "heal_oracle_filter", "one shuffled stage": "heal_no_pace"}
-    results, seen = Results(record), {}
-    lines = re.findall(r"^\| (?:[\w' ]+: )?HEAL − ([^|]+) \| ([^|]+) \| ([^|]+) \|$", PAPER, re.MULTILINE)
-    for name, frontier, mastered in lines:
-        rows = [results.difference("heal", others[name], kind) for kind in ("frontier", "mastered")]
-        assert [frontier, mastered] == [f"{r.mean:+.2f} [{r.low:+.2f}, {r.high:+.2f}]" for r in rows], name
-        seen[others[name]] = frontier
-    assert set(seen) == set(others.values())
-    said = re.findall(r"[+]0\.\d\d \[[^\]]+\]", README)
-    assert said == [seen["rft"], seen["rft_matched"], seen["teacher"]]
-    parts = re.search(r"GEAR contributes (\S+) and PURE (\S+);", README).groups()
-    assert parts == (seen["heal_no_gear"].split()[0], seen["heal_no_pure"].split()[0])
-    frontier = {r["arm"]: f"{r['mean']:.0%}".replace("%", " %") for r in record["rows"]
-                if (r["pair"], r["metric"], r["kind"]) == ("all", "pass@1", "frontier")}
-    assert re.findall(r"\d+ %", README)[:2] == [frontier["heal"], frontier["rft"]]
+def said(row):
+    return f"{row.mean:+.2f} [{row.low:+.2f}, {row.high:+.2f}]"
+
+
+def test_differences_in_paper_and_readme_are_the_records(records):
+    results = {name: Results(record) for name, record in records.items()}
+    names = {label: arm for arm, label in ARM_LABEL.items()}
+    tables = re.findall(r"^\| difference \|.*\n(?:^\|.*\n)+", PAPER, re.MULTILINE)
+    assert len(tables) == 2
+    for table, of in zip(tables, results.values(), strict=True):
+        lines = [[c.strip() for c in line.strip("|").split("|")] for line in table.splitlines()[2:]]
+        assert len(lines) >= 4
+        for line in lines:
+            arm, other = (names[label] for label in line[0].split(" − "))
+            assert line[1:] == [said(of.difference(arm, other, kind)) for kind in ("frontier", "mastered")], line[0]
+    whole = results["experiment"]
+    wanted = [("heal", "rft_adaptive"), ("heal", "rft"), ("heal", "teacher")]
+    stated = re.findall(r"[+-]\d\.\d\d \[[^\]]+\]", README)
+    assert stated[:3] == [said(whole.difference(arm, other, "frontier")) for arm, other in wanted]
+    shares = [f"{whole.row(arm, 'frontier').mean:.0%}".replace("%", " %") for arm in ("heal", "rft", "rft_adaptive")]
+    assert re.findall(r"\d+ %", README)[:3] == shares
+    assert f"over {('zero', 'one', 'two', 'three', 'four', 'five', 'six')[len(records['experiment']['pairs'])]} pairs" in README
