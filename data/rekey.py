@@ -21,7 +21,6 @@ NAMES = {  # file -> (pattern, replacement), applied in order
     "results/experiment.json": STAGE,
     "results/experiment-smoke.json": STAGE,
     "behaviour.json": [('"shown answer: ', '"guided: ')],
-    "results/pair-1-behaviour.json": [('"shown answer: ', '"guided: ')],
 }
 
 
