@@ -82,7 +82,7 @@ def test_the_records_rows_follow_from_its_raw_scores():
         assert row.to_dict() == rows[row.arm, row.kind, row.metric]
     for source in E.HELPED:
         mine = [r for r in RECORD["raw"] if r["source"] == source]
-        assert len(mine) >= 1500
+        assert len(mine) >= 1100
         for name, f in {**E.functions(E.READINGS), **E.BASELINES}.items():
             expected = auroc([f(r) for r in mine], [not r["genuine"] for r in mine])
             assert rows[f"{source}: {name}", "all", "AUROC"]["mean"] == pytest.approx(expected)
