@@ -9,6 +9,7 @@ from functools import partial
 
 import pytest
 
+from heal_lab import arms as A
 from heal_lab import bench
 from heal_lab.__main__ import _parser as lab_parser
 from heal_lab.__main__ import main as lab_main
@@ -206,4 +207,10 @@ def test_differences_in_paper_and_readme_are_the_records(records):
     assert stated[:3] == [said(whole.difference(arm, other, "frontier")) for arm, other in wanted]
     shares = [f"{whole.row(arm, 'frontier').mean:.0%}".replace("%", " %") for arm in ("heal", "rft", "rft_adaptive")]
     assert re.findall(r"\d+ %", README)[:3] == shares
+    one = results["one-pair"]
+    parts = [f"{one.row(A.FACTORIAL[part, kept], 'frontier').mean:.2f}" for kept in ("PURE", "none")
+             for part in ("repairs", "guided", "both")]
+    chance = f"{one.row('heal_random_breakpoint', 'frontier').mean:.2f}"
+    sentence = re.search(r"repairs bring .*?random step, HEAL has 0\.\d\d", README, re.DOTALL)[0]
+    assert re.findall(r"0\.\d\d", sentence) == [*parts, chance]
     assert f"over {('zero', 'one', 'two', 'three', 'four', 'five', 'six')[len(records['experiment']['pairs'])]} pairs" in README
