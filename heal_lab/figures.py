@@ -185,7 +185,7 @@ def difference_lines(results: Results, compared: Sequence[tuple[str, str]],
                      groups: Sequence[str]) -> list[tuple[str, ...]]:
     """A header and a line per (arm, other) and group for `plots.show_table`: the paired difference
     of sampled pass@1 with its interval, and what it shows."""
-    lines = [("arm − other", "problems", "difference", "")]
+    lines: list[tuple[str, ...]] = [("arm − other", "problems", "difference", "")]
     for arm, other in compared:
         for group in groups:
             row = results.difference(arm, other, group)

@@ -184,10 +184,10 @@ def write_hints(
 
 def _read_hint(lm: LM, task: Task, t: Trajectory, written: Rollout, config: GearConfig) -> Hint:
     """The hint in what the teacher wrote, or the reason why there is none that can be used."""
-    text = lm.decode(written.ids)
-    if not written.finished and (task.knows_thoughts or task.separator not in text):
+    whole = lm.decode(written.ids)
+    if not written.finished and (task.knows_thoughts or task.separator not in whole):
         return Hint(None, written.tokens_spent, "hint cut off by the length limit")
-    text = task.read_hint(text, t.problem.answer)
+    text = task.read_hint(whole, t.problem.answer)
     if text is None:
         return Hint(None, written.tokens_spent, "hint unreadable")
     if config.refuse_answers and task.states_answer(text, t.problem.answer):
