@@ -35,13 +35,11 @@ def test_every_entry_points_somewhere(entry):
 
 
 def test_differences_are_the_records():
-    results = Results(json.loads((DATA / "results" / "experiment.json").read_text()))
-    for arm, other, kind in (("heal", "heal_no_pace", "frontier"), ("heal_restarts", "heal", "frontier"),
-                             ("heal_stage_only", "heal", "mastered"),
-                             ("heal_oracle_filter", "heal", "misconceived")):
-        row = results.difference(arm, other, kind)
-        said = f"{row.mean:+.2f} [{row.low:+.2f}, {row.high:+.2f}]".replace("-", "−")
-        assert said in " ".join(LOG.split()), (arm, said)
-    for arm, kind in (("rft", "frontier"), ("rft_matched", "frontier"), ("star", "mastered"), ("heal", "mastered")):
-        row = results.row(arm, kind)
-        assert f"{row.mean:.2f} [{row.low:.2f}, {row.high:.2f}]" in " ".join(LOG.split()), (arm, kind)
+    whole, one = (Results(json.loads((DATA / "results" / f"{name}.json").read_text())) for name in ("experiment", "one-pair"))
+    said = " ".join(LOG.split())
+    for of, arm, other in ((whole, "heal", "rft_adaptive"), (one, "heal", "heal_no_pace"), (one, "heal_equal", "heal_no_pace")):
+        row = of.difference(arm, other, "frontier")
+        assert f"{row.mean:+.2f} [{row.low:+.2f}, {row.high:+.2f}]" in said, (arm, other)
+    for arm in ("heal", "rft_adaptive", "rft"):
+        row = whole.row(arm, "frontier")
+        assert f"{row.mean:.2f} [{row.low:.2f}, {row.high:.2f}]" in said, arm
