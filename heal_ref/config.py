@@ -290,8 +290,8 @@ def doubts(config: HealConfig) -> list[str]:
     if config.pure.reading == "forced" and config.pure.epsilon <= 0.3:
         found.append(
             f"pure.reading = forced with epsilon = {config.pure.epsilon:g}: it did not tell "
-            "spurious from genuine in the clock world (AUROC 0.46 on guided, 0.61 on repaired "
-            "solutions with 0.01; typicality has 0.98 and 0.96; data/results/pure.json)")
+            "spurious from genuine in the clock world (AUROC 0.46 on guided solutions with 0.01; "
+            "typicality has 0.98; data/results/pure.json)")
     if config.gear.window < 0.5 and config.gear.signal != "random":
         found.append(
             f"gear.window = {config.gear.window:.2g}: with 1/3 the cut is the first wrong step in "
