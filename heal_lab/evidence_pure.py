@@ -14,7 +14,7 @@ from typing import Any
 from heal_lab.evidence import collect
 from heal_lab.stats import auroc, cluster_interval, detected, share_row
 from heal_ref import pure
-from heal_ref.config import GearConfig, PureConfig
+from heal_ref.config import PureConfig
 from heal_ref.evaluate import Row, is_genuine
 from heal_ref.gear import repair
 from heal_ref.generation import sample
@@ -189,7 +189,7 @@ def pure_batch(lm: LM, task: Task, problems: Sequence[Problem], number: int, see
     solved = solved_share(base)
     hard = [p for p in problems if solved[p.id] < 0.5]
     guided = sample(lm, task, hard, 3, seed=own("guided"), guided=True)
-    repaired = repair(lm, task, base, GearConfig(), own("repair"))
+    repaired = repair(lm, task, base, seed=own("repair"))
     sources = {"guided": (different(guided), m), "repair": (different(repaired), m),
                UNAIDED: (pure.unaided(base, seldom=1.0), 0),
                WRONG: (wrongly_guided(lm, task, problems, own("wrong")), 0)}

@@ -190,7 +190,7 @@ def difference_lines(results: Results, compared: Sequence[tuple[str, str]],
         for group in groups:
             row = results.difference(arm, other, group)
             lines.append((f"{ARM_LABEL[arm]} − {ARM_LABEL[other]}", group,
-                          f"{row.mean:+.2f} [{row.low:+.2f}, {row.high:+.2f}]", verdict(row)))
+                          with_interval(row, "+"), verdict(row)))
     return lines
 
 
@@ -212,9 +212,8 @@ def plot_differences(rows: Sequence[Row], title: str, xlabel: str = "") -> Figur
 
 def _margin(results: Results, kind: str) -> str:
     """A title: HEAL against the strongest rejection sampling, at equal tokens."""
-    gap = results.difference("heal", "rft_adaptive", kind)
-    return (f"{kind.capitalize()}, equal tokens: HEAL − adaptive rejection sampling "
-            f"{gap.mean:+.2f} [{gap.low:+.2f}, {gap.high:+.2f}]")
+    gap = with_interval(results.difference("heal", "rft_adaptive", kind), "+")
+    return f"{kind.capitalize()}, equal tokens: HEAL − adaptive rejection sampling {gap}"
 
 
 @styled
@@ -318,7 +317,8 @@ def draw_experiment(results: Results, folder: Path) -> list[Path]:
     if {"heal", "rft_adaptive"} <= set(once) and len(once) < len(results.arms):
         figures["tokens"] = plot_tokens(results, "frontier")
     if results.unit == "pair" and {"heal", "rft_adaptive"} <= set(once):
-        figures["pairs"] = plot_pairs(results, [*main[:-1], "rft_adaptive", "heal"], "frontier")
+        shown = [a for a in ("student", "teacher", "rft", "rft_adaptive", "heal") if a in once]
+        figures["pairs"] = plot_pairs(results, shown, "frontier")
     for name, figure in figures.items():
         save(figure, folder / f"{name}.png")
     return [folder / f"{name}.png" for name in figures]

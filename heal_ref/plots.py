@@ -83,11 +83,11 @@ def show_table(lines: Sequence[Sequence[Any]]) -> Any:
     return Markdown("\n".join(f"| {' | '.join(row)} |" for row in rows))
 
 
-def with_interval(row: Row) -> str:
-    """"0.71 [0.64, 0.78]"; a dash where there is nothing to take a mean of."""
+def with_interval(row: Row, sign: str = "") -> str:
+    """"0.71 [0.64, 0.78]", signed if `sign` is "+"; a dash where no mean can be taken."""
     if row.mean is None or math.isnan(row.mean):
         return "–"
-    return f"{row.mean:.2f} [{row.low:.2f}, {row.high:.2f}]"
+    return f"{row.mean:{sign}.2f} [{row.low:{sign}.2f}, {row.high:{sign}.2f}]"
 
 
 @styled

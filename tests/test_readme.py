@@ -173,7 +173,7 @@ def records():
 
 @pytest.mark.parametrize("page", PAGES)
 def test_result_tables_are_the_records(page, records):
-    """Wherever a table of arms stands; PAPER has that of all arms, first of all pairs, then of one."""
+    """In every table of arms; PAPER has two with all arms, first of all pairs, then of one."""
     tables = re.findall(r"(?:^\|.*\n)+", TEXT[page], re.MULTILINE)
     tables = [[[c.strip() for c in line.strip("|").split("|")] for line in table.splitlines()]
               for table in tables if table.startswith("| sampled pass@1 |")]
