@@ -65,7 +65,7 @@ ARMS = ("student", "teacher", "rft", "rft_adaptive", "heal", "heal_no_pure", "he
 
 def settings(seed: int = 0) -> HealConfig:
     """What is measured with: the preset `real`, as small as two CPU cores allow."""
-    sampling = SampleConfig(n=4, temperature=0.7, max_new_tokens=320, batch=16)
+    sampling = SampleConfig(n=4, temperature=0.7, max_new_tokens=512, batch=24)
     pace = PaceConfig(updates=48, batch=8, per_problem=2, learning_rate=1e-4, warmup=4,
                       curve_every=0, save_every=16)
     gear = GearConfig(paths=1, hints=1, continuations=2, hint="step")

@@ -32,6 +32,7 @@ from heal_ref.tasks.base import Task
 
 Job = tuple[tuple[int, ...], list[int], int]  # context, tail, how much of the context is visible
 PART = 16  # tokens that are asked of a server at a time while its speed is measured
+FIRST, NEXT = 96, 32  # new tokens after which finished rows leave a batch, first and from then on
 
 
 @dataclass(frozen=True)
@@ -212,38 +213,57 @@ def sampled_stats(lm: LM, jobs: Sequence[Job], new: Sequence[list[int]]
 
 def _batch(lm: LM, jobs: Sequence[Job], sampling: SampleConfig, ends: bool,
            seconds: float | None, until: str | None) -> list[Rollout]:
-    """Continue the text of each job, in one batch."""
+    """Continue the text of each job, in one batch that its finished rows leave now and then."""
     # 1) only temperature and nucleus shape what is drawn (top_k would be 50 if left open)
     nucleus = sampling.temperature > 0 and sampling.top_p < 1
-    stops = list(lm.ends)
-    settings = GenerationConfig(max_new_tokens=sampling.max_new_tokens, max_time=seconds,
-                                pad_token_id=lm.tokenizer.pad_token_id, eos_token_id=stops or None)
+    stops, most = list(lm.ends), sampling.max_new_tokens
+    settings = GenerationConfig(max_time=seconds, pad_token_id=lm.tokenizer.pad_token_id,
+                                eos_token_id=stops or None, return_dict_in_generate=True)
     if sampling.temperature > 0:
         temperature = 1.0 if nucleus else sampling.temperature  # `Nucleus` has both
         settings.update(do_sample=True, temperature=temperature, top_k=0, top_p=1.0)
-    # 2) whole texts, or tails after the cache of their contexts; our recorder sees raw scores
-    ids, mask, cache = _inputs(lm, jobs)
-    recorder = _Recorder()
-    processors = LogitsProcessorList([recorder])
+    processors = list[LogitsProcessor]()
     if not ends:
         processors.append(SuppressTokensLogitsProcessor(stops, str(lm.device)))
     if nucleus:
         processors.append(Nucleus(sampling.top_p, sampling.temperature))
+    # 2) whole texts, or tails after the cache of their contexts; our recorder sees raw scores
+    ids, mask, cache = _inputs(lm, jobs)
     criteria = StoppingCriteriaList([_Until(lm, ids.shape[1], until)] if until else [])
-    whole = lm.model.generate(input_ids=ids, attention_mask=mask, generation_config=settings,
-                              logits_processor=processors, stopping_criteria=criteria, **cache)
-    new = whole[:, ids.shape[1] :]
-    recorder.settle(new[:, -1])
-    # 3) each row up to its end; what follows is padding
-    numbers = torch.stack([torch.stack(recorder.entropy, 1), torch.stack(recorder.logprob, 1)], 1)
-    out = []
-    for row, pair in zip(new.tolist(), numbers.tolist(), strict=True):
-        length = next((t for t, token in enumerate(row) if token in stops), len(row))
-        entropy, logprob = ([round(x, 6) for x in values[:length]] for values in pair)
-        rollout = Rollout(row[:length], entropy, logprob, finished=length < len(row))
-        # a row that is done is padded, so that nothing was sampled beyond its step
-        out.append(replace(_first_step(lm, rollout, until), dropped=0) if until else rollout)
-    return out
+    out, left = [Rollout([], [], [], finished=False)] * len(jobs), list(range(len(jobs)))
+    done, part = 0, FIRST
+    while left and done < most:
+        recorder = _Recorder()
+        settings.max_new_tokens = most - done if seconds else min(part, most - done)
+        made = lm.model.generate(
+            input_ids=ids, attention_mask=mask, generation_config=settings,
+            logits_processor=LogitsProcessorList([recorder, *processors]),
+            stopping_criteria=criteria, **cache)
+        new = made.sequences[:, ids.shape[1] :]
+        recorder.settle(new[:, -1])
+        # 3) each row up to its end; what follows is padding
+        numbers = torch.stack([torch.stack(recorder.entropy, 1),
+                               torch.stack(recorder.logprob, 1)], 1)
+        for i, row, pair in zip(left, new.tolist(), numbers.tolist(), strict=True):
+            length = next((t for t, token in enumerate(row) if token in stops), len(row))
+            entropy, logprob = ([round(x, 6) for x in values[:length]] for values in pair)
+            out[i] = Rollout(out[i].ids + row[:length], out[i].entropy + entropy,
+                             out[i].logprob + logprob, finished=length < len(row))
+        # 4) the others go on, with their rows of the cache
+        ended = criteria(made.sequences, None).tolist() if until else [False] * len(left)
+        rows = [r for r, i in enumerate(left) if not out[i].finished and not ended[r]]
+        done, part, left = done + new.shape[1], NEXT, [left[r] for r in rows]
+        if left and done < most:
+            chosen = torch.tensor(rows, device=ids.device)
+            ids, mask = made.sequences[chosen], torch.cat([mask, torch.ones_like(new)], 1)[chosen]
+            cache = {}
+            if _repeatable(made.get("past_key_values"), gapless=True):
+                made.past_key_values.batch_select_indices(chosen)
+                cache = {"past_key_values": made.past_key_values}
+            else:  # computed again, once
+                part = most
+    # a row that is done is padded, so that nothing was sampled beyond its step
+    return [replace(_first_step(lm, r, until), dropped=0) if until else r for r in out]
 
 
 def _inputs(lm: LM, jobs: Sequence[Job]) -> tuple[Ids, Ids, dict[str, Any]]:

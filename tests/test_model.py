@@ -30,6 +30,7 @@ from transformers import (
 )
 
 from heal_ref.config import SampleConfig
+from heal_ref import generation
 from heal_ref.generation import Nucleus, generate, repeats, sample, sampled_stats
 from heal_ref.model import LM, load_lm
 from heal_ref.records import InputError
@@ -119,6 +120,38 @@ def test_a_shared_prefix_gives_the_same_greedy_text(family, one_length, teacher)
     for a, b in zip(together, alone, strict=True):
         assert a.entropy == pytest.approx(b.entropy, abs=1e-4)
     assert any("cannot be repeated" in str(w.message) for w in said) != shares[one_length]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_finished_rows_leave_a_batch(family, teacher, monkeypatch):
+    """Rows that end early leave; the texts, entropies and log-probs of the others do not change."""
+    contexts = [teacher.encode(f"Problem: Start {n}; + 3\nSolution:\nWe start at ") for n in range(1, 9)]
+    tails, greedy = [[teacher.encode("5"), teacher.encode("7.\n\n")] for _ in contexts], SampleConfig(temperature=0.0, max_new_tokens=30)
+    for seed in range(20):  # random weights that write different texts
+        torch.manual_seed(seed)
+        model, rows = FAMILIES[family][0](len(teacher.tokenizer)).eval(), list[int]()
+        for p in model.parameters():
+            p.data.normal_(0, 0.3)
+        lm = LM(model, teacher.tokenizer)
+        free = generate(lm, contexts, tails, sampling=greedy, seed=0)
+        often = {token: sum(token in r.ids for r in free) for r in free for token in r.ids}
+        end = min(often, key=lambda token: abs(often[token] - len(free) / 2))
+        if often[end] < len(free):
+            break
+    monkeypatch.setattr(LM, "ends", (end,))
+    whole = generate(lm, contexts, tails, sampling=greedy, seed=0)
+    model.register_forward_pre_hook(lambda _, args, kwargs: rows.append(len(kwargs["input_ids"])), with_kwargs=True)
+    for first, then in ((4, 3), (1, 1), (29, 1)):
+        monkeypatch.setattr(generation, "FIRST", first)
+        monkeypatch.setattr(generation, "NEXT", then)
+        parts = generate(lm, contexts, tails, sampling=greedy, seed=0)
+        assert [r.ids for r in parts] == [r.ids for r in whole]
+        assert [r.finished for r in parts] == [r.finished for r in whole]
+        for a, b in zip(parts, whole, strict=True):
+            assert a.entropy == pytest.approx(b.entropy, abs=1e-4)
+            assert a.logprob == pytest.approx(b.logprob, abs=1e-4)
+    assert len({r.finished for r in whole}) == 2
+    assert min(rows) < len(whole)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
