@@ -85,7 +85,8 @@ def _parser() -> argparse.ArgumentParser:
       help="what is measured; the record holds these and what was finished before")
     x("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of training, for `students`")
     x("--arms", nargs="+", default=real_pair.ARMS, choices=ARMS, metavar="ARM", help="students")
-    x("--limit", type=int, default=0, help="problems of each split, 0 for all")
+    x("--limit", type=int, default=0, help="training problems, 0 for all; of the others as many as "
+      "the setting eval_limit")
     x("--set", action="append", default=[], metavar="NAME=VALUE",
       help="a setting over the part's own; repeat it for more")
     x = add("bench", "", "speed against standard implementations; prints ratios")

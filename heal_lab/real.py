@@ -54,6 +54,7 @@ HINTS: tuple[Any, ...] = ("bridge", "step", "answer", "none")
 PLACES: dict[str, dict[str, Any]] = {
     "rise": {}, "level": {"signal": "level"}, "random step": {"signal": "random"}}
 AGAIN = 4  # samples per problem of the control without GEAR
+CHAINS = 80  # failed chains, at most, that are continued from each prefix
 CONTINUED = 8  # continuations from each prefix of a failed chain
 SIGNALS = {
     "max rise": GearConfig(), "max level": GearConfig(signal="level"),
@@ -69,7 +70,8 @@ def settings(seed: int = 0) -> HealConfig:
     pace = PaceConfig(updates=48, batch=8, per_problem=2, learning_rate=1e-4, warmup=4,
                       curve_every=0, save_every=16)
     gear = GearConfig(paths=1, hints=1, continuations=2, hint="step")
-    return replace(HealConfig.real(seed), sample=sampling, gear=gear, pace=pace, eval_n=4)
+    return replace(HealConfig.real(seed), sample=sampling, gear=gear, pace=pace, eval_n=4,
+                   eval_limit=50)
 
 
 @dataclass
@@ -82,19 +84,21 @@ class World:
     splits: Mapping[str, list[Problem]]
     config: HealConfig
     method: Method
-    limit: int  # problems of each part
 
     @classmethod
     def at(cls, path: Path, teacher: LM, config: HealConfig, limit: int = 0,
            quiet: bool = False) -> "World":
-        """The world in folder `path`, with at most `limit` problems of each part (0: all)."""
+        """The world in folder `path`, with at most `limit` training problems (0: all), and of the
+        other splits `config.eval_limit`. What students are trained with may change later."""
         splits, truth = make_problems()
         task = WordProblems(teacher.tokenizer, truth)
-        splits = {name: thinned(problems, limit) for name, problems in splits.items()}
-        what = identity(config, task, {"teacher": teacher}, splits)
+        splits = {name: thinned(problems, limit if name == "train" else config.eval_limit)
+                  for name, problems in splits.items()}
+        made = replace(config, eval_n=1, eval_limit=0, pace=PaceConfig(
+            guided_below=config.pace.guided_below, per_problem=config.pace.per_problem))
+        what = identity(made, task, {"teacher": teacher}, {"train": splits["train"]})
         folder = RunFolder(path / "teacher", what, quiet)
-        return cls(path, teacher, task, splits, config, Method(folder, teacher, task, config),
-                   limit)
+        return cls(path, teacher, task, splits, config, Method(folder, teacher, task, config))
 
     @property
     def heldout(self) -> list[Problem]:
@@ -169,7 +173,7 @@ def break_counts(world: World) -> list[dict[str, Any]]:
     """Per failed chain of K steps: `success`, K shares of right continuations after its first 0 …
     K − 1 steps; the step that each reading of entropy chooses; tokens spent."""
     base = world.method.sampled(world.splits["train"])
-    chains = list(failed_samples(base))[: world.limit or 100]
+    chains = list(failed_samples(base))[:CHAINS]
     longest = max((len(t.steps) for t in chains), default=0)
     config = GearConfig(hint="none", max_correct=10**6, paths=1, hints=1, continuations=CONTINUED)
     success: dict[str, list[float]] = {t.problem.id: [] for t in chains}
