@@ -8,8 +8,9 @@ Parts, each resumable and each collected into real.json as far as it is finished
   reading of entropy finds that step.
 - `pure`: does PURE tell genuine solutions from spurious ones, among guided and repaired ones?
 - `students`: rejection sampling, adaptive rejection sampling, HEAL and its controls.
+- `examples`: repairs of problems of our own, in a file of their own, with texts.
 
-Records hold numbers per problem and no texts.
+Records hold numbers per problem and no texts of others.
 """
 
 import json
@@ -36,6 +37,7 @@ from heal_lab.evidence_pure import (
     threshold_of,
 )
 from heal_lab.experiment import Trial
+from heal_lab.real_examples import examples
 from heal_lab.stats import auroc, cluster_interval
 from heal_lab.word_problems import WordProblems, make_problems
 from heal_ref import pure
@@ -44,17 +46,20 @@ from heal_ref.evaluate import Row, interval
 from heal_ref.gear import Cut, breakpoint_of
 from heal_ref.model import LM
 from heal_ref.pace import solved_share
-from heal_ref.records import Problem, Trajectory, by_problem, light, select, write_text
+from heal_ref.records import DATA, Problem, Trajectory, by_problem, light, select, write_text
 from heal_ref.run.folder import RunFolder, batches, identity
 from heal_ref.run.pipeline import Method
+from heal_ref.run.sources import load_problems
 from heal_ref.scoring import text_stats
+from heal_ref.tasks import ChatMathTask
 
-PARTS = ("gear", "breaks", "pure", "students")
+PARTS = ("gear", "breaks", "pure", "students", "examples")
 HINTS: tuple[Any, ...] = ("bridge", "step", "answer", "none")
 PLACES: dict[str, dict[str, Any]] = {
     "rise": {}, "level": {"signal": "level"}, "random step": {"signal": "random"}}
 AGAIN = 4  # samples per problem of the control without GEAR
 CHAINS = 80  # failed chains, at most, that are continued from each prefix
+EXAMPLES = 20  # problems of our own, the easy and the medium ones
 CONTINUED = 8  # continuations from each prefix of a failed chain
 SIGNALS = {
     "max rise": GearConfig(), "max level": GearConfig(signal="level"),
@@ -317,6 +322,9 @@ def collect(world: World, student: LM, seeds: Sequence[int], parts: Sequence[str
         if part in parts or (world.path / f"{part}.json").exists():
             record[part] = world.kept(part, make)
             record["rows"] += [{"part": part, **row.to_dict()} for row in rows_of(record[part])]
+    if "examples" in parts:
+        own = load_problems(DATA / "math" / "train.jsonl", ChatMathTask(world.teacher.tokenizer))
+        world.kept("examples", lambda: examples(world.teacher, own[:EXAMPLES], world.config))
     if "students" in parts:
         runs = student_runs(world, student, seeds, arms, quiet)
         about = {name: [getattr(p, name) for p in world.heldout]

@@ -29,8 +29,8 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from heal_ref.config import SampleConfig
 from heal_ref import generation
+from heal_ref.config import SampleConfig
 from heal_ref.generation import Nucleus, generate, repeats, sample, sampled_stats
 from heal_ref.model import LM, load_lm
 from heal_ref.records import InputError

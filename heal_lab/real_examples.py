@@ -1,0 +1,62 @@
+"""Real repairs on problems of our own (`data/math`), texts included: for notebook 06.
+
+`python -m heal_lab real --parts examples` writes examples.json. The word problems of the other
+parts are by others, so their texts are not kept.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+from heal_ref.config import HealConfig
+from heal_ref.gear import breakpoint_of, repair
+from heal_ref.generation import sample
+from heal_ref.model import LM
+from heal_ref.pure import pure_scores
+from heal_ref.records import Problem, Trajectory
+from heal_ref.tasks import ChatMathTask
+
+HINTS: tuple[Any, ...] = ("bridge", "step", "answer", "none")
+
+
+def as_json(t: Trajectory) -> dict[str, Any]:
+    """A trajectory as plain JSON, its numbers rounded to 4 decimals."""
+    row = asdict(replace(t, entropy=[round(x, 4) for x in t.entropy],
+                         logprob=[round(x, 4) for x in t.logprob]))
+    del row["place"]
+    return row
+
+
+def from_json(row: dict[str, Any]) -> Trajectory:
+    """The trajectory that `as_json` made plain.
+
+    Example:
+        >>> t = Trajectory(Problem("p", "1 + 1?", "2"), "base", "", "2", [7], [0.5], [-0.5],
+        ...                [(0, 1)], "2", True, True, 2, step_ends=[1])
+        >>> from_json(as_json(t)) == t
+        True
+    """
+    return Trajectory(**{**row, "problem": Problem(**row["problem"]),
+                         "steps": [(a, b) for a, b in row["steps"]]})
+
+
+def examples(lm: LM, problems: Sequence[Problem], config: HealConfig) -> list[dict[str, Any]]:
+    """Per problem: how many of its samples are right. Of a problem without a right one
+    also the first failed chain of at least two steps (finished, if one is), the step at which it
+    is cut, and for each hint the repairs, the right ones with PURE's ratio of each step."""
+    task, out = ChatMathTask(lm.tokenizer), []
+    for problem in problems:
+        base = sample(lm, task, [problem], seed=config.seed, sampling=config.sample)
+        row: dict[str, Any] = {"problem": asdict(problem), "right": sum(t.correct for t in base)}
+        out.append(row)
+        long = sorted((t for t in base if len(t.steps) > 1), key=lambda t: not t.finished)
+        if row["right"] or not long:
+            continue
+        row |= {"chain": as_json(long[0]), "cut": breakpoint_of(long[0], config.gear),
+                "repairs": {}}
+        for hint in HINTS:
+            made = repair(lm, task, long[:1], replace(config.gear, hint=hint), config.seed,
+                          sampling=config.sample)
+            scores = {s.trajectory.text: s.ratio for s in pure_scores(lm, task, made)}
+            row["repairs"][hint] = [{**as_json(t), "ratio": scores.get(t.text)} for t in made]
+    return out
