@@ -139,19 +139,19 @@ def gear_counts(world: World) -> list[Counts]:
     method, out = world.method, list[Counts]()
     hard = unsolved(method.sampled(world.splits["train"]))
     problems = list({t.problem.id: t.problem for t in light(hard)}.values())
-    for hint in HINTS:
-        for place, changed in PLACES.items():
+    again = method.sampled(problems, "1-again", n=AGAIN)
+    for n in (1, AGAIN):
+        some = select(again, [i for i, t in enumerate(light(again)) if t.index < n])
+        name = f"sample again, {n} more"
+        out += outcome_counts(world.teacher, world.task, name, some)
+    for place, changed in PLACES.items():
+        for hint in HINTS:
             config = replace(world.config.gear, hint=hint, **changed)
             name = f"{hint} at {place}"
             tried = method.repaired(hard, f"3-{name.replace(' ', '-')}", config)
             counts = outcome_counts(world.teacher, world.task, name, tried)
             most = config.paths * config.hints * config.continuations
             out += [{**c, "usable": c["attempts"] / most} for c in counts]
-    again = method.sampled(problems, "1-again", n=AGAIN)
-    for n in (1, AGAIN):
-        some = select(again, [i for i, t in enumerate(light(again)) if t.index < n])
-        name = f"sample again, {n} more"
-        out += outcome_counts(world.teacher, world.task, name, some)
     return out
 
 
