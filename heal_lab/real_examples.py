@@ -42,8 +42,9 @@ def from_json(row: dict[str, Any]) -> Trajectory:
 
 def examples(lm: LM, problems: Sequence[Problem], config: HealConfig) -> list[dict[str, Any]]:
     """Per problem: how many of its samples are right. Of a problem without a right one
-    also the first failed chain of at least two steps (finished, if one is), the step at which it
-    is cut, and for each hint the repairs, the right ones with PURE's ratio of each step."""
+    also the first failed chain of at least two steps (finished, if one is) with the text of each
+    token, the step at which it is cut, and for each hint the repairs, the right ones with PURE's
+    ratio of each step."""
     task, out = ChatMathTask(lm.tokenizer), []
     for problem in problems:
         base = sample(lm, task, [problem], seed=config.seed, sampling=config.sample)
@@ -53,7 +54,7 @@ def examples(lm: LM, problems: Sequence[Problem], config: HealConfig) -> list[di
         if row["right"] or not long:
             continue
         row |= {"chain": as_json(long[0]), "cut": breakpoint_of(long[0], config.gear),
-                "repairs": {}}
+                "pieces": lm.pieces(long[0].token_ids), "repairs": {}}
         for hint in HINTS:
             made = repair(lm, task, long[:1], replace(config.gear, hint=hint), config.seed,
                           sampling=config.sample)

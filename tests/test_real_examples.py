@@ -25,6 +25,7 @@ def test_examples_keep_what_was_cut_and_every_repair():
     for row in cut:
         chain = from_json(row["chain"])
         assert json.loads(json.dumps(as_json(chain))) == row["chain"]
+        assert "".join(row["pieces"]) == chain.text
         assert breakpoint_of(chain, config.gear) == row["cut"]
         assert set(row["repairs"]) == {"bridge", "step", "answer", "none"}
         for made in row["repairs"].values():
