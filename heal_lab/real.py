@@ -8,7 +8,7 @@ Parts, each resumable and each collected into real.json as far as it is finished
   reading of entropy finds that step.
 - `pure`: does PURE tell genuine solutions from spurious ones, among guided and repaired ones?
 - `students`: rejection sampling, adaptive rejection sampling, HEAL and its controls.
-- `examples`: repairs of problems of our own, in a file of their own, with texts.
+- `examples`: repairs of problems of our own, with texts.
 
 Records hold numbers per problem and no texts of others.
 """
@@ -322,9 +322,10 @@ def collect(world: World, student: LM, seeds: Sequence[int], parts: Sequence[str
         if part in parts or (world.path / f"{part}.json").exists():
             record[part] = world.kept(part, make)
             record["rows"] += [{"part": part, **row.to_dict()} for row in rows_of(record[part])]
-    if "examples" in parts:
+    if "examples" in parts or (world.path / "examples.json").exists():
         own = load_problems(DATA / "math" / "train.jsonl", ChatMathTask(world.teacher.tokenizer))
-        world.kept("examples", lambda: examples(world.teacher, own[:EXAMPLES], world.config))
+        record["examples"] = world.kept(
+            "examples", lambda: examples(world.teacher, own[:EXAMPLES], world.config))
     if "students" in parts:
         runs = student_runs(world, student, seeds, arms, quiet)
         about = {name: [getattr(p, name) for p in world.heldout]

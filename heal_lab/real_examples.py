@@ -1,7 +1,7 @@
 """Real repairs on problems of our own (`data/math`), texts included: for notebook 06.
 
-`python -m heal_lab real --parts examples` writes examples.json. The word problems of the other
-parts are by others, so their texts are not kept.
+Made by `python -m heal_lab real --parts examples`. The word problems of the other parts are by
+others, so their texts are not kept.
 """
 
 from collections.abc import Sequence
