@@ -2,7 +2,7 @@
 
 Parts, each resumable and each collected into real.json as far as it is finished:
 
-- `gear`: what each hint at each place repairs of the problems that four samples leave unsolved,
+- `gear`: what each hint at each place repairs of the problems that three samples leave unsolved,
   against sampling again.
 - `breaks`: after which step a failed chain is lost, by continuing from each of its prefixes; which
   reading of entropy finds that step.
@@ -57,7 +57,7 @@ PARTS = ("gear", "breaks", "pure", "students", "examples")
 HINTS: tuple[Any, ...] = ("bridge", "step", "answer", "none")
 PLACES: dict[str, dict[str, Any]] = {
     "rise": {}, "level": {"signal": "level"}, "random step": {"signal": "random"}}
-AGAIN = 4  # samples per problem of the control without GEAR
+AGAIN = 2  # samples per problem of the control without GEAR
 CHAINS = 80  # failed chains, at most, that are continued from each prefix
 EXAMPLES = 20  # problems of our own, the easy and the medium ones
 CONTINUED = 8  # continuations from each prefix of a failed chain
@@ -71,7 +71,7 @@ ARMS = ("student", "teacher", "rft", "rft_adaptive", "heal", "heal_no_pure", "he
 
 def settings(seed: int = 0) -> HealConfig:
     """What is measured with: the preset `real`, as small as two CPU cores allow."""
-    sampling = SampleConfig(n=4, temperature=0.7, max_new_tokens=512, batch=24)
+    sampling = SampleConfig(n=3, temperature=0.7, max_new_tokens=512, batch=32)
     pace = PaceConfig(updates=48, batch=8, per_problem=2, learning_rate=1e-4, warmup=4,
                       curve_every=0, save_every=16)
     gear = GearConfig(paths=1, hints=1, continuations=2, hint="step")

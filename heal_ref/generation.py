@@ -32,7 +32,7 @@ from heal_ref.tasks.base import Task
 
 Job = tuple[tuple[int, ...], list[int], int]  # context, tail, how much of the context is visible
 PART = 16  # tokens that are asked of a server at a time while its speed is measured
-FIRST, NEXT = 96, 32  # new tokens after which finished rows leave a batch, first and from then on
+FIRST, NEXT = 160, 32  # new tokens after which finished rows leave a batch, first and from then on
 
 
 @dataclass(frozen=True)
