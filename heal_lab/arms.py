@@ -277,6 +277,9 @@ def second_round(made: TeacherData, by_student: bool = True) -> ArmData:
     That student was never taught to write hints, so it only samples: `rft_adaptive` of the new
     problems with HEAL's tokens. In the control, `second_round_teacher`, the teacher samples them.
     """
+    if not made.second:
+        raise InputError("a second round needs problems of its own, which only a pair of the clock "
+                         "world has; leave it out")
     first, method = heal(made), made.method
     folder = method.folder.path / "5-students" / "heal"
     done = sorted(folder.glob("*/curve.json"))

@@ -68,13 +68,18 @@ def split_steps(pieces: Sequence[str], separator: str) -> list[tuple[int, int]]:
     """Token ranges of the steps of a text; a step ends with the token that completes a separator.
 
     That a step ends at a blank line comes from secondary sources. The half-open ranges cover all
-    tokens (`pieces` are their texts); white space at the end belongs to the last step.
+    tokens (`pieces` are their texts); white space belongs to the step after it, at the end to the
+    last one.
+
+    Example:
+        >>> split_steps(["\\n\\n", "We", " add.", "\\n\\n", "So", " 7."], "\\n\\n")
+        [(0, 4), (4, 6)]
     """
     steps: list[tuple[int, int]] = []
     start, text = 0, ""
     for i, piece in enumerate(pieces):
         text += piece
-        if separator in text and text.strip():
+        if separator in text.lstrip():
             steps.append((start, i + 1))
             start, text = i + 1, ""
     if start < len(pieces) and (text.strip() or not steps):

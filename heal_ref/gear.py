@@ -184,7 +184,7 @@ def write_hints(
 
 def _read_hint(lm: LM, task: Task, t: Trajectory, written: Rollout, config: GearConfig) -> Hint:
     """The hint in what the teacher wrote, or the reason why there is none that can be used."""
-    whole = lm.decode(written.ids)
+    whole = lm.decode(written.ids).lstrip()
     if not written.finished and (task.knows_thoughts or task.separator not in whole):
         return Hint(None, written.tokens_spent, "hint cut off by the length limit")
     text = task.read_hint(whole, t.problem.answer)
@@ -197,13 +197,13 @@ def _read_hint(lm: LM, task: Task, t: Trajectory, written: Rollout, config: Gear
 
 def _read_step(lm: LM, task: Task, t: Trajectory, written: Rollout, config: GearConfig) -> Hint:
     """The step that the teacher wrote with the answer in view, or why it cannot be used."""
-    text, answer, note = lm.decode(written.ids), t.problem.answer, ""
+    text, answer, note = lm.decode(written.ids).lstrip(), t.problem.answer, ""
     if written.finished or task.extract_answer(text) is not None:
         note = "step ends the solution"
+    elif not text or task.reveals_help(t.problem, text):
+        note = "step empty, or mentions its help"
     elif task.separator not in text:
         note = "step cut off by the length limit"
-    elif not text.strip() or task.reveals_help(t.problem, text):
-        note = "step empty, or mentions its help"
     elif config.refuse_answers and task.states_answer(text, answer):
         note = "step states the answer"
     return Hint(None if note else text, written.tokens_spent, note, None if note else written)

@@ -108,13 +108,13 @@ class _Until(StoppingCriteria):
 
     def __call__(self, input_ids: Ids, scores: Any, **_: Any) -> Tensor:
         texts = [self.lm.decode(row) for row in input_ids[:, self.start :].tolist()]
-        done = [self.separator in text and bool(text.strip()) for text in texts]
+        done = [self.separator in text.lstrip() for text in texts]
         return torch.tensor(done, device=input_ids.device)
 
 
 def _first_step(lm: LM, rollout: Rollout, separator: str) -> Rollout:
     """A rollout up to the token that completes a separator after some text."""
-    if separator not in (text := lm.decode(rollout.ids)) or not text.strip():
+    if separator not in lm.decode(rollout.ids).lstrip():
         return rollout
     (_, end), *_ = split_steps(lm.pieces(rollout.ids), separator)
     dropped = len(rollout.ids) - end + rollout.finished

@@ -358,6 +358,7 @@ def test_a_model_without_thoughts_goes_on_with_a_begun_hint(terse, problem):
     (" she runs for 42 minutes in all.", "Next, she runs for … minutes in all."),
     (" add up to $42.00 (of 420).", "Next, add up to $… (of 420)."),
     (" multiply by forty-two.", "Next, multiply by forty-two."),  # still states it, so GEAR refuses it
+    ("\n\nadd 6 and 7.\nThen stop.", "Next, add 6 and 7."), ("add 6 and 7.", "Next, add 6 and 7."),
     ("", None), (" \n", None), (" so \\boxed{42}", None), (" on" * 300, None)])
 def test_the_first_sentence_of_a_begun_hint_with_its_answer_masked(terse, text, hint):
     assert terse.read_hint(text, "42") == hint

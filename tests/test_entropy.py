@@ -33,6 +33,8 @@ def test_nan_logits_are_named():
     (["a", "\n\n", "\n", "b"], [(0, 2), (2, 4)]),  # more blank lines belong to what follows
     (["a", "\n\n", " "], [(0, 3)]),  # a rest of white space belongs to what came before
     (["\n\n", "a"], [(0, 2)]),
+    (["\n\n", "a", "b", "\n\n", "c"], [(0, 4), (4, 5)]),  # a blank line before the first word ends nothing
+    (["a", "\n\n", "\n\n", "b", "c", " \n\n", "d"], [(0, 2), (2, 6), (6, 7)]),
     (["a"], [(0, 1)]),
     ([], []),
 ])

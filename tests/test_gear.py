@@ -301,6 +301,8 @@ def test_a_step_is_written_with_the_answer_in_view_and_continued_without(teacher
     ("Then compute 8 # 4 = 17.\n\n", False, True, "step states the answer"),
     ("Then compute 8 # 4 = 17.\n\n", False, False, ""),
     ("Then compute 8 # 4 = 20.", False, True, "step cut off by the length limit"),
+    ("\n\nThen compute 8 # 4 = 20.", False, True, "step cut off by the length limit"),
+    ("\n\nThen compute 8 # 4 = 20.\n\n", False, True, ""),
     ("Then compute 8 # 4 = 20.", True, True, "step ends the solution"),
     ("So the answer is \\boxed{17}.\n\n", False, False, "step ends the solution"),
     ("\n\n", False, True, "step empty, or mentions its help")])
@@ -320,7 +322,8 @@ def test_which_steps_can_be_used(teacher, task, make, text, finished, refuse, no
 @pytest.mark.parametrize(("text", "thinks", "note"), [
     ("undo * 2 from 17: 20, this step gives 20.\n\n", False, ""),
     ("undo * 2 from 17: 20, this step gives 20.\n\n", True, "hint cut off by the length limit"),
-    ("undo * 2 from 17: 20, this step gives 20.", False, "hint cut off by the length limit")])
+    ("undo * 2 from 17: 20, this step gives 20.", False, "hint cut off by the length limit"),
+    ("\n\nundo * 2 from 17: 20, this step gives 20.", False, "hint cut off by the length limit")])
 def test_an_unfinished_hint_is_whole_at_its_first_separator_if_the_model_does_not_think(teacher, task, make, text, thinks, note):
     from heal_ref.gear import _read_hint
     from heal_ref.generation import Rollout
