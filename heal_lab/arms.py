@@ -166,25 +166,45 @@ def rft_matched(made: TeacherData) -> ArmData:
     return ArmData({"foundation": stages["foundation"]}, spent)
 
 
-def rft_adaptive(made: TeacherData, budget: int = 0) -> ArmData:
-    """Rejection sampling of what is still unsolved, in rounds of n samples per problem, until all
-    is solved or HEAL's tokens (or `budget`) are spent.
-
-    Every solved problem weighs the same: `per_problem` rows, its different solutions in turn.
-    """
+def unsolved_first(made: TeacherData, budget: int) -> tuple[Dataset, int]:
+    """The different right solutions after rounds of n samples of what is still unsolved, until all
+    is solved or the budget is spent; the tokens."""
     def unsolved(samples: list[Trajectory]) -> list[Problem]:
         solved = {t.problem.id for t in samples if t.correct}
         return [p for p in made.problems if p.id not in solved]
 
-    n, pace_config = made.config.sample.n, made.config.pace
-    samples, spent = made.rounds(budget or heal(made).tokens, "1-base-unsolved", n, unsolved)
-    solutions = pace.build_stages(samples, [], [], pace_config)["foundation"]
+    n = made.config.sample.n
+    samples, spent = made.rounds(budget, "1-base-unsolved", n, unsolved)
+    return pace.build_stages(samples, [], [], made.config.pace)["foundation"], spent
+
+
+def weighed(solutions: Dataset, per_problem: int) -> Dataset:
+    """As many rows for each problem, its different solutions in turn."""
     of_problem: dict[str, list[int]] = {}
     for row, problem in enumerate(solutions["id"]):
         of_problem.setdefault(problem, []).append(row)
-    rows = [row for mine in of_problem.values()
-            for row in islice(cycle(mine), pace_config.per_problem)]
-    return ArmData({"all": solutions.select(rows)}, spent)
+    return solutions.select([row for mine in of_problem.values()
+                             for row in islice(cycle(mine), per_problem)])
+
+
+def rft_adaptive(made: TeacherData, budget: int = 0) -> ArmData:
+    """Rejection sampling of what is still unsolved, in rounds of n samples per problem, until all
+    is solved or HEAL's tokens (or `budget`) are spent. Every solved problem weighs the same."""
+    solutions, spent = unsolved_first(made, budget or heal(made).tokens)
+    return ArmData({"all": weighed(solutions, made.config.pace.per_problem)}, spent)
+
+
+def rft_unsolved(made: TeacherData) -> ArmData:
+    """`rft_adaptive` without equal weights: each different solution is one row."""
+    solutions, spent = unsolved_first(made, heal(made).tokens)
+    return ArmData({"all": solutions}, spent)
+
+
+def rft_equal(made: TeacherData) -> ArmData:
+    """`rft` with equal weights, as `rft_adaptive` has them, and no more tokens."""
+    plain = rft(made)
+    rows = weighed(plain.stages["foundation"], made.config.pace.per_problem)
+    return ArmData({"all": rows}, plain.generated)
 
 
 def rft_adaptive_frontier(made: TeacherData) -> ArmData:
@@ -325,6 +345,8 @@ TRAINED: dict[str, Callable[[TeacherData], ArmData]] = {
     "rft_matched": rft_matched,
     "rft_adaptive": rft_adaptive,
     "rft_adaptive_frontier": rft_adaptive_frontier,
+    "rft_unsolved": rft_unsolved,
+    "rft_equal": rft_equal,
     "star": star,
     "gold": gold,
     # What each part earns: {repairs, guided, both} × {PURE, no filter}; both with PURE is `heal`.

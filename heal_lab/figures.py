@@ -37,6 +37,8 @@ ARM_LABEL = {
     "rft_matched": "rejection sampling, HEAL's tokens", "star": "STaR: answer shown, no filter",
     "rft_adaptive": "adaptive rejection sampling", "gold": "true solutions of all problems",
     "rft_adaptive_frontier": "adaptive, HEAL's share of frontier rows",
+    "rft_unsolved": "adaptive, without equal weights",
+    "rft_equal": "rejection sampling, equal weights",
     "repairs": "repairs, PURE", "repairs_unfiltered": "repairs, no filter",
     "guided_unfiltered": "guided, no filter", "heal_no_hint": "HEAL, cut but no hint",
     "heal_step_hint": "HEAL, the next step in hindsight",

@@ -166,6 +166,19 @@ def test_every_solved_problem_weighs_the_same(made, data):
     assert len({(r["id"], r["completion"]) for r in stage}) > len(several)  # different solutions of one problem take turns
 
 
+def test_adaptive_sampling_taken_apart(made, data):
+    """More of what is unsolved without equal weights, and equal weights without more of it."""
+    adaptive, uneven, equal, rft = (data[arm] for arm in ("rft_adaptive", "rft_unsolved", "rft_equal", "rft"))
+    assert uneven.generated == adaptive.generated
+    assert equal.generated == rft.generated
+    rows = {name: list(zip(next(iter(arm.stages.values()))["id"], next(iter(arm.stages.values()))["completion"], strict=True))
+            for name, arm in (("adaptive", adaptive), ("uneven", uneven), ("equal", equal), ("rft", rft))}
+    for even, plain in (("adaptive", "uneven"), ("equal", "rft")):
+        assert set(rows[even]) == set(rows[plain])
+        assert len(rows[plain]) == len(set(rows[plain]))
+        assert set(Counter(problem for problem, _ in rows[even]).values()) == {made.config.pace.per_problem}
+
+
 def test_the_adaptive_arm_never_looks_at_kinds_and_the_other_one_does(made, data):
     blind = A.TeacherData(made.method, [replace(p, kind="") for p in made.problems])
     assert list(A.rft_adaptive(blind).stages["all"]) == list(data["rft_adaptive"].stages["all"])
