@@ -183,6 +183,18 @@ def mean_lines(results: Results, arms: Sequence[str], groups: Sequence[str],
                                                 for group in groups)) for arm in arms)]
 
 
+def validation_lines(results: Results, arms: Sequence[str], kinds: Sequence[str]
+                     ) -> list[tuple[str, ...]]:
+    """A header and a line per arm: greedy accuracy on validation problems at the end of training,
+    the mean over the runs that all of these arms have. What arms may be chosen by."""
+    seeds = sorted(set.intersection(*(set(results.seeds(arm)) for arm in arms)))
+    lines: list[tuple[str, ...]] = [("validation", *kinds)]
+    for arm in arms:
+        ends = [curve_points(results.runs[arm, s]["curve"])[-1][1] for s in seeds]
+        lines.append((ARM_LABEL[arm], *(f"{np.mean([end[k] for end in ends]):.2f}" for k in kinds)))
+    return lines
+
+
 def difference_lines(results: Results, compared: Sequence[tuple[str, str]],
                      groups: Sequence[str]) -> list[tuple[str, ...]]:
     """A header and a line per (arm, other) and group for `plots.show_table`: the paired difference

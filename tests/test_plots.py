@@ -24,6 +24,7 @@ from heal_lab.figures import (
     plot_roc,
     plot_stages,
     plot_tokens,
+    validation_lines,
 )
 from heal_ref.evaluate import Row, first_wrong_step
 from heal_ref.plots import PALETTE, plot_ceiling, plot_filter, plot_reading, png, save, show, show_table, with_interval
@@ -38,6 +39,9 @@ def test_tables_of_means_and_differences(results):
     row = results.difference("heal", "rft", "frontier")
     assert better == ("HEAL − rejection sampling", "frontier", f"{row.mean:+.2f} [{row.low:+.2f}, {row.high:+.2f}]", "better")
     assert unclear[3] == "no difference shown"
+    head, line = validation_lines(results, ["rft_adaptive"], ["shaky", "frontier"])
+    end = results.runs["rft_adaptive", 0]["curve"][-1]["log"][-1]["accuracy"]
+    assert (head[1:], line[1:]) == (("shaky", "frontier"), (f"{end['shaky']:.2f}", f"{end['frontier']:.2f}"))
 
 
 @pytest.fixture(scope="module")
