@@ -14,7 +14,7 @@ from heal_lab import bench
 from heal_lab.__main__ import _parser as lab_parser
 from heal_lab.__main__ import main as lab_main
 from heal_lab.compare import Results
-from heal_lab.figures import ARM_LABEL
+from heal_lab.figures import ARM_LABEL, validation_lines
 from heal_ref.__main__ import _parser, main
 from heal_ref.evaluate import Row
 from tests.conftest import DATA, ROOT
@@ -186,6 +186,21 @@ def test_result_tables_are_the_records(page, records):
             assert line[1:] == [of[line[0], kind] for kind in head[1:]], line[0]
 
 
+def test_the_baseline_is_chosen_on_validation_problems(records):
+    """The table says what the records say, and of the arms that know nothing of kinds none is better on the frontier."""
+    page, arms = TEXT["docs/reproducing.md"], ["rft", "rft_adaptive", "rft_adaptive_frontier", "heal"]
+    of = {name: Results(record) for name, record in records.items()}
+    kinds = ["mastered", "shaky", "frontier", "double"]
+    head, *lines = validation_lines(of["experiment"], arms, kinds)
+    _, matched, adaptive = validation_lines(of["one-pair"], ["rft_matched", "rft_adaptive"], kinds)
+    matched = (f"{matched[0]} (one pair)", *matched[1:])
+    for line in (head, *lines, matched):
+        assert f"| {' | '.join(line)} |" in page, line
+    assert f"where `rft_adaptive` has {adaptive[2]} on `shaky` and {adaptive[3]} on the frontier" in page
+    assert lines[1][3] > lines[0][3]
+    assert adaptive[3] > matched[3]
+
+
 def said(row):
     return f"{row.mean:+.2f} [{row.low:+.2f}, {row.high:+.2f}]"
 
@@ -208,9 +223,12 @@ def test_differences_in_paper_and_readme_are_the_records(records):
     shares = [f"{whole.row(arm, 'frontier').mean:.0%}".replace("%", " %") for arm in ("heal", "rft", "rft_adaptive")]
     assert re.findall(r"\d+ %", README)[:3] == shares
     one = results["one-pair"]
-    parts = [f"{one.row(A.FACTORIAL[part, kept], 'frontier').mean:.2f}" for kept in ("PURE", "none")
+    parts = [f"{whole.row(A.FACTORIAL[part, kept], 'frontier').mean:.2f}" for kept in ("PURE", "none")
              for part in ("repairs", "guided", "both")]
     chance = f"{one.row('heal_random_breakpoint', 'frontier').mean:.2f}"
     sentence = re.search(r"repairs bring .*?random step, HEAL has 0\.\d\d", README, re.DOTALL)[0]
     assert re.findall(r"0\.\d\d", sentence) == [*parts, chance]
+    assert f"HEAL − one shuffled stage {said(whole.difference('heal', 'heal_no_pace', 'frontier'))}" in README
+    shuffled = f"{whole.row('heal_no_pace', 'frontier').mean:.0%}".replace("%", " %")
+    assert f"in a shuffled order its examples teach more ({shuffled})" in README
     assert f"over {('zero', 'one', 'two', 'three', 'four', 'five', 'six')[len(records['experiment']['pairs'])]} pairs" in README
