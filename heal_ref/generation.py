@@ -231,10 +231,10 @@ def _batch(lm: LM, jobs: Sequence[Job], sampling: SampleConfig, ends: bool,
     ids, mask, cache = _inputs(lm, jobs)
     criteria = StoppingCriteriaList([_Until(lm, ids.shape[1], until)] if until else [])
     out, left = [Rollout([], [], [], finished=False)] * len(jobs), list(range(len(jobs)))
-    done, part = 0, FIRST
+    done, part = 0, FIRST if seconds is None else most
     while left and done < most:
         recorder = _Recorder()
-        settings.max_new_tokens = most - done if seconds else min(part, most - done)
+        settings.max_new_tokens = min(part, most - done)
         made = lm.model.generate(
             input_ids=ids, attention_mask=mask, generation_config=settings,
             logits_processor=LogitsProcessorList([recorder, *processors]),
@@ -249,10 +249,12 @@ def _batch(lm: LM, jobs: Sequence[Job], sampling: SampleConfig, ends: bool,
             entropy, logprob = ([round(x, 6) for x in values[:length]] for values in pair)
             out[i] = Rollout(out[i].ids + row[:length], out[i].entropy + entropy,
                              out[i].logprob + logprob, finished=length < len(row))
-        # 4) the others go on, with their rows of the cache
+        # 4) the others go on, with their rows of the cache, unless the time is over
         ended = criteria(made.sequences, None).tolist() if until else [False] * len(left)
         rows = [r for r, i in enumerate(left) if not out[i].finished and not ended[r]]
         done, part, left = done + new.shape[1], NEXT, [left[r] for r in rows]
+        if seconds is not None:
+            break
         if left and done < most:
             chosen = torch.tensor(rows, device=ids.device)
             ids, mask = made.sequences[chosen], torch.cat([mask, torch.ones_like(new)], 1)[chosen]
