@@ -173,25 +173,24 @@ def unsolved_first(made: TeacherData, budget: int) -> tuple[Dataset, int]:
         solved = {t.problem.id for t in samples if t.correct}
         return [p for p in made.problems if p.id not in solved]
 
-    n = made.config.sample.n
-    samples, spent = made.rounds(budget, "1-base-unsolved", n, unsolved)
+    samples, spent = made.rounds(budget, "1-base-unsolved", made.config.sample.n, unsolved)
     return pace.build_stages(samples, [], [], made.config.pace)["foundation"], spent
 
 
-def weighed(solutions: Dataset, per_problem: int) -> Dataset:
-    """As many rows for each problem, its different solutions in turn."""
+def weighed(made: TeacherData, solutions: Dataset) -> Dataset:
+    """`per_problem` rows for each problem, its different solutions in turn."""
     of_problem: dict[str, list[int]] = {}
     for row, problem in enumerate(solutions["id"]):
         of_problem.setdefault(problem, []).append(row)
     return solutions.select([row for mine in of_problem.values()
-                             for row in islice(cycle(mine), per_problem)])
+                             for row in islice(cycle(mine), made.config.pace.per_problem)])
 
 
 def rft_adaptive(made: TeacherData, budget: int = 0) -> ArmData:
     """Rejection sampling of what is still unsolved, in rounds of n samples per problem, until all
     is solved or HEAL's tokens (or `budget`) are spent. Every solved problem weighs the same."""
     solutions, spent = unsolved_first(made, budget or heal(made).tokens)
-    return ArmData({"all": weighed(solutions, made.config.pace.per_problem)}, spent)
+    return ArmData({"all": weighed(made, solutions)}, spent)
 
 
 def rft_unsolved(made: TeacherData) -> ArmData:
@@ -203,8 +202,7 @@ def rft_unsolved(made: TeacherData) -> ArmData:
 def rft_equal(made: TeacherData) -> ArmData:
     """`rft` with equal weights, as `rft_adaptive` has them, and no more tokens."""
     plain = rft(made)
-    rows = weighed(plain.stages["foundation"], made.config.pace.per_problem)
-    return ArmData({"all": rows}, plain.generated)
+    return ArmData({"all": weighed(made, plain.stages["foundation"])}, plain.generated)
 
 
 def rft_adaptive_frontier(made: TeacherData) -> ArmData:

@@ -187,7 +187,7 @@ def validation_lines(results: Results, arms: Sequence[str], kinds: Sequence[str]
                      ) -> list[tuple[str, ...]]:
     """A header and a line per arm: greedy accuracy on validation problems at the end of training,
     the mean over the runs that all of these arms have. What arms may be chosen by."""
-    seeds = sorted(set.intersection(*(set(results.seeds(arm)) for arm in arms)))
+    seeds = results.seeds(*arms)
     lines: list[tuple[str, ...]] = [("validation", *kinds)]
     for arm in arms:
         ends = [curve_points(results.runs[arm, s]["curve"])[-1][1] for s in seeds]
@@ -288,7 +288,7 @@ def plot_arm_curves(results: Results, arms: Sequence[str], kinds: Sequence[str],
                     title: str) -> Figure:
     """Greedy learning curves on validation problems: mean over the seeds that all arms have, a band
     from the lowest to the highest seed, dotted lines where a new stage begins."""
-    seeds = sorted(set.intersection(*(set(results.seeds(arm)) for arm in arms)))
+    seeds = results.seeds(*arms)
     borders = np.cumsum([s["updates"] for s in results.runs[arms[0], seeds[0]]["curve"]])[:-1]
     figure = Figure(figsize=(7.2, 3.6))
     panels = figure.subplots(1, len(kinds), squeeze=False, sharey=True)[0]

@@ -37,7 +37,7 @@ from heal_lab.evidence_pure import (
     threshold_of,
 )
 from heal_lab.experiment import Trial
-from heal_lab.real_examples import examples
+from heal_lab.real_examples import HINTS, examples
 from heal_lab.stats import auroc, cluster_interval
 from heal_lab.word_problems import WordProblems, make_problems
 from heal_ref import pure
@@ -51,10 +51,8 @@ from heal_ref.run.folder import RunFolder, batches, identity
 from heal_ref.run.pipeline import Method
 from heal_ref.run.sources import load_problems
 from heal_ref.scoring import text_stats
-from heal_ref.tasks import ChatMathTask
 
 PARTS = ("gear", "breaks", "pure", "students", "examples")
-HINTS: tuple[Any, ...] = ("bridge", "step", "answer", "none")
 PLACES: dict[str, dict[str, Any]] = {
     "rise": {}, "level": {"signal": "level"}, "random step": {"signal": "random"}}
 AGAIN = 2  # samples per problem of the control without GEAR
@@ -307,25 +305,28 @@ def student_runs(world: World, student: LM, seeds: Sequence[int], arms: Sequence
     return runs
 
 
+def own_examples(world: World) -> list[dict[str, Any]]:
+    """What `examples` keeps of the first problems of our own."""
+    own = load_problems(DATA / "math" / "train.jsonl", world.task)
+    return examples(world.teacher, world.task, own[:EXAMPLES], world.config)
+
+
 # --------------------------------------------------------------------------------------- record
 
 
 def collect(world: World, student: LM, seeds: Sequence[int], parts: Sequence[str],
             arms: Sequence[str] = ARMS, quiet: bool = False) -> dict[str, Any]:
     """Make what is missing of `parts`; all finished ones as a record: `rows`, and for each part the
-    numbers per problem that they are made of."""
+    numbers per problem that they are made of; of `examples` there are no rows."""
     record: dict[str, Any] = {"rows": []}
     counted = {"gear": (lambda: gear_counts(world), gear_rows),
                "breaks": (lambda: break_counts(world), break_rows),
-               "pure": (lambda: pure_raws(world), pure_rows)}
+               "pure": (lambda: pure_raws(world), pure_rows),
+               "examples": (lambda: own_examples(world), lambda _: [])}
     for part, (make, rows_of) in counted.items():
         if part in parts or (world.path / f"{part}.json").exists():
             record[part] = world.kept(part, make)
             record["rows"] += [{"part": part, **row.to_dict()} for row in rows_of(record[part])]
-    if "examples" in parts or (world.path / "examples.json").exists():
-        own = load_problems(DATA / "math" / "train.jsonl", ChatMathTask(world.teacher.tokenizer))
-        record["examples"] = world.kept(
-            "examples", lambda: examples(world.teacher, own[:EXAMPLES], world.config))
     if "students" in parts:
         runs = student_runs(world, student, seeds, arms, quiet)
         about = {name: [getattr(p, name) for p in world.heldout]

@@ -14,7 +14,7 @@ from heal_ref.generation import sample
 from heal_ref.model import LM
 from heal_ref.pure import pure_scores
 from heal_ref.records import Problem, Trajectory
-from heal_ref.tasks import ChatMathTask
+from heal_ref.tasks.base import Task
 
 HINTS: tuple[Any, ...] = ("bridge", "step", "answer", "none")
 
@@ -40,12 +40,13 @@ def from_json(row: dict[str, Any]) -> Trajectory:
                          "steps": [(a, b) for a, b in row["steps"]]})
 
 
-def examples(lm: LM, problems: Sequence[Problem], config: HealConfig) -> list[dict[str, Any]]:
+def examples(lm: LM, task: Task, problems: Sequence[Problem], config: HealConfig
+             ) -> list[dict[str, Any]]:
     """Per problem: how many of its samples are right. Of a problem without a right one
     also the first failed chain of at least two steps (finished, if one is) with the text of each
     token, the step at which it is cut, and for each hint the repairs, the right ones with PURE's
     ratio of each step."""
-    task, out = ChatMathTask(lm.tokenizer), []
+    out = []
     for problem in problems:
         base = sample(lm, task, [problem], seed=config.seed, sampling=config.sample)
         row: dict[str, Any] = {"problem": asdict(problem), "right": sum(t.correct for t in base)}

@@ -232,7 +232,7 @@ def _batch(lm: LM, jobs: Sequence[Job], sampling: SampleConfig, ends: bool,
     criteria = StoppingCriteriaList([_Until(lm, ids.shape[1], until)] if until else [])
     out, left = [Rollout([], [], [], finished=False)] * len(jobs), list(range(len(jobs)))
     done, part = 0, FIRST if seconds is None else most
-    while left and done < most:
+    while True:
         recorder = _Recorder()
         settings.max_new_tokens = min(part, most - done)
         made = lm.model.generate(
@@ -253,17 +253,15 @@ def _batch(lm: LM, jobs: Sequence[Job], sampling: SampleConfig, ends: bool,
         ended = criteria(made.sequences, None).tolist() if until else [False] * len(left)
         rows = [r for r, i in enumerate(left) if not out[i].finished and not ended[r]]
         done, part, left = done + new.shape[1], NEXT, [left[r] for r in rows]
-        if seconds is not None:
+        if not left or done == most or seconds is not None:
             break
-        if left and done < most:
-            chosen = torch.tensor(rows, device=ids.device)
-            ids, mask = made.sequences[chosen], torch.cat([mask, torch.ones_like(new)], 1)[chosen]
-            cache = {}
-            if _repeatable(made.get("past_key_values"), gapless=True):
-                made.past_key_values.batch_select_indices(chosen)
-                cache = {"past_key_values": made.past_key_values}
-            else:  # computed again, once
-                part = most
+        chosen = torch.tensor(rows, device=ids.device)
+        ids, mask = made.sequences[chosen], torch.cat([mask, torch.ones_like(new)], 1)[chosen]
+        if _repeatable(made.get("past_key_values"), gapless=True):
+            made.past_key_values.batch_select_indices(chosen)
+            cache = {"past_key_values": made.past_key_values}
+        else:  # computed again, once
+            cache, part = {}, most
     # a row that is done is padded, so that nothing was sampled beyond its step
     return [replace(_first_step(lm, r, until), dropped=0) if until else r for r in out]
 

@@ -14,11 +14,12 @@ from tests.conftest import DATA
 
 
 def test_examples_keep_what_was_cut_and_every_repair():
-    """With the clock's chat model, which solves none of these: the chain, its step, and four hints."""
+    """With the small chat model, which solves none of these: the chain, its step, and four hints."""
     lm = load_lm(DATA / "chat" / "teacher")
     config = replace(real.settings(), sample=SampleConfig(n=2, max_new_tokens=40, temperature=1.0))
-    problems = load_problems(DATA / "math" / "train.jsonl", ChatMathTask(lm.tokenizer))[:4]
-    rows = json.loads(json.dumps(examples(lm, problems, config)))
+    task = ChatMathTask(lm.tokenizer)
+    problems = load_problems(DATA / "math" / "train.jsonl", task)[:4]
+    rows = json.loads(json.dumps(examples(lm, task, problems, config)))
     assert [row["problem"]["id"] for row in rows] == [p.id for p in problems]
     cut = [row for row in rows if "chain" in row]
     assert cut

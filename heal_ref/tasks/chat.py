@@ -102,7 +102,8 @@ class ChatMathTask(Task):
             return super().read_hint(after_thoughts(text, self.opened) or "", answer)
         if not (text := text.strip()):
             return None
-        sentence = _SENTENCE_ENDS.split(f"{HINT_BEGINS} {text.partition(chr(10))[0]}")[0]
+        line = text.partition("\n")[0]
+        sentence = _SENTENCE_ENDS.split(f"{HINT_BEGINS} {line}")[0]
         if answer and self.states_answer(sentence, answer):
             sentence = _NUMBER.sub(
                 lambda n: "…" if answers.same_answer(answer, n[0]) else n[0], sentence)
