@@ -2,8 +2,8 @@
 
 Parts, each resumable and each collected into real.json as far as it is finished:
 
-- `gear`: what each hint at each place repairs of the problems that three samples leave unsolved,
-  against sampling again.
+- `gear`: what each hint repairs of the problems that two samples leave unsolved, against sampling
+  again; `places`: the same hints where the level is highest, and at a random step.
 - `breaks`: after which step a failed chain is lost, by continuing from each of its prefixes; which
   reading of entropy finds that step.
 - `pure`: does PURE tell genuine solutions from spurious ones, among guided and repaired ones?
@@ -52,9 +52,9 @@ from heal_ref.run.pipeline import Method
 from heal_ref.run.sources import load_problems
 from heal_ref.scoring import text_stats
 
-PARTS = ("gear", "breaks", "pure", "students", "examples")
-PLACES: dict[str, dict[str, Any]] = {
-    "rise": {}, "level": {"signal": "level"}, "random step": {"signal": "random"}}
+PARTS = ("gear", "places", "breaks", "pure", "students", "examples")
+PLACES: dict[str, dict[str, Any]] = {"level": {"signal": "level"},
+                                     "random step": {"signal": "random"}}
 AGAIN = 2  # samples per problem of the control without GEAR
 CHAINS = 80  # failed chains, at most, that are continued from each prefix
 EXAMPLES = 20  # problems of our own, the easy and the medium ones
@@ -69,7 +69,7 @@ ARMS = ("student", "teacher", "rft", "rft_adaptive", "heal", "heal_no_pure", "he
 
 def settings(seed: int = 0) -> HealConfig:
     """What is measured with: the preset `real`, as small as two CPU cores allow."""
-    sampling = SampleConfig(n=3, temperature=0.7, max_new_tokens=512, batch=32)
+    sampling = SampleConfig(n=2, temperature=0.7, max_new_tokens=512, batch=24)
     pace = PaceConfig(updates=48, batch=8, per_problem=2, learning_rate=1e-4, warmup=4,
                       curve_every=0, save_every=16)
     gear = GearConfig(paths=1, hints=1, continuations=2, hint="step")
@@ -133,16 +133,24 @@ def unsolved(base: Sequence[Trajectory]) -> Sequence[Trajectory]:
 
 
 def gear_counts(world: World) -> list[Counts]:
-    """Per problem and arm: attempts, right ones, genuine ones, tokens, and usable hints."""
-    method, out = world.method, list[Counts]()
+    """Per problem and arm: attempts, right ones, genuine ones, tokens, and usable hints; of the
+    control, sampling again, too."""
+    method, repaired = world.method, repair_counts(world, {"rise": {}})
     hard = unsolved(method.sampled(world.splits["train"]))
     problems = list({t.problem.id: t.problem for t in light(hard)}.values())
-    again = method.sampled(problems, "1-again", n=AGAIN)
+    again, out = method.sampled(problems, "1-again", n=AGAIN), list[Counts]()
     for n in (1, AGAIN):
         some = select(again, [i for i, t in enumerate(light(again)) if t.index < n])
         name = f"sample again, {n} more"
         out += outcome_counts(world.teacher, world.task, name, some)
-    for place, changed in PLACES.items():
+    return out + repaired
+
+
+def repair_counts(world: World, places: Mapping[str, Mapping[str, Any]]) -> list[Counts]:
+    """Per problem, place and hint: attempts, right ones, genuine ones, tokens, usable hints."""
+    method, out = world.method, list[Counts]()
+    hard = unsolved(method.sampled(world.splits["train"]))
+    for place, changed in places.items():
         for hint in HINTS:
             config = replace(world.config.gear, hint=hint, **changed)
             name = f"{hint} at {place}"
@@ -320,6 +328,7 @@ def collect(world: World, student: LM, seeds: Sequence[int], parts: Sequence[str
     numbers per problem that they are made of; of `examples` there are no rows."""
     record: dict[str, Any] = {"rows": []}
     counted = {"gear": (lambda: gear_counts(world), gear_rows),
+               "places": (lambda: repair_counts(world, PLACES), gear_rows),
                "breaks": (lambda: break_counts(world), break_rows),
                "pure": (lambda: pure_raws(world), pure_rows),
                "examples": (lambda: own_examples(world), lambda _: [])}
