@@ -13,7 +13,7 @@ from heal_ref.gear import breakpoint_of, repair
 from heal_ref.generation import sample
 from heal_ref.model import LM
 from heal_ref.pure import pure_scores
-from heal_ref.records import Problem, Trajectory
+from heal_ref.records import Problem, Trajectory, by_problem
 from heal_ref.tasks.base import Task
 
 HINTS: tuple[Any, ...] = ("step", "answer", "bridge", "none")
@@ -42,23 +42,27 @@ def from_json(row: dict[str, Any]) -> Trajectory:
 
 def examples(lm: LM, task: Task, problems: Sequence[Problem], config: HealConfig
              ) -> list[dict[str, Any]]:
-    """Per problem: how many of its samples are right. Of a problem without a right one
-    also the first failed chain of at least two steps (finished, if one is) with the text of each
-    token, the step at which it is cut, and for each hint the repairs, the right ones with PURE's
-    ratio of each step."""
-    out = []
-    for problem in problems:
-        base = sample(lm, task, [problem], seed=config.seed, sampling=config.sample)
-        row: dict[str, Any] = {"problem": asdict(problem), "right": sum(t.correct for t in base)}
-        out.append(row)
-        long = sorted((t for t in base if len(t.steps) > 1), key=lambda t: not t.finished)
-        if row["right"] or not long:
-            continue
-        row |= {"chain": as_json(long[0]), "cut": breakpoint_of(long[0], config.gear),
-                "pieces": lm.pieces(long[0].token_ids), "repairs": {}}
-        for hint in HINTS:
-            made = repair(lm, task, long[:1], replace(config.gear, hint=hint), config.seed,
-                          sampling=config.sample)
-            scores = {s.trajectory.text: s.ratio for s in pure_scores(lm, task, made)}
-            row["repairs"][hint] = [{**as_json(t), "ratio": scores.get(t.text)} for t in made]
-    return out
+    """Per problem: how many of its samples are right. Of a problem without a right one also the
+    first failed chain of at least two steps (finished, if one is) with the text of each token, the
+    step at which it is cut, and for each hint the repairs, the right ones with PURE's ratio of each
+    step."""
+    base = by_problem(sample(lm, task, problems, seed=config.seed, sampling=config.sample))
+    rows: dict[str, dict[str, Any]] = {
+        key: {"problem": asdict(mine[0].problem), "right": sum(t.correct for t in mine)}
+        for key, mine in base.items()}
+    chains = list[Trajectory]()
+    for key, mine in base.items():
+        long = sorted((t for t in mine if len(t.steps) > 1), key=lambda t: not t.finished)
+        if long and not rows[key]["right"]:
+            chains.append(long[0])
+            rows[key] |= {"chain": as_json(long[0]), "cut": breakpoint_of(long[0], config.gear),
+                          "pieces": lm.pieces(long[0].token_ids), "repairs": {}}
+    for hint in HINTS:
+        made = by_problem(repair(lm, task, chains, replace(config.gear, hint=hint), config.seed,
+                                 sampling=config.sample))
+        for t in chains:
+            mine = made.get(t.problem.id, [])
+            scores = {s.trajectory.text: s.ratio for s in pure_scores(lm, task, mine)}
+            rows[t.problem.id]["repairs"][hint] = [{**as_json(r), "ratio": scores.get(r.text)}
+                                                   for r in mine]
+    return list(rows.values())
