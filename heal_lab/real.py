@@ -135,7 +135,7 @@ def unsolved(base: Sequence[Trajectory]) -> Sequence[Trajectory]:
 def gear_counts(world: World) -> list[Counts]:
     """Per problem and arm: attempts, right ones, genuine ones, tokens, and usable hints; of the
     control, sampling again, too."""
-    method, repaired = world.method, repair_counts(world, {"rise": {}})
+    method, repaired = world.method, place_counts(world, {"rise": {}})
     hard = unsolved(method.sampled(world.splits["train"]))
     problems = list({t.problem.id: t.problem for t in light(hard)}.values())
     again, out = method.sampled(problems, "1-again", n=AGAIN), list[Counts]()
@@ -146,7 +146,7 @@ def gear_counts(world: World) -> list[Counts]:
     return out + repaired
 
 
-def repair_counts(world: World, places: Mapping[str, Mapping[str, Any]]) -> list[Counts]:
+def place_counts(world: World, places: Mapping[str, Mapping[str, Any]]) -> list[Counts]:
     """Per problem, place and hint: attempts, right ones, genuine ones, tokens, usable hints."""
     method, out = world.method, list[Counts]()
     hard = unsolved(method.sampled(world.splits["train"]))
@@ -328,7 +328,7 @@ def collect(world: World, student: LM, seeds: Sequence[int], parts: Sequence[str
     numbers per problem that they are made of; of `examples` there are no rows."""
     record: dict[str, Any] = {"rows": []}
     counted = {"gear": (lambda: gear_counts(world), gear_rows),
-               "places": (lambda: repair_counts(world, PLACES), gear_rows),
+               "places": (lambda: place_counts(world, PLACES), gear_rows),
                "breaks": (lambda: break_counts(world), break_rows),
                "pure": (lambda: pure_raws(world), pure_rows),
                "examples": (lambda: own_examples(world), lambda _: [])}
