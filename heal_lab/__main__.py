@@ -26,9 +26,9 @@ from heal_lab.pair import build_clock
 from heal_ref.config import PRESETS, HealConfig
 from heal_ref.drawings import draw_method
 from heal_ref.evaluate import Row
-from heal_ref.model import load_lm
+from heal_ref.model import load_lm, processes
 from heal_ref.plots import save
-from heal_ref.records import DATA, InputError, limit_by_kind
+from heal_ref.records import DATA, InputError, limit_by_kind, read_json
 from heal_ref.run.command import execute
 from heal_ref.run.pipeline import provenance
 from heal_ref.run.report import table, text_table
@@ -166,8 +166,13 @@ def real(args: argparse.Namespace, command: str) -> None:
     record = real_pair.collect(world, student, args.seeds, args.parts, args.arms, args.quiet)
     counts = {name: len(problems) for name, problems in world.splits.items()}
     origin = {**provenance(teacher, command, config.seed, began), "problems": counts,
+              "processes": processes().num_processes,
               "teacher": Path(args.teacher).name, "student": Path(args.student).name}
-    write_record(out / "real.json", {"provenance": origin, **record})
+    if (out / "real.json").exists():  # of a launch that made other parts
+        old = read_json(out / "real.json", "a record; delete it", provenance=dict)["provenance"]
+        origin["minutes"] = round(origin["minutes"] + old["minutes"], 2)
+    if processes().is_main_process:
+        write_record(out / "real.json", {"provenance": origin, **record})
     print(f"{len(record['rows'])} rows and the numbers they are made of: {out / 'real.json'}")
 
 

@@ -55,6 +55,8 @@ from heal_ref.scoring import text_stats
 PARTS = ("gear", "places", "breaks", "pure", "students", "examples")
 PLACES: dict[str, dict[str, Any]] = {"level": {"signal": "level"},
                                      "random step": {"signal": "random"}}
+SAMPLES = "samples"  # the arm of the teacher's first ones
+HARD = 96  # unsolved problems, at most, that are repaired and sampled again
 AGAIN = 2  # samples per problem of the control without GEAR
 CHAINS = 80  # failed chains, at most, that are continued from each prefix
 EXAMPLES = 20  # problems of our own, the easy and the medium ones
@@ -116,34 +118,34 @@ class World:
         return json.loads(file.read_text(encoding="utf-8"))
 
 
-def thinned(problems: Sequence[Problem], limit: int) -> list[Problem]:
-    """`limit` problems (0: all), evenly from the whole list, so that every story has its share."""
-    if not limit or limit >= len(problems):
-        return list(problems)
-    return [problems[i * len(problems) // limit] for i in range(limit)]
+def thinned(items: Sequence[Any], limit: int) -> list[Any]:
+    """`limit` items (0: all), evenly from the whole list, so that every story has its share."""
+    if not limit or limit >= len(items):
+        return list(items)
+    return [items[i * len(items) // limit] for i in range(limit)]
 
 
 # ----------------------------------------------------------------------------------------- GEAR
 
 
 def unsolved(base: Sequence[Trajectory]) -> Sequence[Trajectory]:
-    """The samples of problems without a correct one."""
-    solved = solved_share(base)
-    return select(base, [i for i, t in enumerate(light(base)) if not solved[t.problem.id]])
+    """The samples of problems without a correct one, of `HARD` problems at most."""
+    never = thinned([key for key, share in solved_share(base).items() if not share], HARD)
+    return select(base, [i for i, t in enumerate(light(base)) if t.problem.id in never])
 
 
 def gear_counts(world: World) -> list[Counts]:
-    """Per problem and arm: attempts, right ones, genuine ones, tokens, and usable hints; of the
-    control, sampling again, too."""
-    method, repaired = world.method, place_counts(world, {"rise": {}})
-    hard = unsolved(method.sampled(world.splits["train"]))
-    problems = list({t.problem.id: t.problem for t in light(hard)}.values())
+    """Per problem: attempts, right ones, genuine ones and tokens, of the samples (all problems), of
+    sampling again and of each hint at the rise (unsolved ones), of hints also the usable share."""
+    method, lm, task = world.method, world.teacher, world.task
+    base = method.sampled(world.splits["train"])
+    problems = list({t.problem.id: t.problem for t in light(unsolved(base))}.values())
     again, out = method.sampled(problems, "1-again", n=AGAIN), list[Counts]()
     for n in (1, AGAIN):
         some = select(again, [i for i, t in enumerate(light(again)) if t.index < n])
-        name = f"sample again, {n} more"
-        out += outcome_counts(world.teacher, world.task, name, some)
-    return out + repaired
+        out += outcome_counts(lm, task, f"sample again, {n} more", some)
+    out += outcome_counts(lm, task, SAMPLES, base)
+    return out + place_counts(world, {"rise": {}})
 
 
 def place_counts(world: World, places: Mapping[str, Mapping[str, Any]]) -> list[Counts]:
@@ -254,7 +256,7 @@ def pure_raws(world: World) -> list[Raw]:
     base = method.sampled(world.splits["train"])
     hard = unsolved(base)
     sources: dict[str, Sequence[Trajectory]] = {"guided": method.guided(base)}
-    for hint in HINTS[:3]:
+    for hint in HINTS:
         config = replace(world.config.gear, hint=hint)
         sources[f"repair: {hint}"] = method.repaired(hard, f"3-{hint}-at-rise", config)
     sources[UNAIDED] = pure.unaided(base, seldom=1.0)
