@@ -3,6 +3,7 @@
 import builtins
 import importlib.util
 import json
+import os
 import sys
 from dataclasses import replace
 from random import Random
@@ -12,6 +13,8 @@ import pytest
 from heal_lab import real
 from heal_lab import word_problems as W
 from heal_lab.__main__ import main
+from heal_lab.evidence import outcome_counts
+from heal_ref.model import load_lm
 from heal_ref.records import InputError, Problem
 from tests.conftest import DATA
 
@@ -25,7 +28,6 @@ def problems():
 
 @pytest.fixture(scope="module")
 def task(problems):
-    from heal_ref.model import load_lm
     return W.WordProblems(load_lm(DATA / "chat" / "teacher").tokenizer, problems[1])
 
 
@@ -182,3 +184,23 @@ def test_the_command_makes_a_record_without_texts_and_goes_on(tmp_path, monkeypa
     assert len(record["examples"]) == 2
     monkeypatch.setattr(real, "gear_counts", lambda world: builtins.exit("made again"))
     assert main([*command, "--parts", "gear", "--set", "pace.updates=5", "--set", "eval_n=2"]) == 0  # what training may change
+
+
+@pytest.mark.slow
+def test_a_slice_of_the_record_is_made_again(tmp_path):
+    """The samples of the first 24 problems: nine minutes on one thread. Another processor draws other samples of the same
+    model, so that sums are compared."""
+    source = os.environ.get("HEAL_REAL_TEACHER")
+    if not source:
+        pytest.skip("HEAL_REAL_TEACHER does not name the folder of the record's teacher")
+    record = json.loads((DATA / "results" / "real.json").read_text())
+    lm = load_lm(source)
+    world = real.World.at(tmp_path, lm, real.settings(), record["provenance"]["problems"]["train"], quiet=True)
+    some = world.splits["train"][: world.config.sample.batch]
+    made = outcome_counts(lm, world.task, real.SAMPLES, world.method.sampled(some))
+    theirs = {c["id"]: c for c in record["gear"] if c["arm"] == real.SAMPLES}
+    assert [c["id"] for c in made] == list(theirs)[: len(some)]
+    sums = {name: (sum(c[name] for c in made), sum(theirs[c["id"]][name] for c in made)) for name in ("attempts", "correct", "tokens")}
+    assert sums["attempts"][0] == sums["attempts"][1]
+    assert abs(sums["correct"][0] - sums["correct"][1]) <= 8
+    assert sums["tokens"][0] == pytest.approx(sums["tokens"][1], rel=0.15)
