@@ -2,8 +2,8 @@
 
 Parts, each resumable and each collected into real.json as far as it is finished:
 
-- `gear`: what each hint repairs of the problems that two samples leave unsolved, against sampling
-  again; `places`: the same hints where the level is highest, and at a random step.
+- `gear`: what three kinds of hint repair of the problems that two samples leave unsolved, against
+  sampling again; `places`: bridge hints, and all hints at the highest level and at a random step.
 - `breaks`: after which step a failed chain is lost, by continuing from each of its prefixes; which
   reading of entropy finds that step.
 - `pure`: does PURE tell genuine solutions from spurious ones, among guided and repaired ones?
@@ -17,6 +17,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ from heal_ref.run.sources import load_problems
 from heal_ref.scoring import text_stats
 
 PARTS = ("gear", "places", "breaks", "pure", "students", "examples")
-PLACES: dict[str, dict[str, Any]] = {"level": {"signal": "level"},
+PLACES: dict[str, dict[str, Any]] = {"level": {"signal": "level"},  # beside the rise
                                      "random step": {"signal": "random"}}
 SAMPLES = "samples"  # the arm of the teacher's first ones
 HARD = 96  # unsolved problems, at most, that are repaired and sampled again
@@ -145,21 +146,25 @@ def gear_counts(world: World) -> list[Counts]:
         some = select(again, [i for i, t in enumerate(light(again)) if t.index < n])
         out += outcome_counts(lm, task, f"sample again, {n} more", some)
     out += outcome_counts(lm, task, SAMPLES, base)
-    return out + place_counts(world, {"rise": {}})
+    return out + hint_counts(world, [(hint, "rise") for hint in HINTS[:3]])
 
 
-def place_counts(world: World, places: Mapping[str, Mapping[str, Any]]) -> list[Counts]:
-    """Per problem, place and hint: attempts, right ones, genuine ones, tokens, usable hints."""
+def place_counts(world: World) -> list[Counts]:
+    """The same counts of the last hint at the rise, and of each hint at the other places."""
+    return hint_counts(world, [(HINTS[3], "rise"), *product(HINTS, PLACES)])
+
+
+def hint_counts(world: World, arms: Sequence[tuple[Any, str]]) -> list[Counts]:
+    """Per problem and arm, a hint and a place: attempts, right ones, genuine ones, tokens, usable
+    hints."""
     method, out = world.method, list[Counts]()
     hard = unsolved(method.sampled(world.splits["train"]))
-    for place, changed in places.items():
-        for hint in HINTS:
-            config = replace(world.config.gear, hint=hint, **changed)
-            name = f"{hint} at {place}"
-            tried = method.repaired(hard, f"3-{name.replace(' ', '-')}", config)
-            counts = outcome_counts(world.teacher, world.task, name, tried)
-            most = config.paths * config.hints * config.continuations
-            out += [{**c, "usable": c["attempts"] / most} for c in counts]
+    for hint, place in arms:
+        config = replace(world.config.gear, hint=hint, **PLACES.get(place, {}))
+        tried = method.repaired(hard, f"3-{hint}-at-{place}".replace(" ", "-"), config)
+        counts = outcome_counts(world.teacher, world.task, f"{hint} at {place}", tried)
+        most = config.paths * config.hints * config.continuations
+        out += [{**c, "usable": c["attempts"] / most} for c in counts]
     return out
 
 
@@ -256,7 +261,7 @@ def pure_raws(world: World) -> list[Raw]:
     base = method.sampled(world.splits["train"])
     hard = unsolved(base)
     sources: dict[str, Sequence[Trajectory]] = {"guided": method.guided(base)}
-    for hint in HINTS:
+    for hint in HINTS[:3]:
         config = replace(world.config.gear, hint=hint)
         sources[f"repair: {hint}"] = method.repaired(hard, f"3-{hint}-at-rise", config)
     sources[UNAIDED] = pure.unaided(base, seldom=1.0)
@@ -330,7 +335,7 @@ def collect(world: World, student: LM, seeds: Sequence[int], parts: Sequence[str
     numbers per problem that they are made of; of `examples` there are no rows."""
     record: dict[str, Any] = {"rows": []}
     counted = {"gear": (lambda: gear_counts(world), gear_rows),
-               "places": (lambda: place_counts(world, PLACES), gear_rows),
+               "places": (lambda: place_counts(world), gear_rows),
                "breaks": (lambda: break_counts(world), break_rows),
                "pure": (lambda: pure_raws(world), pure_rows),
                "examples": (lambda: own_examples(world), lambda _: [])}
