@@ -16,7 +16,7 @@ from heal_ref.pure import pure_scores
 from heal_ref.records import Problem, Trajectory, by_problem
 from heal_ref.tasks.base import Task
 
-HINTS: tuple[Any, ...] = ("step", "answer", "none", "bridge")
+HINTS: tuple[Any, ...] = ("step", "none", "answer", "bridge")
 
 
 def as_json(t: Trajectory) -> dict[str, Any]:

@@ -241,16 +241,19 @@ def _batch(lm: LM, jobs: Sequence[Job], sampling: SampleConfig, ends: bool,
             stopping_criteria=criteria, **cache)
         new = made.sequences[:, ids.shape[1] :]
         recorder.settle(new[:, -1])
-        # 3) each row up to its end; what follows is padding
+        # 3) each row up to its end, or to the end of its step; what follows is padding
+        ended = criteria(made.sequences, None).tolist() if until else [False] * len(left)
         numbers = torch.stack([torch.stack(recorder.entropy, 1),
                                torch.stack(recorder.logprob, 1)], 1)
-        for i, row, pair in zip(left, new.tolist(), numbers.tolist(), strict=True):
+        for i, row, pair, step in zip(left, new.tolist(), numbers.tolist(), ended, strict=True):
             length = next((t for t, token in enumerate(row) if token in stops), len(row))
+            finished = length < len(row)
+            while step and row[length - 1] == settings.pad_token_id:
+                length -= 1
             entropy, logprob = ([round(x, 6) for x in values[:length]] for values in pair)
             out[i] = Rollout(out[i].ids + row[:length], out[i].entropy + entropy,
-                             out[i].logprob + logprob, finished=length < len(row))
+                             out[i].logprob + logprob, finished)
         # 4) the others go on, with their rows of the cache, unless the time is over
-        ended = criteria(made.sequences, None).tolist() if until else [False] * len(left)
         rows = [r for r, i in enumerate(left) if not out[i].finished and not ended[r]]
         done, part, left = done + new.shape[1], NEXT, [left[r] for r in rows]
         if not left or done == most or seconds is not None:

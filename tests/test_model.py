@@ -6,6 +6,7 @@ import math
 import pickle
 import shutil
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -231,7 +232,14 @@ def test_sampling_from_a_nucleus_never_leaves_it(teacher):
     assert {tuple(r.ids) for r in generate(teacher, [context], sampling=greedy, seed=0)} == drawn[0]
 
 
-def test_a_step_ends_a_rollout(teacher, task, validation):
+@pytest.mark.parametrize("pad", [None, "7"])
+def test_a_step_ends_a_rollout(teacher, task, validation, pad):
+    """Also where padding is no end of a text, as in Qwen2.5: a row that is done is padded until the others are."""
+    if pad:
+        teacher = replace(teacher, tokenizer=copy.deepcopy(teacher.tokenizer))
+        teacher.tokenizer.pad_token = pad
+        assert teacher.tokenizer.pad_token_id not in teacher.ends
+        teacher._pieces[teacher.tokenizer.pad_token_id] = ""  # as special tokens are decoded
     contexts = [teacher.encode(task.prompt(p)) for p in validation[:6]]
     greedy = SampleConfig(temperature=0.0)
     whole = generate(teacher, contexts, sampling=greedy, seed=0)
