@@ -2,8 +2,8 @@
 
 Parts, each resumable and each collected into real.json as far as it is finished:
 
-- `gear`: what three kinds of hint repair of the problems that two samples leave unsolved, against
-  sampling again; `places`: bridge hints, and all hints at the highest level and at a random step.
+- `gear`: what a hindsight step at the rise repairs of the problems that two samples leave unsolved,
+  against a cut without a hint and against sampling again; `places`: the other hints and places.
 - `breaks`: after which step a failed chain is lost, by continuing from each of its prefixes; which
   reading of entropy finds that step.
 - `pure`: does PURE tell genuine solutions from spurious ones, among guided and repaired ones?
@@ -146,12 +146,12 @@ def gear_counts(world: World) -> list[Counts]:
         some = select(again, [i for i, t in enumerate(light(again)) if t.index < n])
         out += outcome_counts(lm, task, f"sample again, {n} more", some)
     out += outcome_counts(lm, task, SAMPLES, base)
-    return out + hint_counts(world, [(hint, "rise") for hint in HINTS[:3]])
+    return out + hint_counts(world, [(hint, "rise") for hint in HINTS[:2]])
 
 
 def place_counts(world: World) -> list[Counts]:
-    """The same counts of the last hint at the rise, and of each hint at the other places."""
-    return hint_counts(world, [(HINTS[3], "rise"), *product(HINTS, PLACES)])
+    """The same counts of the other hints at the rise, and of each hint at the other places."""
+    return hint_counts(world, [*product(HINTS[2:], ["rise"]), *product(HINTS, PLACES)])
 
 
 def hint_counts(world: World, arms: Sequence[tuple[Any, str]]) -> list[Counts]:
@@ -261,7 +261,7 @@ def pure_raws(world: World) -> list[Raw]:
     base = method.sampled(world.splits["train"])
     hard = unsolved(base)
     sources: dict[str, Sequence[Trajectory]] = {"guided": method.guided(base)}
-    for hint in HINTS[:3]:
+    for hint in HINTS[:2]:
         config = replace(world.config.gear, hint=hint)
         sources[f"repair: {hint}"] = method.repaired(hard, f"3-{hint}-at-rise", config)
     sources[UNAIDED] = pure.unaided(base, seldom=1.0)

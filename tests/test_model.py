@@ -241,6 +241,7 @@ def test_a_step_ends_a_rollout(teacher, task, validation, pad):
         assert teacher.tokenizer.pad_token_id not in teacher.ends
         teacher._pieces[teacher.tokenizer.pad_token_id] = ""  # as special tokens are decoded
     contexts = [teacher.encode(task.prompt(p)) for p in validation[:6]]
+    contexts[0] = contexts[0] + teacher.encode("We start at ")  # so that its step is done before the others
     greedy = SampleConfig(temperature=0.0)
     whole = generate(teacher, contexts, sampling=greedy, seed=0)
     first = generate(teacher, contexts, sampling=greedy, seed=0, until="\n\n")
