@@ -39,7 +39,7 @@ from heal_lab.evidence_pure import (
 )
 from heal_lab.experiment import Trial
 from heal_lab.real_examples import HINTS, examples
-from heal_lab.stats import auroc, cluster_interval
+from heal_lab.stats import auroc, cluster_interval, yield_difference
 from heal_lab.word_problems import WordProblems, make_problems
 from heal_ref import pure
 from heal_ref.config import GearConfig, HealConfig, PaceConfig, PureConfig, SampleConfig
@@ -169,8 +169,18 @@ def hint_counts(world: World, arms: Sequence[tuple[Any, str]]) -> list[Counts]:
 
 
 def gear_rows(counts: Sequence[Counts]) -> list[Row]:
-    """Shares and yields by arm."""
-    return repair_rows(counts) + reach_rows(counts)
+    """Shares and yields by arm, and how much more a hint yields per 1,000 tokens than sampling each
+    problem again."""
+    rows = repair_rows(counts) + reach_rows(counts)
+    arms = {c["arm"]: np.array([(x["genuine"], x["tokens"]) for x in counts
+                                if x["arm"] == c["arm"]], dtype=float).T for c in counts}
+    control = f"sample again, {AGAIN} more"
+    for arm, mine in arms.items():
+        if control in arms and " at " in arm:  # both have the unsolved problems, in order
+            difference = yield_difference(mine[0], arms[control][0], mine[1], arms[control][1])
+            rows.append(Row(f"{arm} − {control}", "train", "genuine per 1,000 tokens", *difference,
+                            n=len(mine[0])))
+    return rows
 
 
 # --------------------------------------------------------------------------------------- breaks

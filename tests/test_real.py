@@ -144,13 +144,15 @@ def test_rows_of_gear_by_hand():
     count = {"kind": "train", "tokens": 100}
     counts = [{**count, "id": "a", "arm": "step at rise", "attempts": 2, "correct": 1, "genuine": 1, "usable": 1.0},
               {**count, "id": "b", "arm": "step at rise", "attempts": 0, "correct": 0, "genuine": 0, "usable": 0.0},
-              {**count, "id": "a", "arm": "sample again", "attempts": 4, "correct": 0, "genuine": 0}]
+              {**count, "id": "a", "arm": "sample again, 2 more", "attempts": 4, "correct": 0, "genuine": 0},
+              {**count, "id": "b", "arm": "sample again, 2 more", "attempts": 4, "correct": 2, "genuine": 1, "tokens": 300}]
     at = {(r.arm, r.metric): r.mean for r in real.gear_rows(counts)}
     assert at["step at rise", "usable hints"] == 0.5
     assert at["step at rise", "problems with a right one"] == 0.5
     assert at["step at rise", "genuine per 1,000 tokens"] == 5
-    assert at["sample again", "genuine per 1,000 tokens"] == 0
-    assert ("sample again", "usable hints") not in at
+    assert at["sample again, 2 more", "genuine per 1,000 tokens"] == 2.5
+    assert at["step at rise − sample again, 2 more", "genuine per 1,000 tokens"] == 2.5
+    assert ("sample again, 2 more", "usable hints") not in at
 
 
 def test_rows_of_pure_by_hand():
