@@ -8,15 +8,19 @@ import sys
 from dataclasses import replace
 from random import Random
 
+import numpy as np
 import pytest
 
+import heal_ref as heal
 from heal_lab import real
 from heal_lab import word_problems as W
 from heal_lab.__main__ import main
 from heal_lab.evidence import outcome_counts
+from heal_lab.stats import yield_difference
 from heal_ref.model import load_lm
+from heal_ref.plots import with_interval
 from heal_ref.records import InputError, Problem
-from tests.conftest import DATA
+from tests.conftest import DATA, ROOT
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("reasoning_gym") is None, reason="reasoning-gym is not installed")
 
@@ -186,6 +190,26 @@ def test_the_command_makes_a_record_without_texts_and_goes_on(tmp_path, monkeypa
     assert len(record["examples"]) == 2
     monkeypatch.setattr(real, "gear_counts", lambda world: builtins.exit("made again"))
     assert main([*command, "--parts", "gear", "--set", "pace.updates=5", "--set", "eval_n=2"]) == 0  # what training may change
+
+
+def test_paper_and_log_say_what_the_record_says():
+    record, truth = (json.loads((DATA / "results" / f"{name}.json").read_text()) for name in ("real", "real-truth"))
+    at = {(r["arm"], r["metric"]): heal.Row(**{k: v for k, v in r.items() if k != "part"}) for r in record["rows"]}
+    step, again = ([c for c in record["gear"] if c["arm"] == arm] for arm in ("step at rise", "sample again, 2 more"))
+    assert [c["id"] for c in step] == [c["id"] for c in again]
+    judged = [[sum(t["reader"] and (t["source"], t["id"]) == (source, c["id"]) for t in truth["rows"]) for c in step]
+              for source in ("step at rise", "sample again")]
+    tokens = [[c["tokens"] for c in arm] for arm in (step, again)]
+    mean, low, high = yield_difference(*map(np.array, judged), *map(np.array, tokens))
+    paper, log = (" ".join((ROOT / name).read_text(encoding="utf-8").split()) for name in ("PAPER.md", "LOG.md"))
+    difference = at["step at rise − sample again, 2 more", "genuine per 1,000 tokens"]
+    agreed = sum(t["rule"] == t["reader"] for t in truth["rows"])
+    for said in (with_interval(at["step at rise", "problems with a right one"]), with_interval(at["step at rise", "usable hints"]),
+                 with_interval(at["sample again, 2 more", "problems with a right one"]), with_interval(difference, "+"),
+                 f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]", f"agree on {agreed} of {len(truth['rows'])}"):
+        assert said in paper, said
+    assert with_interval(difference, "+") in log
+    assert f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]" in log
 
 
 @pytest.mark.slow
