@@ -3,7 +3,7 @@
 Parts, each resumable and each collected into real.json as far as it is finished:
 
 - `gear`: what a hindsight step at the rise repairs of the problems that two samples leave unsolved,
-  against a cut without a hint and against sampling again; `places`: the other hints and places.
+  against sampling again; `places`: the other hints, no hint, and the other places.
 - `breaks`: after which step a failed chain is lost, by continuing from each of its prefixes; which
   reading of entropy finds that step.
 - `pure`: does PURE tell genuine solutions from spurious ones, among guided and repaired ones?
@@ -137,7 +137,7 @@ def unsolved(base: Sequence[Trajectory]) -> Sequence[Trajectory]:
 
 def gear_counts(world: World) -> list[Counts]:
     """Per problem: attempts, right ones, genuine ones and tokens, of the samples (all problems), of
-    sampling again and of each hint at the rise (unsolved ones), of hints also the usable share."""
+    sampling again and of hindsight steps (unsolved ones), of these also the usable share."""
     method, lm, task = world.method, world.teacher, world.task
     base = method.sampled(world.splits["train"])
     problems = list({t.problem.id: t.problem for t in light(unsolved(base))}.values())
@@ -146,12 +146,12 @@ def gear_counts(world: World) -> list[Counts]:
         some = select(again, [i for i, t in enumerate(light(again)) if t.index < n])
         out += outcome_counts(lm, task, f"sample again, {n} more", some)
     out += outcome_counts(lm, task, SAMPLES, base)
-    return out + hint_counts(world, [(hint, "rise") for hint in HINTS[:2]])
+    return out + hint_counts(world, [(HINTS[0], "rise")])
 
 
 def place_counts(world: World) -> list[Counts]:
     """The same counts of the other hints at the rise, and of each hint at the other places."""
-    return hint_counts(world, [*product(HINTS[2:], ["rise"]), *product(HINTS, PLACES)])
+    return hint_counts(world, [*product(HINTS[1:], ["rise"]), *product(HINTS, PLACES)])
 
 
 def hint_counts(world: World, arms: Sequence[tuple[Any, str]]) -> list[Counts]:
@@ -271,7 +271,7 @@ def pure_raws(world: World) -> list[Raw]:
     base = method.sampled(world.splits["train"])
     hard = unsolved(base)
     sources: dict[str, Sequence[Trajectory]] = {"guided": method.guided(base)}
-    for hint in HINTS[:2]:
+    for hint in HINTS:
         config = replace(world.config.gear, hint=hint)
         sources[f"repair: {hint}"] = method.repaired(hard, f"3-{hint}-at-rise", config)
     sources[UNAIDED] = pure.unaided(base, seldom=1.0)
