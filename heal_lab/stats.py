@@ -112,8 +112,8 @@ def pairs_interval(matrix: np.ndarray) -> Interval:
 
 def yield_difference(ours: np.ndarray, theirs: np.ndarray, tokens: np.ndarray,
                      their_tokens: np.ndarray) -> Interval:
-    """Per 1,000 tokens, ours − theirs: a number and tokens per problem of each (P), paired, with its
-    interval over problems."""
+    """Per 1,000 tokens, ours − theirs, with its interval over problems. A number and tokens per
+    problem of each (P); paired."""
     counts = np.stack([ours, tokens, theirs, their_tokens])
     picks = np.random.default_rng(0).integers(0, len(ours), (BOOTSTRAP, len(ours)))
     sums = np.vstack([counts.sum(1), counts[:, picks].sum(-1).T])  # first the problems themselves
