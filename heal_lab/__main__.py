@@ -168,12 +168,14 @@ def real(args: argparse.Namespace, command: str) -> None:
     origin = {**provenance(teacher, command, config.seed, began), "problems": counts,
               "processes": processes().num_processes,
               "teacher": Path(args.teacher).name, "student": Path(args.student).name}
-    if (out / "real.json").exists():  # of a launch that made other parts
-        old = read_json(out / "real.json", "a record; delete it", provenance=dict)["provenance"]
+    if not processes().is_main_process:
+        return
+    path = out / "real.json"
+    if path.exists():  # of a launch that made other parts
+        old = read_json(path, "a record; delete it", provenance=dict)["provenance"]
         origin["minutes"] = round(origin["minutes"] + old["minutes"], 2)
-    if processes().is_main_process:
-        write_record(out / "real.json", {"provenance": origin, **record})
-    print(f"{len(record['rows'])} rows and the numbers they are made of: {out / 'real.json'}")
+    write_record(path, {"provenance": origin, **record})
+    print(f"{len(record['rows'])} rows and the numbers they are made of: {path}")
 
 
 def build_pair(args: argparse.Namespace, command: str) -> None:

@@ -17,7 +17,6 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +53,9 @@ from heal_ref.run.sources import load_problems
 from heal_ref.scoring import text_stats
 
 PARTS = ("gear", "places", "breaks", "pure", "students", "examples")
-PLACES: dict[str, dict[str, Any]] = {"level": {"signal": "level"},  # beside the rise
-                                     "random step": {"signal": "random"}}
+PLACES: dict[str, dict[str, Any]] = {
+    "rise": {}, "level": {"signal": "level"}, "random step": {"signal": "random"}}
+REPAIRS = [(hint, place) for place in PLACES for hint in HINTS]  # `gear` has the first one
 SAMPLES = "samples"  # the arm of the teacher's first ones
 HARD = 96  # unsolved problems, at most, that are repaired and sampled again
 AGAIN = 2  # samples per problem of the control without GEAR
@@ -131,7 +131,7 @@ def thinned(items: Sequence[Any], limit: int) -> list[Any]:
 
 def unsolved(base: Sequence[Trajectory]) -> Sequence[Trajectory]:
     """The samples of problems without a correct one, of `HARD` problems at most."""
-    never = thinned([key for key, share in solved_share(base).items() if not share], HARD)
+    never = {*thinned([key for key, share in solved_share(base).items() if not share], HARD)}
     return select(base, [i for i, t in enumerate(light(base)) if t.problem.id in never])
 
 
@@ -146,40 +146,39 @@ def gear_counts(world: World) -> list[Counts]:
         some = select(again, [i for i, t in enumerate(light(again)) if t.index < n])
         out += outcome_counts(lm, task, f"sample again, {n} more", some)
     out += outcome_counts(lm, task, SAMPLES, base)
-    return out + hint_counts(world, [(HINTS[0], "rise")])
-
-
-def place_counts(world: World) -> list[Counts]:
-    """The same counts of the other hints at the rise, and of each hint at the other places."""
-    return hint_counts(world, [*product(HINTS[1:], ["rise"]), *product(HINTS, PLACES)])
+    return out + hint_counts(world, REPAIRS[:1])
 
 
 def hint_counts(world: World, arms: Sequence[tuple[Any, str]]) -> list[Counts]:
     """Per problem and arm, a hint and a place: attempts, right ones, genuine ones, tokens, usable
     hints."""
-    method, out = world.method, list[Counts]()
-    hard = unsolved(method.sampled(world.splits["train"]))
+    gear, out = world.config.gear, list[Counts]()
+    hard = unsolved(world.method.sampled(world.splits["train"]))
     for hint, place in arms:
-        config = replace(world.config.gear, hint=hint, **PLACES.get(place, {}))
-        tried = method.repaired(hard, f"3-{hint}-at-{place}".replace(" ", "-"), config)
+        tried = repaired(world, hard, hint, place)
         counts = outcome_counts(world.teacher, world.task, f"{hint} at {place}", tried)
-        most = config.paths * config.hints * config.continuations
+        most = gear.paths * gear.hints * gear.continuations
         out += [{**c, "usable": c["attempts"] / most} for c in counts]
     return out
+
+
+def repaired(world: World, hard: Sequence[Trajectory], hint: Any, place: str = "rise"
+             ) -> Sequence[Trajectory]:
+    """What this hint makes of the unsolved samples, cut at this place."""
+    config = replace(world.config.gear, hint=hint, **PLACES[place])
+    return world.method.repaired(hard, f"3-{hint}-at-{place}".replace(" ", "-"), config)
 
 
 def gear_rows(counts: Sequence[Counts]) -> list[Row]:
     """Shares and yields by arm, and how much more a hint yields per 1,000 tokens than sampling each
     problem again."""
     rows = repair_rows(counts) + reach_rows(counts)
-    arms = {c["arm"]: np.array([(x["genuine"], x["tokens"]) for x in counts
-                                if x["arm"] == c["arm"]], dtype=float).T for c in counts}
     control = f"sample again, {AGAIN} more"
-    for arm, mine in arms.items():
-        if control in arms and " at " in arm:  # both have the unsolved problems, in order
-            difference = yield_difference(mine[0], arms[control][0], mine[1], arms[control][1])
-            rows.append(Row(f"{arm} − {control}", "train", "genuine per 1,000 tokens", *difference,
-                            n=len(mine[0])))
+    theirs = [(c["genuine"], c["tokens"]) for c in counts if c["arm"] == control]
+    for arm in dict.fromkeys(c["arm"] for c in counts if theirs and "usable" in c):
+        ours = [(c["genuine"], c["tokens"]) for c in counts if c["arm"] == arm]
+        rows.append(Row(f"{arm} − {control}", "train", "genuine per 1,000 tokens",
+                        *yield_difference(ours, theirs), n=len(ours)))
     return rows
 
 
@@ -272,8 +271,7 @@ def pure_raws(world: World) -> list[Raw]:
     hard = unsolved(base)
     sources: dict[str, Sequence[Trajectory]] = {"guided": method.guided(base)}
     for hint in HINTS:
-        config = replace(world.config.gear, hint=hint)
-        sources[f"repair: {hint}"] = method.repaired(hard, f"3-{hint}-at-rise", config)
+        sources[f"repair: {hint}"] = repaired(world, hard, hint)
     sources[UNAIDED] = pure.unaided(base, seldom=1.0)
     solved, out = solved_share(base), list[Raw]()
     for name, made in sources.items():
@@ -345,7 +343,7 @@ def collect(world: World, student: LM, seeds: Sequence[int], parts: Sequence[str
     numbers per problem that they are made of; of `examples` there are no rows."""
     record: dict[str, Any] = {"rows": []}
     counted = {"gear": (lambda: gear_counts(world), gear_rows),
-               "places": (lambda: place_counts(world), gear_rows),
+               "places": (lambda: hint_counts(world, REPAIRS[1:]), gear_rows),
                "breaks": (lambda: break_counts(world), break_rows),
                "pure": (lambda: pure_raws(world), pure_rows),
                "examples": (lambda: own_examples(world), lambda _: [])}

@@ -56,13 +56,13 @@ def examples(lm: LM, task: Task, problems: Sequence[Problem], config: HealConfig
         if long and not rows[key]["right"]:
             chains.append(long[0])
             rows[key] |= {"chain": as_json(long[0]), "cut": breakpoint_of(long[0], config.gear),
-                          "pieces": lm.pieces(long[0].token_ids), "repairs": {}}
+                          "pieces": lm.pieces(long[0].token_ids),
+                          "repairs": {hint: [] for hint in HINTS}}
     for hint in HINTS:
-        made = by_problem(repair(lm, task, chains, replace(config.gear, hint=hint), config.seed,
-                                 sampling=config.sample))
-        for t in chains:
-            mine = made.get(t.problem.id, [])
-            scores = {s.trajectory.text: s.ratio for s in pure_scores(lm, task, mine)}
-            rows[t.problem.id]["repairs"][hint] = [{**as_json(r), "ratio": scores.get(r.text)}
-                                                   for r in mine]
+        made = repair(lm, task, chains, replace(config.gear, hint=hint), config.seed,
+                      sampling=config.sample)
+        scores = iter(pure_scores(lm, task, made))  # of the right ones, in order
+        for t in made:
+            ratio = next(scores).ratio if t.correct else None
+            rows[t.problem.id]["repairs"][hint].append({**as_json(t), "ratio": ratio})
     return list(rows.values())

@@ -2,7 +2,7 @@
 
 `heal_ref.evaluate.interval` resamples problems for a mean or a ratio of sums, `cluster_interval`
 for any statistic of scores; `two_way_interval` resamples seeds *and* problems; `pairs_interval`
-pairs and problems.
+pairs and problems; `yield_difference` problems, for two ratios of sums.
 """
 
 import functools
@@ -110,13 +110,13 @@ def pairs_interval(matrix: np.ndarray) -> Interval:
     return mean, *two_way_interval(matrix)[1:]
 
 
-def yield_difference(ours: np.ndarray, theirs: np.ndarray, tokens: np.ndarray,
-                     their_tokens: np.ndarray) -> Interval:
-    """Per 1,000 tokens, ours − theirs, with its interval over problems. A number and tokens per
-    problem of each (P); paired."""
-    counts = np.stack([ours, tokens, theirs, their_tokens])
-    picks = np.random.default_rng(0).integers(0, len(ours), (BOOTSTRAP, len(ours)))
-    sums = np.vstack([counts.sum(1), counts[:, picks].sum(-1).T])  # first the problems themselves
+def yield_difference(ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]]
+                     ) -> Interval:
+    """Per 1,000 tokens, ours − theirs, with its interval over problems. Of each a number and tokens
+    per problem (P, 2), the problems in the same order."""
+    counts = np.concatenate([ours, theirs], axis=1)
+    picks = np.random.default_rng(0).integers(0, len(counts), (BOOTSTRAP, len(counts)))
+    sums = np.vstack([counts.sum(0), counts[picks].sum(1)])  # first the problems themselves
     values = 1000 * (sums[:, 0] / sums[:, 1] - sums[:, 2] / sums[:, 3])
     low, high = np.percentile(values[1:], [2.5, 97.5])
     return float(values[0]), float(low), float(high)

@@ -6,6 +6,7 @@ import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -114,9 +115,10 @@ class _Until(StoppingCriteria):
 
 def _first_step(lm: LM, rollout: Rollout, separator: str) -> Rollout:
     """A rollout up to the token that completes a separator after some text."""
-    if separator not in lm.decode(rollout.ids).lstrip():
+    texts = enumerate(accumulate(lm.pieces(rollout.ids)), 1)
+    end = next((i for i, text in texts if separator in text.lstrip()), None)
+    if end is None:
         return rollout
-    (_, end), *_ = split_steps(lm.pieces(rollout.ids), separator)
     dropped = len(rollout.ids) - end + rollout.finished
     return Rollout(rollout.ids[:end], rollout.entropy[:end], rollout.logprob[:end], False, dropped)
 
@@ -241,19 +243,16 @@ def _batch(lm: LM, jobs: Sequence[Job], sampling: SampleConfig, ends: bool,
             stopping_criteria=criteria, **cache)
         new = made.sequences[:, ids.shape[1] :]
         recorder.settle(new[:, -1])
-        # 3) each row up to its end, or to the end of its step; what follows is padding
-        ended = criteria(made.sequences, None).tolist() if until else [False] * len(left)
+        # 3) each row up to its end; what follows is padding
         numbers = torch.stack([torch.stack(recorder.entropy, 1),
                                torch.stack(recorder.logprob, 1)], 1)
-        for i, row, pair, step in zip(left, new.tolist(), numbers.tolist(), ended, strict=True):
+        for i, row, pair in zip(left, new.tolist(), numbers.tolist(), strict=True):
             length = next((t for t, token in enumerate(row) if token in stops), len(row))
-            finished = length < len(row)
-            while step and row[length - 1] == settings.pad_token_id:
-                length -= 1
             entropy, logprob = ([round(x, 6) for x in values[:length]] for values in pair)
             out[i] = Rollout(out[i].ids + row[:length], out[i].entropy + entropy,
-                             out[i].logprob + logprob, finished)
+                             out[i].logprob + logprob, finished=length < len(row))
         # 4) the others go on, with their rows of the cache, unless the time is over
+        ended = criteria(made.sequences, None).tolist() if until else [False] * len(left)
         rows = [r for r, i in enumerate(left) if not out[i].finished and not ended[r]]
         done, part, left = done + new.shape[1], NEXT, [left[r] for r in rows]
         if not left or done == most or seconds is not None:

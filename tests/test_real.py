@@ -8,7 +8,6 @@ import sys
 from dataclasses import replace
 from random import Random
 
-import numpy as np
 import pytest
 
 import heal_ref as heal
@@ -197,10 +196,9 @@ def test_paper_and_log_say_what_the_record_says():
     at = {(r["arm"], r["metric"]): heal.Row(**{k: v for k, v in r.items() if k != "part"}) for r in record["rows"]}
     step, again = ([c for c in record["gear"] if c["arm"] == arm] for arm in ("step at rise", "sample again, 2 more"))
     assert [c["id"] for c in step] == [c["id"] for c in again]
-    judged = [[sum(t["reader"] and (t["source"], t["id"]) == (source, c["id"]) for t in truth["rows"]) for c in step]
-              for source in ("step at rise", "sample again")]
-    tokens = [[c["tokens"] for c in arm] for arm in (step, again)]
-    mean, low, high = yield_difference(*map(np.array, judged), *map(np.array, tokens))
+    judged = [[(sum(t["reader"] and (t["source"], t["id"]) == (source, c["id"]) for t in truth["rows"]), c["tokens"]) for c in arm]
+              for arm, source in ((step, "step at rise"), (again, "sample again"))]
+    mean, low, high = yield_difference(*judged)
     paper, log = (" ".join((ROOT / name).read_text(encoding="utf-8").split()) for name in ("PAPER.md", "LOG.md"))
     difference = at["step at rise − sample again, 2 more", "genuine per 1,000 tokens"]
     agreed = sum(t["rule"] == t["reader"] for t in truth["rows"])
