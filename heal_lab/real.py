@@ -3,7 +3,7 @@
 Parts, each resumable and each collected into real.json as far as it is finished:
 
 - `gear`: what a hindsight step at the rise repairs of the problems that two samples leave unsolved,
-  against sampling again; `places`: the other hints, no hint, and the other places.
+  against sampling again; `rise`, `level`, `random`: the other hints, and no hint, at each place.
 - `breaks`: after which step a failed chain is lost, by continuing from each of its prefixes; which
   reading of entropy finds that step.
 - `pure`: does PURE tell genuine solutions from spurious ones, among guided and repaired ones?
@@ -17,6 +17,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,10 +53,10 @@ from heal_ref.run.pipeline import Method
 from heal_ref.run.sources import load_problems
 from heal_ref.scoring import text_stats
 
-PARTS = ("gear", "places", "breaks", "pure", "students", "examples")
 PLACES: dict[str, dict[str, Any]] = {
-    "rise": {}, "level": {"signal": "level"}, "random step": {"signal": "random"}}
-REPAIRS = [(hint, place) for place in PLACES for hint in HINTS]  # `gear` has the first one
+    "rise": {}, "level": {"signal": "level"}, "random": {"signal": "random"}}
+PARTS = ("gear", *PLACES, "breaks", "pure", "students", "examples")
+FIRST = (HINTS[0], "rise")  # the hint and place that `gear` measures
 SAMPLES = "samples"  # the arm of the teacher's first ones
 HARD = 96  # unsolved problems, at most, that are repaired and sampled again
 AGAIN = 2  # samples per problem of the control without GEAR
@@ -146,7 +147,7 @@ def gear_counts(world: World) -> list[Counts]:
         some = select(again, [i for i, t in enumerate(light(again)) if t.index < n])
         out += outcome_counts(lm, task, f"sample again, {n} more", some)
     out += outcome_counts(lm, task, SAMPLES, base)
-    return out + hint_counts(world, REPAIRS[:1])
+    return out + hint_counts(world, [FIRST])
 
 
 def hint_counts(world: World, arms: Sequence[tuple[Any, str]]) -> list[Counts]:
@@ -160,6 +161,11 @@ def hint_counts(world: World, arms: Sequence[tuple[Any, str]]) -> list[Counts]:
         most = gear.paths * gear.hints * gear.continuations
         out += [{**c, "usable": c["attempts"] / most} for c in counts]
     return out
+
+
+def others(place: str) -> list[tuple[Any, str]]:
+    """The hints measured at this place by the part of its name."""
+    return [(hint, place) for hint in HINTS if (hint, place) != FIRST]
 
 
 def repaired(world: World, hard: Sequence[Trajectory], hint: Any, place: str = "rise"
@@ -341,16 +347,20 @@ def collect(world: World, student: LM, seeds: Sequence[int], parts: Sequence[str
             arms: Sequence[str] = ARMS, quiet: bool = False) -> dict[str, Any]:
     """Make what is missing of `parts`; all finished ones as a record: `rows`, and for each part the
     numbers per problem that they are made of; of `examples` there are no rows."""
-    record: dict[str, Any] = {"rows": []}
-    counted = {"gear": (lambda: gear_counts(world), gear_rows),
-               "places": (lambda: hint_counts(world, REPAIRS[1:]), gear_rows),
-               "breaks": (lambda: break_counts(world), break_rows),
-               "pure": (lambda: pure_raws(world), pure_rows),
-               "examples": (lambda: own_examples(world), lambda _: [])}
-    for part, (make, rows_of) in counted.items():
-        if part in parts or (world.path / f"{part}.json").exists():
-            record[part] = world.kept(part, make)
-            record["rows"] += [{"part": part, **row.to_dict()} for row in rows_of(record[part])]
+    # 1) per problem or chain
+    make = {"gear": lambda: gear_counts(world),
+            **{place: partial(hint_counts, world, others(place)) for place in PLACES},
+            "breaks": lambda: break_counts(world), "pure": lambda: pure_raws(world),
+            "examples": lambda: own_examples(world)}
+    made = {part: world.kept(part, make[part]) for part in make
+            if part in parts or (world.path / f"{part}.json").exists()}
+    # 2) one list of GEAR, since every place is compared with sampling again
+    gear = [c for part in ("gear", *PLACES) for c in made.pop(part, [])]
+    record = {"rows": [], **({"gear": gear} if gear else {}), **made}
+    # 3) means and intervals
+    for part, rows_of in (("gear", gear_rows), ("breaks", break_rows), ("pure", pure_rows)):
+        rows = rows_of(record[part]) if part in record else []
+        record["rows"] += [{"part": part, **row.to_dict()} for row in rows]
     if "students" in parts:
         runs = student_runs(world, student, seeds, arms, quiet)
         about = {name: [getattr(p, name) for p in world.heldout]
