@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from heal_lab.arms import TeacherData
+from heal_lab.arms import TRAINED, TeacherData
 from heal_lab.compare import Results
 from heal_lab.evidence import Counts, outcome_counts, reach_rows, repair_rows
 from heal_lab.evidence_pure import (
@@ -61,6 +61,7 @@ SAMPLES = "samples"  # the arm of the teacher's first ones
 HARD = 96  # unsolved problems, at most, that are repaired and sampled again
 AGAIN = 2  # samples per problem of the control without GEAR
 CHAINS = 80  # failed chains, at most, that are continued from each prefix
+RATES = (5e-5, 1e-4, 2e-4)  # learning rates tried on validation problems
 EXAMPLES = 6  # problems of our own
 CONTINUED = 8  # continuations from each prefix of a failed chain
 SIGNALS = {
@@ -73,9 +74,8 @@ ARMS = ("student", "teacher", "rft", "rft_adaptive", "heal", "heal_no_pure", "he
 
 def settings(seed: int = 0) -> HealConfig:
     """What is measured with: the preset `real`, as small as two CPU cores allow."""
-    sampling = SampleConfig(n=2, temperature=0.7, max_new_tokens=512, batch=24)
-    pace = PaceConfig(updates=48, batch=8, per_problem=2, learning_rate=1e-4, warmup=4,
-                      curve_every=0, save_every=16)
+    sampling = SampleConfig(n=2, temperature=0.7, max_new_tokens=512, batch=72)
+    pace = PaceConfig(updates=48, batch=8, per_problem=2, warmup=4, curve_every=0, save_every=16)
     gear = GearConfig(paths=1, hints=1, continuations=2, hint="step")
     return replace(HealConfig.real(seed), sample=sampling, gear=gear, pace=pace, eval_n=4,
                    eval_limit=50)
@@ -322,16 +322,31 @@ def pure_rows(raws: Sequence[Raw], config: PureConfig | None = None) -> list[Row
 
 
 def student_runs(world: World, student: LM, seeds: Sequence[int], arms: Sequence[str],
-                 quiet: bool = False) -> list[dict[str, Any]]:
-    """Every arm with every seed, of training and evaluation: what the teacher made is the same. On
-    held-out numbers and on stories never seen."""
-    runs, made = [], TeacherData(world.method, world.splits["train"])
-    problems = {"train": world.splits["train"], "validation": [], "held-out": world.heldout}
+                 quiet: bool = False) -> dict[str, Any]:
+    """`rates`: pass@1 of rejection sampling's student on validation problems by learning rate.
+    `runs`: every arm with every seed, of training and evaluation, at the best of these rates, on
+    held-out numbers and on stories never seen. What the teacher made is the same for all."""
+    made, config = TeacherData(world.method, world.splits["train"]), world.config
+
+    def trial(name: str, problems: Sequence[Problem], seed: int, rate: float) -> Trial:
+        settings = replace(config, seed=seed, pace=replace(config.pace, learning_rate=rate))
+        parts = {"train": world.splits["train"], "validation": [], "held-out": problems}
+        return Trial(world.path / name, world.task, world.teacher, student, parts, settings,
+                     quiet=quiet, made=made)
+
+    # 1) the rate for all arms: the one that is best for the baseline
+    rates = dict[str, float]()
+    for rate in RATES if {*arms} & {*TRAINED} else ():
+        of_rate = trial(f"rate-{rate:g}", world.splits["validation"], config.seed, rate)
+        result = of_rate.result("rft")
+        rates[f"{rate:g}"] = sum(result["correct"]) / (result["n"] * len(result["correct"]))
+    best = float(max(rates, key=lambda rate: rates[rate], default=RATES[0]))
+    # 2) the arms
+    runs = []
     for seed in seeds:
-        trial = Trial(world.path / f"seed-{seed}", world.task, world.teacher, student, problems,
-                      replace(world.config, seed=seed), quiet=quiet, made=made)
-        runs += [{"pair": "real", "seed": seed, "arm": arm, **trial.result(arm)} for arm in arms]
-    return runs
+        mine = trial(f"seed-{seed}", world.heldout, seed, best)
+        runs += [{"pair": "real", "seed": seed, "arm": arm, **mine.result(arm)} for arm in arms]
+    return {"rates": rates, "runs": runs}
 
 
 def own_examples(world: World) -> list[dict[str, Any]]:
@@ -362,10 +377,10 @@ def collect(world: World, student: LM, seeds: Sequence[int], parts: Sequence[str
         rows = rows_of(record[part]) if part in record else []
         record["rows"] += [{"part": part, **row.to_dict()} for row in rows]
     if "students" in parts:
-        runs = student_runs(world, student, seeds, arms, quiet)
         about = {name: [getattr(p, name) for p in world.heldout]
                  for name in ("id", "kind", "length")}
-        students = {"unit": "seed", "problems": about, "runs": runs}
+        students = {"unit": "seed", "problems": about,
+                    **student_runs(world, student, seeds, arms, quiet)}
         results = Results(students)
         rows = [*results.rows(), *results.differences(("heal", "rft", "rft_adaptive"))]
         record["students"] = students

@@ -189,8 +189,29 @@ def test_the_command_makes_a_record_without_texts_and_goes_on(tmp_path, monkeypa
     text = (tmp_path / "r" / "real.json").read_text()
     assert not any(p.question[:40] in text for part in splits.values() for p in part)
     assert len(record["examples"]) == 2
+    assert record["students"]["rates"] == {}  # nothing is trained
     monkeypatch.setattr(real, "gear_counts", lambda world: builtins.exit("made again"))
     assert main([*command, "--parts", "gear", "--set", "pace.updates=5", "--set", "eval_n=2"]) == 0  # what training may change
+
+
+def test_all_arms_have_the_rate_that_is_best_for_rejection_sampling(tmp_path, monkeypatch):
+    class Trial:
+        def __init__(self, home, task, teacher, student, problems, config, **_):
+            self.rate, self.about = config.pace.learning_rate, (home.name, len(problems["held-out"]), config.seed)
+
+        def result(self, arm):
+            asked.append((arm, self.rate, *self.about))
+            return {"n": 4, "correct": [2, 4] if self.rate == 1e-4 else [2, 0]}
+
+    asked = []
+    lm = heal.load_lm(DATA / "chat" / "teacher")
+    world = real.World.at(tmp_path, lm, real.settings(), 3, quiet=True)
+    monkeypatch.setattr(real, "Trial", Trial)
+    students = real.student_runs(world, lm, [0, 1], ["student", "heal"])
+    assert students["rates"] == {"5e-05": 0.25, "0.0001": 0.75, "0.0002": 0.25}
+    assert [(r["arm"], r["seed"]) for r in students["runs"]] == [("student", 0), ("heal", 0), ("student", 1), ("heal", 1)]
+    assert asked == [*(("rft", rate, f"rate-{rate:g}", 50, 0) for rate in real.RATES),
+                     *((arm, 1e-4, f"seed-{seed}", 100, seed) for seed in (0, 1) for arm in ("student", "heal"))]
 
 
 def test_paper_and_log_say_what_the_record_says():
