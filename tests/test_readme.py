@@ -222,12 +222,11 @@ def test_differences_in_paper_and_readme_are_the_records(records):
     assert stated[:3] == [said(whole.difference(arm, other, "frontier")) for arm, other in wanted]
     shares = [f"{whole.row(arm, 'frontier').mean:.0%}".replace("%", " %") for arm in ("heal", "rft", "rft_adaptive")]
     assert re.findall(r"\d+ %", README)[:3] == shares
-    one = results["one-pair"]
     parts = [f"{whole.row(A.FACTORIAL[part, kept], 'frontier').mean:.2f}" for kept in ("PURE", "none")
              for part in ("repairs", "guided", "both")]
-    chance = f"{one.row('heal_random_breakpoint', 'frontier').mean:.2f}"
-    sentence = re.search(r"repairs bring .*?random step, HEAL has 0\.\d\d", README, re.DOTALL)[0]
-    assert re.findall(r"0\.\d\d", sentence) == [*parts, chance]
+    parts += [f"{whole.row(arm, 'frontier').mean:.2f}" for arm in ("heal_random_breakpoint", "heal_no_hint")]
+    sentence = re.search(r"repairs bring .*?without a hint after it 0\.\d\d", README, re.DOTALL)[0]
+    assert re.findall(r"0\.\d\d", sentence) == parts
     assert f"HEAL − one shuffled stage {said(whole.difference('heal', 'heal_no_pace', 'frontier'))}" in README
     shuffled = f"{whole.row('heal_no_pace', 'frontier').mean:.0%}".replace("%", " %")
     assert f"in a shuffled order its examples teach more ({shuffled})" in README
