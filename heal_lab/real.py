@@ -163,11 +163,6 @@ def hint_counts(world: World, arms: Sequence[tuple[Any, str]]) -> list[Counts]:
     return out
 
 
-def others(place: str) -> list[tuple[Any, str]]:
-    """The hints measured at this place by the part of its name."""
-    return [(hint, place) for hint in HINTS if (hint, place) != FIRST]
-
-
 def repaired(world: World, hard: Sequence[Trajectory], hint: Any, place: str = "rise"
              ) -> Sequence[Trajectory]:
     """What this hint makes of the unsolved samples, cut at this place."""
@@ -364,7 +359,9 @@ def collect(world: World, student: LM, seeds: Sequence[int], parts: Sequence[str
     numbers per problem that they are made of; of `examples` there are no rows."""
     # 1) per problem or chain
     make = {"gear": lambda: gear_counts(world),
-            **{place: partial(hint_counts, world, others(place)) for place in PLACES},
+            **{place: partial(hint_counts, world, [(hint, place) for hint in HINTS
+                                                   if (hint, place) != FIRST])
+               for place in PLACES},
             "breaks": lambda: break_counts(world), "pure": lambda: pure_raws(world),
             "examples": lambda: own_examples(world)}
     made = {part: world.kept(part, make[part]) for part in make

@@ -28,7 +28,7 @@ def as_json(t: Trajectory) -> dict[str, Any]:
 
 
 def from_json(row: dict[str, Any]) -> Trajectory:
-    """The trajectory that `as_json` made plain.
+    """The trajectory that `as_json` made plain; `ratio`, which repairs have beside it, is left out.
 
     Example:
         >>> t = Trajectory(Problem("p", "1 + 1?", "2"), "base", "", "2", [7], [0.5], [-0.5],
@@ -36,7 +36,8 @@ def from_json(row: dict[str, Any]) -> Trajectory:
         >>> from_json(as_json(t)) == t
         True
     """
-    return Trajectory(**{**row, "problem": Problem(**row["problem"]),
+    own = {key: value for key, value in row.items() if key != "ratio"}
+    return Trajectory(**{**own, "problem": Problem(**row["problem"]),
                          "steps": [(a, b) for a, b in row["steps"]]})
 
 
