@@ -293,12 +293,16 @@ def _pmi(raw: Raw) -> float:
 
 def pure_rows(raws: Sequence[Raw], config: PureConfig | None = None) -> list[Row]:
     """AUROC for spurious of every reading and baseline, and what the threshold keeps, for guided
-    and repaired solutions alone and together."""
+    and repaired solutions alone and together. Of the latter also by halves of the problems: a
+    reading is chosen on the first and tested on the second one."""
     config, rows = config or PureConfig(), []
     scores = {**functions({n: c for n, c in READINGS.items() if not n.startswith("rollout")}),
               **BASELINES, "PMI with the answer": _pmi}
     helped = [r for r in raws if r["source"] != UNAIDED]
+    first = {*sorted({r["id"] for r in helped})[::2]}
     groups = {"all helped": helped,
+              "to choose on": [r for r in helped if r["id"] in first],
+              "to test on": [r for r in helped if r["id"] not in first],
               **{s: [r for r in helped if r["source"] == s]
                  for s in dict.fromkeys(r["source"] for r in helped)}}
     calibrated = any(r["source"] == UNAIDED for r in raws)

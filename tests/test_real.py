@@ -170,6 +170,8 @@ def test_rows_of_pure_by_hand():
     assert at["filter", "guided", "genuine after"] == 1.0
     assert at["filter", "guided", "genuine kept"] == 1.0
     assert at["filter", "guided", "passed"] == 0.5
+    halves = [{r.n for r in real.pure_rows(raws) if r.kind == half and r.metric == "AUROC"} for half in ("to choose on", "to test on")]
+    assert halves == [{10}, {10}]
 
 
 def test_the_command_makes_a_record_without_texts_and_goes_on(tmp_path, monkeypatch):
