@@ -15,6 +15,7 @@ Records hold numbers per problem and no texts of others.
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -266,24 +267,38 @@ def break_rows(chains: Sequence[Mapping[str, Any]]) -> list[Row]:
 
 
 def pure_raws(world: World) -> list[Raw]:
-    """Raw scores of right solutions: guided, repaired by each hint, and unaided ones."""
+    """Raw scores of right solutions, guided, repaired by each hint, and unaided ones; `number`: which
+    one of its source and problem it is, for a reader's verdict (`judged`)."""
     method, lm, task = world.method, world.teacher, world.task
     base = method.sampled(world.splits["train"])
     hard = unsolved(base)
     sources: dict[str, Sequence[Trajectory]] = {"guided": method.guided(base)}
     for hint in HINTS:
-        sources[f"repair: {hint}"] = repaired(world, hard, hint)
+        sources[f"{hint} at rise"] = repaired(world, hard, hint)
     sources[UNAIDED] = pure.unaided(base, seldom=1.0)
     solved, out = solved_share(base), list[Raw]()
     for name, made in sources.items():
+        seen = Counter[str]()
         for part in batches(different(made), 64):
             raws = raw_scores(lm, task, name, part)
             texts = [(lm.encode(task.guided_prompt(t.problem, t.problem.answer)), t.token_ids)
                      for t in part]
             informed = [sum(logprob) for _, logprob in text_stats(lm, texts)]
-            out += [{**raw, "informed": round(x, 3), "solved": solved[raw["id"]]}
-                    for raw, x in zip(raws, informed, strict=True)]
+            for raw, x in zip(raws, informed, strict=True):
+                out.append({**raw, "number": seen[raw["id"]], "informed": round(x, 3),
+                            "solved": solved[raw["id"]]})
+                seen[raw["id"]] += 1
     return out
+
+
+def judged(raws: Sequence[Raw], verdicts: Sequence[Mapping[str, Any]]) -> list[Raw]:
+    """The raw scores with a reader's verdicts (`source`, `id`, `number`, `reader`) in the place of
+    the rule's. A helped solution that was not read is left out; unaided ones stay as they are."""
+    read = {(v["source"], v["id"], v["number"]): v["reader"] for v in verdicts}
+    keys = [(raw["source"], raw["id"], raw["number"]) for raw in raws]
+    return [{**raw, "genuine": read.get(key, raw["genuine"])}
+            for raw, key in zip(raws, keys, strict=True)
+            if key in read or raw["source"] == UNAIDED]
 
 
 def _pmi(raw: Raw) -> float:
