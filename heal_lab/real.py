@@ -58,6 +58,8 @@ PLACES: dict[str, dict[str, Any]] = {
     "rise": {}, "level": {"signal": "level"}, "random": {"signal": "random"}}
 PARTS = ("gear", *PLACES, "breaks", "pure", "students", "examples")
 FIRST = (HINTS[0], "rise")  # the hint and place that `gear` measures
+OTHERS = {f"{hint} at {place}": (hint, place) for place in PLACES for hint in HINTS
+          if (hint, place) != FIRST}
 SAMPLES = "samples"  # the arm of the teacher's first ones
 HARD = 96  # unsolved problems, at most, that are repaired and sampled again
 AGAIN = 2  # samples per problem of the control without GEAR
@@ -75,7 +77,7 @@ ARMS = ("student", "teacher", "rft", "rft_adaptive", "heal", "heal_no_pure", "he
 
 def settings(seed: int = 0) -> HealConfig:
     """What is measured with: the preset `real`, as small as two CPU cores allow."""
-    sampling = SampleConfig(n=2, temperature=0.7, max_new_tokens=512, batch=24)
+    sampling = SampleConfig(n=2, temperature=0.7, max_new_tokens=512, batch=72)
     pace = PaceConfig(updates=48, batch=8, per_problem=2, warmup=4, curve_every=0, save_every=16)
     gear = GearConfig(paths=1, hints=1, continuations=2, hint="step")
     return replace(HealConfig.real(seed), sample=sampling, gear=gear, pace=pace, eval_n=4,
@@ -113,9 +115,13 @@ class World:
         """What students are evaluated on: other numbers, and stories never seen."""
         return [*self.splits["heldout"], *self.splits["unseen"]]
 
+    def file(self, name: str) -> Path:
+        """Where `kept` keeps what has this name."""
+        return self.path / f"{name.replace(' ', '-')}.json"
+
     def kept(self, name: str, make: Any) -> Any:
         """What `make()` returns, which is plain JSON; made once."""
-        file = self.path / f"{name}.json"
+        file = self.file(name)
         if not file.exists():
             write_text(file, json.dumps(make()) + "\n")
         return json.loads(file.read_text(encoding="utf-8"))
@@ -148,20 +154,16 @@ def gear_counts(world: World) -> list[Counts]:
         some = select(again, [i for i, t in enumerate(light(again)) if t.index < n])
         out += outcome_counts(lm, task, f"sample again, {n} more", some)
     out += outcome_counts(lm, task, SAMPLES, base)
-    return out + hint_counts(world, [FIRST])
+    return out + hint_counts(world, *FIRST)
 
 
-def hint_counts(world: World, arms: Sequence[tuple[Any, str]]) -> list[Counts]:
-    """Per problem and arm, a hint and a place: attempts, right ones, genuine ones, tokens, usable
-    hints."""
-    gear, out = world.config.gear, list[Counts]()
-    hard = unsolved(world.method.sampled(world.splits["train"]))
-    for hint, place in arms:
-        tried = repaired(world, hard, hint, place)
-        counts = outcome_counts(world.teacher, world.task, f"{hint} at {place}", tried)
-        most = gear.paths * gear.hints * gear.continuations
-        out += [{**c, "usable": c["attempts"] / most} for c in counts]
-    return out
+def hint_counts(world: World, hint: Any, place: str) -> list[Counts]:
+    """Per problem: attempts, right ones, genuine ones, tokens, usable hints."""
+    gear, hard = world.config.gear, unsolved(world.method.sampled(world.splits["train"]))
+    tried = repaired(world, hard, hint, place)
+    most = gear.paths * gear.hints * gear.continuations
+    return [{**c, "usable": c["attempts"] / most} for c in outcome_counts(
+        world.teacher, world.task, f"{hint} at {place}", tried)]
 
 
 def repaired(world: World, hard: Sequence[Trajectory], hint: Any, place: str = "rise"
@@ -378,15 +380,14 @@ def collect(world: World, student: LM, seeds: Sequence[int], parts: Sequence[str
     numbers per problem that they are made of; of `examples` there are no rows."""
     # 1) per problem or chain
     make = {"gear": lambda: gear_counts(world),
-            **{place: partial(hint_counts, world, [(hint, place) for hint in HINTS
-                                                   if (hint, place) != FIRST])
-               for place in PLACES},
+            **{arm: partial(hint_counts, world, *pair) for arm, pair in OTHERS.items()},
             "breaks": lambda: break_counts(world), "pure": lambda: pure_raws(world),
             "examples": lambda: own_examples(world)}
-    made = {part: world.kept(part, make[part]) for part in make
-            if part in parts or (world.path / f"{part}.json").exists()}
-    # 2) one list of GEAR, since every place is compared with sampling again
-    gear = [c for part in ("gear", *PLACES) for c in made.pop(part, [])]
+    part_of = {name: OTHERS.get(name, ("", name))[1] for name in make}  # an arm's is its place
+    made = {name: world.kept(name, make[name]) for name in make
+            if part_of[name] in parts or world.file(name).exists()}
+    # 2) one list of GEAR, since every arm is compared with sampling again
+    gear = [c for name in ("gear", *OTHERS) for c in made.pop(name, [])]
     record = {"rows": [], **({"gear": gear} if gear else {}), **made}
     # 3) means and intervals
     for part, rows_of in (("gear", gear_rows), ("breaks", break_rows), ("pure", pure_rows)):

@@ -255,7 +255,7 @@ def test_a_slice_of_the_record_is_made_again(tmp_path):
     record = json.loads((DATA / "results" / "real.json").read_text())
     lm = load_lm(source)
     world = real.World.at(tmp_path, lm, real.settings(), record["provenance"]["problems"]["train"], quiet=True)
-    some = world.splits["train"][: world.config.sample.batch]
+    some = world.splits["train"][:24]
     made = outcome_counts(lm, world.task, real.SAMPLES, world.method.sampled(some))
     theirs = {c["id"]: c for c in record["gear"] if c["arm"] == real.SAMPLES}
     assert [c["id"] for c in made] == list(theirs)[: len(some)]
