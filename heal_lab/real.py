@@ -15,7 +15,6 @@ Records hold numbers per problem and no texts of others.
 
 import json
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -49,7 +48,7 @@ from heal_ref.gear import Cut, breakpoint_of
 from heal_ref.model import LM
 from heal_ref.pace import solved_share
 from heal_ref.records import DATA, Problem, Trajectory, by_problem, light, select, write_text
-from heal_ref.run.folder import RunFolder, batches, identity
+from heal_ref.run.folder import RunFolder, batches, identity, short_hash
 from heal_ref.run.pipeline import Method
 from heal_ref.run.sources import load_problems
 from heal_ref.scoring import text_stats
@@ -269,8 +268,8 @@ def break_rows(chains: Sequence[Mapping[str, Any]]) -> list[Row]:
 
 
 def pure_raws(world: World) -> list[Raw]:
-    """Raw scores of right solutions, guided, repaired by each hint, and unaided ones; `number`: which
-    one of its source and problem it is, for a reader's verdict (`judged`)."""
+    """Raw scores of right solutions, guided, repaired by each hint, and unaided ones; `text`: a hash of
+    problem and text, to find a reader's verdict by (`judged`)."""
     method, lm, task = world.method, world.teacher, world.task
     base = method.sampled(world.splits["train"])
     hard = unsolved(base)
@@ -280,27 +279,28 @@ def pure_raws(world: World) -> list[Raw]:
     sources[UNAIDED] = pure.unaided(base, seldom=1.0)
     solved, out = solved_share(base), list[Raw]()
     for name, made in sources.items():
-        seen = Counter[str]()
         for part in batches(different(made), 64):
             raws = raw_scores(lm, task, name, part)
             texts = [(lm.encode(task.guided_prompt(t.problem, t.problem.answer)), t.token_ids)
                      for t in part]
             informed = [sum(logprob) for _, logprob in text_stats(lm, texts)]
-            for raw, x in zip(raws, informed, strict=True):
-                out.append({**raw, "number": seen[raw["id"]], "informed": round(x, 3),
-                            "solved": solved[raw["id"]]})
-                seen[raw["id"]] += 1
+            out += [{**raw, "text": fingerprint(t), "informed": round(x, 3),
+                     "solved": solved[t.problem.id]}
+                    for raw, t, x in zip(raws, part, informed, strict=True)]
     return out
 
 
+def fingerprint(t: Trajectory) -> str:
+    """Stands for a text of others in a record."""
+    return short_hash([t.problem.id, t.text])
+
+
 def judged(raws: Sequence[Raw], verdicts: Sequence[Mapping[str, Any]]) -> list[Raw]:
-    """The raw scores with a reader's verdicts (`source`, `id`, `number`, `reader`) in the place of
-    the rule's. A helped solution that was not read is left out; unaided ones stay as they are."""
-    read = {(v["source"], v["id"], v["number"]): v["reader"] for v in verdicts}
-    keys = [(raw["source"], raw["id"], raw["number"]) for raw in raws]
-    return [{**raw, "genuine": read.get(key, raw["genuine"])}
-            for raw, key in zip(raws, keys, strict=True)
-            if key in read or raw["source"] == UNAIDED]
+    """The raw scores with a reader's verdicts (`text`, `reader`) in the place of the rule's. A
+    helped solution that was not read is left out; unaided ones stay as they are."""
+    read = {v["text"]: v["reader"] for v in verdicts}
+    return [{**raw, "genuine": read.get(raw["text"], raw["genuine"])} for raw in raws
+            if raw["text"] in read or raw["source"] == UNAIDED]
 
 
 def _pmi(raw: Raw) -> float:

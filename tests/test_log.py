@@ -37,7 +37,8 @@ def test_every_entry_points_somewhere(entry):
 def test_differences_are_the_records():
     whole, one = (Results(json.loads((DATA / "results" / f"{name}.json").read_text())) for name in ("experiment", "one-pair"))
     said = " ".join(LOG.split())
-    for of, arm, other in ((whole, "heal", "rft_adaptive"), (whole, "heal", "heal_no_pace"), (one, "heal", "heal_no_pace"), (one, "heal_equal", "heal_no_pace")):
+    for of, arm, other in ((whole, "heal", "rft_adaptive"), (whole, "heal", "heal_no_pace"), (one, "heal", "heal_no_pace"),
+                           (one, "heal_equal", "heal_no_pace")):
         row = of.difference(arm, other, "frontier")
         assert f"{row.mean:+.2f} [{row.low:+.2f}, {row.high:+.2f}]" in said, (arm, other)
     for arm in ("heal", "rft_adaptive", "rft"):

@@ -176,12 +176,10 @@ def test_rows_of_pure_by_hand():
 
 def test_a_reader_s_verdicts_take_the_place_of_the_rule_s():
     raw = {"id": "a", "genuine": True, "solved": 0.5}
-    some = (("guided", 0), ("guided", 1), ("step at rise", 0), ("unaided", 0))
-    raws = [{**raw, "source": source, "number": number} for source, number in some]
-    read = (("guided", "a", 1, False), ("step at rise", "a", 0, True), ("step at rise", "b", 0, True))
-    verdicts = [dict(zip(("source", "id", "number", "reader"), row, strict=True)) for row in read]
-    made = [(r["source"], r["number"], r["genuine"]) for r in real.judged(raws, verdicts)]
-    assert made == [("guided", 1, False), ("step at rise", 0, True), ("unaided", 0, True)]
+    some = (("guided", "x"), ("guided", "y"), ("step at rise", "z"), ("unaided", "u"))
+    raws = [{**raw, "source": source, "text": text} for source, text in some]
+    made = real.judged(raws, [{"text": "y", "reader": False}, {"text": "z", "reader": True}, {"text": "other", "reader": True}])
+    assert [(r["text"], r["genuine"]) for r in made] == [("y", False), ("z", True), ("u", True)]
 
 
 def test_the_command_makes_a_record_without_texts_and_goes_on(tmp_path, monkeypatch):
