@@ -76,7 +76,7 @@ ARMS = ("student", "teacher", "rft", "rft_adaptive", "heal", "heal_no_pure", "he
 
 def settings(seed: int = 0) -> HealConfig:
     """What is measured with: the preset `real`, as small as two CPU cores allow."""
-    sampling = SampleConfig(n=2, temperature=0.7, max_new_tokens=512, batch=72)
+    sampling = SampleConfig(n=2, temperature=0.7, max_new_tokens=512, batch=24)
     pace = PaceConfig(updates=48, batch=8, per_problem=2, warmup=4, curve_every=0, save_every=16)
     gear = GearConfig(paths=1, hints=1, continuations=2, hint="step")
     return replace(HealConfig.real(seed), sample=sampling, gear=gear, pace=pace, eval_n=4,
