@@ -268,8 +268,8 @@ def break_rows(chains: Sequence[Mapping[str, Any]]) -> list[Row]:
 
 
 def pure_raws(world: World) -> list[Raw]:
-    """Raw scores of right solutions, guided, repaired by each hint, and unaided ones; `text`: a hash of
-    problem and text, to find a reader's verdict by (`judged`)."""
+    """Raw scores of right solutions, guided, repaired by each hint, and unaided ones; `text` is a
+    hash of problem and text, to find a reader's verdict by (`judged`)."""
     method, lm, task = world.method, world.teacher, world.task
     base = method.sampled(world.splits["train"])
     hard = unsolved(base)
