@@ -17,7 +17,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,7 @@ from heal_ref.gear import Cut, breakpoint_of
 from heal_ref.model import LM
 from heal_ref.pace import solved_share
 from heal_ref.records import DATA, Problem, Trajectory, by_problem, light, select, write_text
-from heal_ref.run.folder import RunFolder, batches, identity, short_hash
+from heal_ref.run.folder import RunFolder, batches, identity
 from heal_ref.run.pipeline import Method
 from heal_ref.run.sources import load_problems
 from heal_ref.scoring import text_stats
@@ -57,7 +57,7 @@ PLACES: dict[str, dict[str, Any]] = {
     "rise": {}, "level": {"signal": "level"}, "random": {"signal": "random"}}
 PARTS = ("gear", *PLACES, "breaks", "pure", "students", "examples")
 FIRST = (HINTS[0], "rise")  # the hint and place that `gear` measures
-OTHERS = {f"{hint} at {place}": (hint, place) for place in PLACES for hint in HINTS
+OTHERS = {f"{hint}-at-{place}": (hint, place) for place in PLACES for hint in HINTS
           if (hint, place) != FIRST}
 SAMPLES = "samples"  # the arm of the teacher's first ones
 HARD = 96  # unsolved problems, at most, that are repaired and sampled again
@@ -114,13 +114,22 @@ class World:
         """What students are evaluated on: other numbers, and stories never seen."""
         return [*self.splits["heldout"], *self.splits["unseen"]]
 
-    def file(self, name: str) -> Path:
-        """Where `kept` keeps what has this name."""
-        return self.path / f"{name.replace(' ', '-')}.json"
+    @cached_property
+    def base(self) -> Sequence[Trajectory]:
+        """The teacher's first samples of the training problems."""
+        return self.method.sampled(self.splits["train"])
+
+    @cached_property
+    def hard(self) -> Sequence[Trajectory]:
+        """The samples of problems without a correct one, of `HARD` problems at most."""
+        solved = solved_share(self.base)
+        never = {*thinned([key for key, share in solved.items() if not share], HARD)}
+        return select(self.base, [i for i, t in enumerate(light(self.base))
+                                  if t.problem.id in never])
 
     def kept(self, name: str, make: Any) -> Any:
         """What `make()` returns, which is plain JSON; made once."""
-        file = self.file(name)
+        file = self.path / f"{name}.json"
         if not file.exists():
             write_text(file, json.dumps(make()) + "\n")
         return json.loads(file.read_text(encoding="utf-8"))
@@ -136,40 +145,31 @@ def thinned(items: Sequence[Any], limit: int) -> list[Any]:
 # ----------------------------------------------------------------------------------------- GEAR
 
 
-def unsolved(base: Sequence[Trajectory]) -> Sequence[Trajectory]:
-    """The samples of problems without a correct one, of `HARD` problems at most."""
-    never = {*thinned([key for key, share in solved_share(base).items() if not share], HARD)}
-    return select(base, [i for i, t in enumerate(light(base)) if t.problem.id in never])
-
-
 def gear_counts(world: World) -> list[Counts]:
     """Per problem: attempts, right ones, genuine ones and tokens, of the samples (all problems), of
     sampling again and of hindsight steps (unsolved ones), of these also the usable share."""
-    method, lm, task = world.method, world.teacher, world.task
-    base = method.sampled(world.splits["train"])
-    problems = list({t.problem.id: t.problem for t in light(unsolved(base))}.values())
-    again, out = method.sampled(problems, "1-again", n=AGAIN), list[Counts]()
+    lm, task = world.teacher, world.task
+    problems = list({t.problem.id: t.problem for t in light(world.hard)}.values())
+    again, out = world.method.sampled(problems, "1-again", n=AGAIN), list[Counts]()
     for n in (1, AGAIN):
         some = select(again, [i for i, t in enumerate(light(again)) if t.index < n])
         out += outcome_counts(lm, task, f"sample again, {n} more", some)
-    out += outcome_counts(lm, task, SAMPLES, base)
+    out += outcome_counts(lm, task, SAMPLES, world.base)
     return out + hint_counts(world, *FIRST)
 
 
 def hint_counts(world: World, hint: Any, place: str) -> list[Counts]:
     """Per problem: attempts, right ones, genuine ones, tokens, usable hints."""
-    gear, hard = world.config.gear, unsolved(world.method.sampled(world.splits["train"]))
-    tried = repaired(world, hard, hint, place)
+    gear, arm = world.config.gear, f"{hint} at {place}"
+    counts = outcome_counts(world.teacher, world.task, arm, repaired(world, hint, place))
     most = gear.paths * gear.hints * gear.continuations
-    return [{**c, "usable": c["attempts"] / most} for c in outcome_counts(
-        world.teacher, world.task, f"{hint} at {place}", tried)]
+    return [{**c, "usable": c["attempts"] / most} for c in counts]
 
 
-def repaired(world: World, hard: Sequence[Trajectory], hint: Any, place: str = "rise"
-             ) -> Sequence[Trajectory]:
+def repaired(world: World, hint: Any, place: str = "rise") -> Sequence[Trajectory]:
     """What this hint makes of the unsolved samples, cut at this place."""
     config = replace(world.config.gear, hint=hint, **PLACES[place])
-    return world.method.repaired(hard, f"3-{hint}-at-{place}".replace(" ", "-"), config)
+    return world.method.repaired(world.hard, f"3-{hint}-at-{place}", config)
 
 
 def gear_rows(counts: Sequence[Counts]) -> list[Row]:
@@ -202,8 +202,7 @@ def failed_samples(base: Sequence[Trajectory]) -> Sequence[Trajectory]:
 def break_counts(world: World) -> list[dict[str, Any]]:
     """Per failed chain of K steps: `success`, K shares of right continuations after its first 0 …
     K − 1 steps; the step that each reading of entropy chooses; tokens spent."""
-    base = world.method.sampled(world.splits["train"])
-    chains = list(failed_samples(base))[:CHAINS]
+    chains = list(failed_samples(world.base))[:CHAINS]
     longest = max((len(t.steps) for t in chains), default=0)
     config = GearConfig(hint="none", max_correct=10**6, paths=1, hints=1, continuations=CONTINUED)
     success: dict[str, list[float]] = {t.problem.id: [] for t in chains}
@@ -268,14 +267,11 @@ def break_rows(chains: Sequence[Mapping[str, Any]]) -> list[Row]:
 
 
 def pure_raws(world: World) -> list[Raw]:
-    """Raw scores of right solutions, guided, repaired by each hint, and unaided ones; `text` is a
-    hash of problem and text, to find a reader's verdict by (`judged`)."""
-    method, lm, task = world.method, world.teacher, world.task
-    base = method.sampled(world.splits["train"])
-    hard = unsolved(base)
-    sources: dict[str, Sequence[Trajectory]] = {"guided": method.guided(base)}
+    """Raw scores of right solutions, guided, repaired by each hint, and unaided ones."""
+    lm, task, base = world.teacher, world.task, world.base
+    sources: dict[str, Sequence[Trajectory]] = {"guided": world.method.guided(base)}
     for hint in HINTS:
-        sources[f"{hint} at rise"] = repaired(world, hard, hint)
+        sources[f"{hint} at rise"] = repaired(world, hint)
     sources[UNAIDED] = pure.unaided(base, seldom=1.0)
     solved, out = solved_share(base), list[Raw]()
     for name, made in sources.items():
@@ -284,23 +280,9 @@ def pure_raws(world: World) -> list[Raw]:
             texts = [(lm.encode(task.guided_prompt(t.problem, t.problem.answer)), t.token_ids)
                      for t in part]
             informed = [sum(logprob) for _, logprob in text_stats(lm, texts)]
-            out += [{**raw, "text": fingerprint(t), "informed": round(x, 3),
-                     "solved": solved[t.problem.id]}
-                    for raw, t, x in zip(raws, part, informed, strict=True)]
+            out += [{**raw, "informed": round(x, 3), "solved": solved[raw["id"]]}
+                    for raw, x in zip(raws, informed, strict=True)]
     return out
-
-
-def fingerprint(t: Trajectory) -> str:
-    """Stands for a text of others in a record."""
-    return short_hash([t.problem.id, t.text])
-
-
-def judged(raws: Sequence[Raw], verdicts: Sequence[Mapping[str, Any]]) -> list[Raw]:
-    """The raw scores with a reader's verdicts (`text`, `reader`) in the place of the rule's. A
-    helped solution that was not read is left out; unaided ones stay as they are."""
-    read = {v["text"]: v["reader"] for v in verdicts}
-    return [{**raw, "genuine": read.get(raw["text"], raw["genuine"])} for raw in raws
-            if raw["text"] in read or raw["source"] == UNAIDED]
 
 
 def _pmi(raw: Raw) -> float:
@@ -383,9 +365,9 @@ def collect(world: World, student: LM, seeds: Sequence[int], parts: Sequence[str
             **{arm: partial(hint_counts, world, *pair) for arm, pair in OTHERS.items()},
             "breaks": lambda: break_counts(world), "pure": lambda: pure_raws(world),
             "examples": lambda: own_examples(world)}
-    part_of = {name: OTHERS.get(name, ("", name))[1] for name in make}  # an arm's is its place
+    wanted = {*parts, *(arm for arm, (_, place) in OTHERS.items() if place in parts)}
     made = {name: world.kept(name, make[name]) for name in make
-            if part_of[name] in parts or world.file(name).exists()}
+            if name in wanted or (world.path / f"{name}.json").exists()}
     # 2) one list of GEAR, since every arm is compared with sampling again
     gear = [c for name in ("gear", *OTHERS) for c in made.pop(name, [])]
     record = {"rows": [], **({"gear": gear} if gear else {}), **made}

@@ -174,14 +174,6 @@ def test_rows_of_pure_by_hand():
     assert halves == [{10}, {10}]
 
 
-def test_a_reader_s_verdicts_take_the_place_of_the_rule_s():
-    raw = {"id": "a", "genuine": True, "solved": 0.5}
-    some = (("guided", "x"), ("guided", "y"), ("step at rise", "z"), ("unaided", "u"))
-    raws = [{**raw, "source": source, "text": text} for source, text in some]
-    made = real.judged(raws, [{"text": "y", "reader": False}, {"text": "z", "reader": True}, {"text": "other", "reader": True}])
-    assert [(r["text"], r["genuine"]) for r in made] == [("y", False), ("z", True), ("u", True)]
-
-
 def test_the_command_makes_a_record_without_texts_and_goes_on(tmp_path, monkeypatch):
     chat = str(DATA / "chat" / "teacher")
     command = ["real", "--teacher", chat, "--student", chat, "--out", str(tmp_path / "r"), "--limit", "2", "--seeds", "0", "--quiet",
@@ -253,7 +245,7 @@ def test_a_slice_of_the_record_is_made_again(tmp_path):
     record = json.loads((DATA / "results" / "real.json").read_text())
     lm = load_lm(source)
     world = real.World.at(tmp_path, lm, real.settings(), record["provenance"]["problems"]["train"], quiet=True)
-    some = world.splits["train"][:24]
+    some = world.splits["train"][: world.config.sample.batch]
     made = outcome_counts(lm, world.task, real.SAMPLES, world.method.sampled(some))
     theirs = {c["id"]: c for c in record["gear"] if c["arm"] == real.SAMPLES}
     assert [c["id"] for c in made] == list(theirs)[: len(some)]
