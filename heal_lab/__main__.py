@@ -22,7 +22,7 @@ from heal_lab.compare import Results
 from heal_lab.evidence import break_evidence, gear_evidence, hint_evidence, write_record
 from heal_lab.evidence_pure import pure_evidence
 from heal_lab.figures import ARM_LABEL, draw_experiment, method_example
-from heal_lab.pair import build_clock
+from heal_lab.pair import build_clock, world_of
 from heal_ref.config import PRESETS, HealConfig
 from heal_ref.drawings import draw_method
 from heal_ref.evaluate import Row
@@ -34,7 +34,6 @@ from heal_ref.run.pipeline import provenance
 from heal_ref.run.report import table, text_table
 from heal_ref.run.sources import load_problems
 from heal_ref.settings import with_options
-from heal_ref.tasks import ClockTask
 
 DIALS = {f.name: type(f.default) for f in fields(Dials) if f.default is not MISSING}
 
@@ -75,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     x("what", choices=("gear", "breaks", "hints", "pure"), help="gear: breakpoints and repairs; "
       "breaks: where the first step can be the broken one; hints: refusing hints that state the "
       "answer; pure: the filter")
+    x("--pair", default="shipped", help="whose teacher: a folder by build-pair, or shipped")
     x("--problems", default=str(DATA / "clock" / "heldout.jsonl"), help="JSON Lines")
     x("--seed", type=int, default=0, help="seed of sampling")
     x("--limit", type=int, default=0, help="problems of each kind, 0 for all")
@@ -104,18 +104,19 @@ def _parser() -> argparse.ArgumentParser:
 def bench(args: argparse.Namespace, command: str) -> None:
     if args.rounds < 1:
         raise InputError(f"--rounds {args.rounds}: a median needs at least one; the default is 7")
-    measures: dict[str, Any] = {"sample": speed.bench_sample, "score": speed.bench_score,
-                                "nucleus": speed.bench_nucleus,
-                                "server": partial(speed.bench_server, args.server, args.model)}
+    measures: dict[str, Any] = {
+        "sample": speed.bench_sample, "score": speed.bench_score, "nucleus": speed.bench_nucleus,
+        "server": partial(speed.bench_server, args.server, args.model)}
     print(*measures[args.what](args.rounds), sep="\n")
 
 
 def evidence(args: argparse.Namespace, command: str) -> None:
     measures = {"gear": gear_evidence, "breaks": break_evidence, "hints": hint_evidence,
                 "pure": pure_evidence}
-    problems = limit_by_kind(load_problems(args.problems, ClockTask()), args.limit)
-    record = measures[args.what](load_lm(DATA / "teacher"), ClockTask(), problems,
-                                 seed=args.seed, command=command)
+    folder = _pair("--pair", args.pair, "teacher/training.json")
+    lm, task = load_lm(folder / "teacher"), world_of(folder)
+    problems = limit_by_kind(load_problems(args.problems, task), args.limit)
+    record = measures[args.what](lm, task, problems, seed=args.seed, command=command)
     path = Path(args.out) / f"{'hint-rule' if args.what == 'hints' else args.what}.json"
     write_record(path, record)
     print(f"{len(record['rows'])} rows and what they are made of are in {path}")
@@ -148,14 +149,20 @@ def _plan(args: argparse.Namespace) -> list[tuple[str, Path, int]]:
     """(pair's name, its folder, seed) of each run of an experiment."""
     plan = []
     for name in args.pairs:
-        folder = DATA if name == "shipped" else Path(name).resolve()
-        needed = ["teacher/training.json", f"{args.student}/config.json", "clock/second.jsonl"]
-        if missing := [part for part in needed if not (folder / part).is_file()]:
-            raise InputError(f"--pairs {name}: no pair here ({', '.join(missing)} missing); "
-                             f"`python -m heal_lab build-pair --seed 1 --out {name}` makes one")
+        folder = _pair("--pairs", name, "teacher/training.json", f"{args.student}/config.json",
+                       "clock/second.jsonl")
         plan += [("shipped" if folder == DATA else folder.name, folder, seed)
                  for seed in args.seeds]
     return plan
+
+
+def _pair(option: str, name: str, *needed: str) -> Path:
+    """The folder of a pair, if what is needed is in it; the shipped one is called so."""
+    folder = DATA if name == "shipped" else Path(name).resolve()
+    if missing := [part for part in needed if not (folder / part).is_file()]:
+        raise InputError(f"{option} {name}: no pair here ({', '.join(missing)} missing); "
+                         f"`python -m heal_lab build-pair --seed 1 --out {name}` makes one")
+    return folder
 
 
 def real(args: argparse.Namespace, command: str) -> None:
@@ -191,9 +198,7 @@ def build_pair(args: argparse.Namespace, command: str) -> None:
     if args.world == "chat":
         build_chat(Path(args.out), args.seed, progress, args.scale)
     else:
-        start = args.start and Path(args.start)
-        if start and not (start / "teacher" / "training.json").exists():
-            raise InputError(f"--start {start}: there is no pair in it; build-pair makes one")
+        start = _pair("--start", args.start, "teacher/training.json") if args.start else None
         build_clock(Path(args.out), args.seed, progress, args.scale, args.limit, start,
                     **_dials(args.dial))
     print(f"The models and problem files of the {args.world} world are in {args.out}")

@@ -160,7 +160,7 @@ def rft_matched(made: TeacherData) -> ArmData:
     """Rejection sampling of all problems until the teacher has spent as many tokens as for HEAL,
     scored ones counted like generated ones, with as many solutions per problem as HEAL's three
     stages hold."""
-    samples, spent = made.rounds(heal(made).tokens, "1-base-more", 1, lambda _: made.problems)
+    samples, spent = made.rounds(made.heal().tokens, "1-base-more", 1, lambda _: made.problems)
     wider = replace(made.config.pace, per_problem=3 * made.config.pace.per_problem)
     stages = pace.build_stages(samples, [], [], wider)
     return ArmData({"foundation": stages["foundation"]}, spent)
@@ -189,13 +189,13 @@ def weighed(made: TeacherData, solutions: Dataset) -> Dataset:
 def rft_adaptive(made: TeacherData, budget: int = 0) -> ArmData:
     """Rejection sampling of what is still unsolved, in rounds of n samples per problem, until all
     is solved or HEAL's tokens (or `budget`) are spent. Every solved problem weighs the same."""
-    solutions, spent = unsolved_first(made, budget or heal(made).tokens)
+    solutions, spent = unsolved_first(made, budget or made.heal().tokens)
     return ArmData({"all": weighed(made, solutions)}, spent)
 
 
 def rft_unsolved(made: TeacherData) -> ArmData:
     """`rft_adaptive` without equal weights: each different solution is one row."""
-    solutions, spent = unsolved_first(made, heal(made).tokens)
+    solutions, spent = unsolved_first(made, made.heal().tokens)
     return ArmData({"all": solutions}, spent)
 
 
@@ -210,7 +210,7 @@ def rft_adaptive_frontier(made: TeacherData) -> ArmData:
     training. It uses the kinds of problems, which no real teacher knows."""
     # 1) HEAL's share: of each stage, weighted by its updates.
     frontier = {p.id for p in made.problems if p.kind == "frontier"}
-    stages, plain = heal(made).stages, rft_adaptive(made)
+    stages, plain = made.heal().stages, rft_adaptive(made)
     updates = pace.updates_of(stages, made.config.pace)
     share = sum(count * np.isin(stages[name]["id"], list(frontier)).mean()
                 for name, count in updates.items()) / sum(updates.values())
@@ -255,20 +255,15 @@ def gold(made: TeacherData) -> ArmData:
     return ArmData({"all": pace.build_stages(solved, [], [], made.config.pace)["foundation"]}, 0)
 
 
-def heal(made: TeacherData) -> ArmData:
-    """GEAR, PURE and PACE."""
-    return made.heal()
-
-
 def heal_no_pace(made: TeacherData) -> ArmData:
     """HEAL's examples in one shuffled stage."""
-    full = heal(made)
+    full = made.heal()
     return replace(full, stages=pace.shuffled(full.stages))
 
 
 def heal_restarts(made: TeacherData) -> ArmData:
     """HEAL's examples in each of three stages: PACE's learning-rate cycles without its order."""
-    full = heal(made)
+    full = made.heal()
     return replace(full, stages=dict.fromkeys(pace.STAGES, pace.shuffled(full.stages)["all"]))
 
 
@@ -298,7 +293,7 @@ def second_round(made: TeacherData, by_student: bool = True) -> ArmData:
     if not made.second:
         raise InputError("a second round needs problems of its own, which only a pair of the clock "
                          "world has; leave it out")
-    first, method = heal(made), made.method
+    first, method = made.heal(), made.method
     folder = method.folder.path / "5-students" / "heal"
     done = sorted(folder.glob("*/curve.json"))
     if by_student and not done:
@@ -320,7 +315,7 @@ def heal_first_step(made: TeacherData) -> ArmData:
 
 def heal_at(x: float) -> Callable[[TeacherData], ArmData]:
     """HEAL with settings for x times its tokens (`scaled_config`)."""
-    return lambda made: heal(made.scaled(x))
+    return lambda made: made.scaled(x).heal()
 
 
 def rft_adaptive_at(x: float) -> Callable[[TeacherData], ArmData]:
@@ -331,7 +326,7 @@ def rft_adaptive_at(x: float) -> Callable[[TeacherData], ArmData]:
     """
     def arm(made: TeacherData) -> ArmData:
         scaled = made.scaled(x)
-        return rft_adaptive(scaled if x < 1 else made, heal(scaled).tokens)
+        return rft_adaptive(scaled if x < 1 else made, scaled.heal().tokens)
 
     return arm
 
@@ -339,7 +334,7 @@ def rft_adaptive_at(x: float) -> Callable[[TeacherData], ArmData]:
 BUDGETS = (0.25, 0.5, 2.0, 4.0)  # times HEAL's tokens; once is the arm without @
 TRAINED: dict[str, Callable[[TeacherData], ArmData]] = {
     "rft": rft,
-    "heal": heal,
+    "heal": TeacherData.heal,
     "rft_matched": rft_matched,
     "rft_adaptive": rft_adaptive,
     "rft_adaptive_frontier": rft_adaptive_frontier,

@@ -83,11 +83,11 @@ def localisation_counts(lm: LM, task: Task, base: Sequence[Trajectory],
     return hit_counts(failures(lm, task, base), readings)
 
 
-def break_evidence(lm: LM, task: Task, problems: Sequence[Problem], *, seed: int = 0,
+def break_evidence(lm: LM, task: ClockTask, problems: Sequence[Problem], *, seed: int = 0,
                    command: str = "") -> dict[str, Any]:
     """`evidence breaks`: which reading finds the first wrong step where that can be the very first
     one, as it can without the step that restates the start, and where it cannot."""
-    worlds = {"restated": ClockTask(), "not restated": ClockTask(restates=False)}
+    worlds = {"restated": task, "not restated": ClockTask(task.hours, restates=False)}
 
     def measure(part: Sequence[Problem], number: int) -> dict[str, list[Counts]]:
         found = []

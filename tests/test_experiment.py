@@ -204,7 +204,7 @@ def test_settings_for_more_or_fewer_tokens(x, n, continuations):
 def test_both_arms_of_a_budget_spend_the_same(made):
     few = A.TeacherData(made.method, made.problems[::6])
     few.method = replace(made.method, folder=RunFolder(made.method.folder.path / "few", {"test": 2}, quiet=True))
-    longest, once = max(t.tokens_spent for t in few.base) + 40, A.heal(few).tokens
+    longest, once = max(t.tokens_spent for t in few.base) + 40, few.heal().tokens
     less, more = (A.TRAINED[f"heal@{x:g}"](few).tokens for x in (0.5, 2))
     assert less < once < more
     solved = {}

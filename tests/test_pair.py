@@ -131,6 +131,19 @@ def test_a_pair_of_another_world(tmp_path):
     assert (dials["hours"], dials["phrasings"], dials["shaky_right"]) == (11, False, 0.6)
 
 
+def test_evidence_of_another_pair(tmp_path, capsys):
+    pair, out = DATA / "pairs" / "4", tmp_path / "out"
+    args = ["evidence", "breaks", "--problems", str(pair / "clock" / "validation.jsonl"), "--limit", "2", "--out", str(out), "--pair"]
+    assert main([*args, str(tmp_path)]) == 2
+    assert "no pair here" in capsys.readouterr().err
+    assert not out.exists()
+    records = {}
+    for name in ("shipped", str(pair)):
+        assert main([*args, name]) == 0
+        records[name] = json.loads((out / "breaks.json").read_text())
+    assert records["shipped"]["localisation"] != records[str(pair)]["localisation"]  # another teacher's failures
+
+
 def test_a_teacher_gets_one_more_lesson(tmp_path, capsys):
     args = ["--scale", "0.005", "--limit", "1", "--quiet", "--start", str(DATA)]
     assert main(["build-pair", "--out", str(tmp_path / "x"), *args, "--dial", "fudge=0.2"]) == 0
@@ -142,7 +155,7 @@ def test_a_teacher_gets_one_more_lesson(tmp_path, capsys):
     for name in ("student", "weak"):
         assert (tmp_path / "x" / name / "model.safetensors").read_bytes() == (DATA / name / "model.safetensors").read_bytes()
     assert about["losses"] == [] or about["losses"][0] < 0.5  # it starts from what it knew
-    for bad, says in ((["--start", str(tmp_path)], "no pair in it"), (["--start", str(DATA), "--dial", "hours=11"], "from nothing")):
+    for bad, says in ((["--start", str(tmp_path)], "no pair here"), (["--start", str(DATA), "--dial", "hours=11"], "from nothing")):
         assert main(["build-pair", "--out", str(tmp_path / "y"), "--quiet", *bad]) == 2
         assert says in capsys.readouterr().err
         assert not (tmp_path / "y").exists()
