@@ -313,13 +313,8 @@ def heal_first_step(made: TeacherData) -> ArmData:
     return made.heal("-first", cut=lambda t: 1 if len(t.steps) > 1 else None)
 
 
-def heal_at(x: float) -> Callable[[TeacherData], ArmData]:
-    """HEAL with settings for x times its tokens (`scaled_config`)."""
-    return lambda made: made.scaled(x).heal()
-
-
 def rft_adaptive_at(x: float) -> Callable[[TeacherData], ArmData]:
-    """`rft_adaptive` with the tokens of `heal_at(x)`.
+    """`rft_adaptive` with the tokens of HEAL with settings for x times its tokens.
 
     Its rounds have the unscaled n at most: more samples of what is solved would waste tokens. So
     the data of larger budgets begin with those of x = 1.
@@ -363,7 +358,7 @@ TRAINED: dict[str, Callable[[TeacherData], ArmData]] = {
     # Each stage holds its own data only: what does the student forget?
     "heal_stage_only": lambda made: made.stages(
         made.guided, made.repaired(), made.pure, cumulative=False),
-    **{f"heal@{x:g}": heal_at(x) for x in BUDGETS},
+    **{f"heal@{x:g}": lambda made, x=x: made.scaled(x).heal() for x in BUDGETS},
     **{f"rft_adaptive@{x:g}": rft_adaptive_at(x) for x in BUDGETS},
 }
 ARMS = ("student", "teacher", *TRAINED)

@@ -224,17 +224,19 @@ def plot_differences(rows: Sequence[Row], title: str, xlabel: str = "") -> Figur
     return figure
 
 
-def _margin(results: Results, kind: str) -> str:
-    """A title: HEAL against the strongest rejection sampling, at equal tokens."""
-    gap = with_interval(results.difference("heal", "rft_adaptive", kind), "+")
-    return f"{kind.capitalize()}, equal tokens: HEAL − adaptive rejection sampling {gap}"
-
-
 @styled
 def plot_tokens(results: Results, kind: str) -> Figure:
     """Sampled pass@1 on one kind against teacher tokens (generated and scored, mean over runs, log
     axis): a curve of HEAL and one of adaptive rejection sampling, through their budgets; thin, each
-    pair's. They are drawn 3 % apart, so that no interval covers another."""
+    pair's. They are drawn 3 % apart, so that no interval covers another. The title says at which
+    budgets their difference excludes 0."""
+    said: dict[str, list[str]] = {}
+    for x, of in sorted([(1.0, ""), *((x, f"@{x:g}") for x in BUDGETS)]):
+        if f"heal{of}" in results.arms:
+            gap = results.difference(f"heal{of}", f"rft_adaptive{of}", kind)
+            said.setdefault(verdict(gap), []).append(f"{x:g}")
+    verdicts = "; ".join(f"{what} at {', '.join(of)} × the tokens" for what, of in said.items())
+    title = f"{kind.capitalize()}, HEAL against adaptive rejection sampling:\n{verdicts}"
     figure, axes = new_figure(figsize=(7.2, 4.2))
     for arm, line, inside in (("heal", "o-", None), ("rft_adaptive", "s--", "white")):
         names = [n for n in (arm, *(f"{arm}@{x:g}" for x in BUDGETS)) if n in results.arms]
@@ -252,8 +254,8 @@ def plot_tokens(results: Results, kind: str) -> Figure:
     axes.set_xticks(ticks, [f"{x:,.0f}" for x in ticks])
     axes.minorticks_off()
     axes.set(xlabel="teacher tokens, generated and scored (thousands)", ylabel=f"pass@1, {kind}",
-             ylim=(0, None), title=_margin(results, kind))
-    axes.legend(loc="upper left")
+             ylim=(0, None), title=title)
+    axes.legend(loc="lower right")
     return figure
 
 
@@ -276,7 +278,9 @@ def plot_pairs(results: Results, arms: Sequence[str], kind: str) -> Figure:
     axes.invert_yaxis()
     axes.grid(axis="x", color="#DDDDDD", lw=0.6)
     axes.set_xlabel(f"pass@1, {kind}; black: mean, 95 % interval over pairs and problems")
-    figure.suptitle(f"{len(every)} pairs. {_margin(results, kind)}", fontsize=11, x=0.01, ha="left")
+    gap = with_interval(results.difference("heal", "rft_adaptive", kind), "+")
+    figure.suptitle(f"{len(every)} pairs. {kind.capitalize()}, equal tokens: HEAL − adaptive "
+                    f"rejection sampling {gap}", fontsize=11, x=0.01, ha="left")
     handles, names = axes.get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=min(len(every), 8),
                   title="pair", handlelength=1)

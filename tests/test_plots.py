@@ -9,7 +9,7 @@ import pytest
 
 import heal_ref as heal
 from heal_lab import evidence as E
-from heal_lab.compare import Results
+from heal_lab.compare import Results, verdict
 from heal_lab.figures import (
     curve_points,
     difference_lines,
@@ -198,8 +198,10 @@ def invented(rng, pair, arm, tokens, share):
 
 def test_two_curves_over_teacher_tokens(pairs):
     figure = plot_tokens(pairs, "frontier")
-    gap = pairs.difference("heal", "rft_adaptive", "frontier")
-    assert f"{gap.mean:+.2f} [{gap.low:+.2f}, {gap.high:+.2f}]" in title(figure)
+    at = {x: verdict(pairs.difference(f"heal{x}", f"rft_adaptive{x}", "frontier")) for x in ("@0.25", "@0.5", "", "@2", "@4")}
+    for what in set(at.values()):
+        budgets = ", ".join(x.lstrip("@") or "1" for x, said in at.items() if said == what)
+        assert f"{what} at {budgets} ×" in title(figure)
     heal, adaptive = (container[0] for container in figure.axes[0].containers)
     assert [len(line.get_xdata()) for line in (heal, adaptive)] == [5, 5]
     assert list(heal.get_ydata()) == [pairs.row(arm, "frontier").mean for arm in ("heal@0.25", "heal@0.5", "heal", "heal@2", "heal@4")]
