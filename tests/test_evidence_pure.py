@@ -95,6 +95,23 @@ def test_the_records_intervals_follow_from_its_raw_scores():
     assert rows == [pytest.approx(r, abs=1e-9) for r in RECORD["rows"]]
 
 
+def test_the_floor_saves_the_repairs_of_a_teacher_that_is_certain():
+    """0.85 of the genuine ones pass, 0.99 of what passes is genuine; without a floor the threshold is noise."""
+    record, shares = json.loads((DATA / "results" / "pure-certain.json").read_text()), {}
+    repairs = E.groups_of(record["raw"], "repair")["shaky and frontier"]
+    genuine = sum(r["genuine"] for r in repairs)
+    for floor in (PureConfig().floor, 0.0):
+        config = PureConfig(floor=floor)
+        limit = E.threshold_of(record["raw"], config)
+        passed = [r["genuine"] for r in repairs if E.reading(r, config) <= limit]
+        shares[floor] = limit, sum(passed) / genuine, sum(passed) / len(passed)
+    (limit, kept, after), (noise, kept_without, _) = shares.values()
+    assert limit == record["provenance"]["threshold"] == pytest.approx(2 / 9)
+    assert kept >= 0.85
+    assert after >= 0.99
+    assert (round(kept, 2), round(kept_without, 2), round(noise, 2), genuine) == (0.97, 0.59, 0.01, 37)  # notebook 03, LOG
+
+
 @pytest.mark.parametrize("number", [12, pytest.param(2, marks=pytest.mark.slow)])
 def test_part_of_a_batch_of_the_record_is_made_again(teacher, task, number):
     """The same seed gives the same trajectories and scores; on another machine nearly all of them. Batch 12 is half a one."""

@@ -41,6 +41,10 @@ def test_differences_are_the_records():
                            (one, "heal_equal", "heal_no_pace")):
         row = of.difference(arm, other, "frontier")
         assert f"{row.mean:+.2f} [{row.low:+.2f}, {row.high:+.2f}]" in said, (arm, other)
+    tokens = Results(json.loads((DATA / "results" / "tokens.json").read_text()))
+    for arm, other in (("heal@0.5", "rft_adaptive@0.5"), ("heal@2", "rft_adaptive@2"), ("heal@0.5", "rft_adaptive")):
+        row = tokens.difference(arm, other, "frontier")
+        assert f"{row.mean:+.2f} [{row.low:+.2f}, {row.high:+.2f}]" in said, (arm, other)
     for arm in ("heal", "rft_adaptive", "rft"):
         row = whole.row(arm, "frontier")
         assert f"{row.mean:.2f} [{row.low:.2f}, {row.high:.2f}]" in said, arm
