@@ -250,7 +250,7 @@ def plot_tokens(results: Results, kind: str) -> Figure:
         axes.plot(at, [results.matrix(name, kind).mean(1) for name in names], line[1:],
                   color=colour, lw=0.6, alpha=0.6)
     axes.set_xscale("log")
-    ticks = sorted({round(x, -1) for x in spends})
+    ticks = [results.tokens(name) / 1000 for name in results.arms if name.startswith("heal")]
     axes.set_xticks(ticks, [f"{x:,.0f}" for x in ticks])
     axes.minorticks_off()
     axes.set(xlabel="teacher tokens, generated and scored (thousands)", ylabel=f"pass@1, {kind}",

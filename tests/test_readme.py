@@ -219,7 +219,8 @@ def test_the_first_page_gives_the_margin_at_each_budget():
     for x in BUDGETS.values():
         arms = f"heal{x}", f"rft_adaptive{x}"
         shares = [f"{r.mean:.2f} [{r.low:.2f}, {r.high:.2f}]" for r in (of.row(arm, "frontier") for arm in arms)]
-        line = [f"{of.tokens(arms[0]) / 1000:.0f}", *shares, *(said(of.difference(*arms, kind)) for kind in ("frontier", "mastered"))]
+        gaps = [said(of.difference(*arms, kind)) for kind in ("frontier", "double", "mastered")]
+        line = [*(f"{of.tokens(arm) / 1000:.0f}" for arm in arms), *shares, *gaps]
         assert f"| {' | '.join(line)} |" in PAPER
     early = said(of.difference("heal@0.5", "rft_adaptive", "frontier"))
     assert f"HEAL with half the tokens − adaptive rejection sampling with all of them {early}" in " ".join(PAPER.split())
