@@ -313,17 +313,18 @@ def heal_first_step(made: TeacherData) -> ArmData:
     return made.heal("-first", cut=lambda t: 1 if len(t.steps) > 1 else None)
 
 
-def rft_adaptive_at(x: float) -> Callable[[TeacherData], ArmData]:
-    """`rft_adaptive` with the tokens of HEAL with settings for x times its tokens.
+def with_budget(x: float) -> dict[str, Callable[[TeacherData], ArmData]]:
+    """`heal@x`, HEAL with settings for x times its tokens, and `rft_adaptive@x` with the tokens of
+    that.
 
-    Its rounds have the unscaled n at most: more samples of what is solved would waste tokens. So
-    the data of larger budgets begin with those of x = 1.
+    The sampler's rounds have the unscaled n at most: more samples of what is solved would waste
+    tokens. So the data of larger budgets begin with those of x = 1.
     """
-    def arm(made: TeacherData) -> ArmData:
+    def adaptive(made: TeacherData) -> ArmData:
         scaled = made.scaled(x)
         return rft_adaptive(scaled if x < 1 else made, scaled.heal().tokens)
 
-    return arm
+    return {f"heal@{x:g}": lambda made: made.scaled(x).heal(), f"rft_adaptive@{x:g}": adaptive}
 
 
 BUDGETS = (0.25, 0.5, 2.0, 4.0)  # times HEAL's tokens; once is the arm without @
@@ -358,8 +359,7 @@ TRAINED: dict[str, Callable[[TeacherData], ArmData]] = {
     # Each stage holds its own data only: what does the student forget?
     "heal_stage_only": lambda made: made.stages(
         made.guided, made.repaired(), made.pure, cumulative=False),
-    **{f"heal@{x:g}": lambda made, x=x: made.scaled(x).heal() for x in BUDGETS},
-    **{f"rft_adaptive@{x:g}": rft_adaptive_at(x) for x in BUDGETS},
+    **{name: arm for x in BUDGETS for name, arm in with_budget(x).items()},
 }
 ARMS = ("student", "teacher", *TRAINED)
 FACTORIAL = {  # (what is added to rejection sampling, filter) -> arm
