@@ -75,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
       "breaks: where the first step can be the broken one; hints: refusing hints that state the "
       "answer; pure: the filter")
     x("--pair", default="shipped", help="whose teacher: a folder by build-pair, or shipped")
-    x("--problems", default=str(DATA / "clock" / "heldout.jsonl"), help="JSON Lines")
+    x("--problems", help="JSON Lines; without it, the pair's held-out problems")
     x("--seed", type=int, default=0, help="seed of sampling")
     x("--limit", type=int, default=0, help="problems of each kind, 0 for all")
     x = add("real", "runs/real", "a pretrained pair on word problems; resumable")
@@ -115,7 +115,8 @@ def evidence(args: argparse.Namespace, command: str) -> None:
                 "pure": pure_evidence}
     folder = _pair("--pair", args.pair, "teacher/training.json")
     lm, task = load_lm(folder / "teacher"), world_of(folder)
-    problems = limit_by_kind(load_problems(args.problems, task), args.limit)
+    asked = args.problems or folder / "clock" / "heldout.jsonl"
+    problems = limit_by_kind(load_problems(asked, task), args.limit)
     record = measures[args.what](lm, task, problems, seed=args.seed, command=command)
     path = Path(args.out) / f"{'hint-rule' if args.what == 'hints' else args.what}.json"
     write_record(path, record)

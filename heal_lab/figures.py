@@ -232,7 +232,7 @@ def plot_tokens(results: Results, kind: str) -> Figure:
     budgets their difference excludes 0."""
     said: dict[str, list[str]] = {}
     for x, of in sorted([(1.0, ""), *((x, f"@{x:g}") for x in BUDGETS)]):
-        if f"heal{of}" in results.arms:
+        if {f"heal{of}", f"rft_adaptive{of}"} <= set(results.arms):
             gap = results.difference(f"heal{of}", f"rft_adaptive{of}", kind)
             said.setdefault(verdict(gap), []).append(f"{x:g}")
     verdicts = "; ".join(f"{what} at {', '.join(of)} × the tokens" for what, of in said.items())
@@ -250,7 +250,7 @@ def plot_tokens(results: Results, kind: str) -> Figure:
         axes.plot(at, [results.matrix(name, kind).mean(1) for name in names], line[1:],
                   color=colour, lw=0.6, alpha=0.6)
     axes.set_xscale("log")
-    ticks = [results.tokens(name) / 1000 for name in results.arms if name.startswith("heal")]
+    ticks = [results.tokens(arm) / 1000 for arm in results.arms if arm.split("@")[0] == "heal"]
     axes.set_xticks(ticks, [f"{x:,.0f}" for x in ticks])
     axes.minorticks_off()
     axes.set(xlabel="teacher tokens, generated and scored (thousands)", ylabel=f"pass@1, {kind}",

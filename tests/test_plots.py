@@ -181,7 +181,7 @@ def pairs():
     """An invented record of three pairs, two curves of five budgets, and a control."""
     rng, runs = np.random.default_rng(0), []
     for pair in ("shipped", "pair-1", "pair-2"):
-        for arm, share in (("student", 0.04), ("teacher", 0.05), ("rft", 0.2), ("repairs", 0.4)):
+        for arm, share in (("student", 0.04), ("teacher", 0.05), ("rft", 0.2), ("heal_no_gear", 0.4)):
             runs.append(invented(rng, pair, arm, 230_000, share))
         for x in (0.25, 0.5, 1, 2, 4):
             for arm, share in (("heal", 0.5), ("rft_adaptive", 0.4)):
@@ -205,6 +205,7 @@ def test_two_curves_over_teacher_tokens(pairs):
     heal, adaptive = (container[0] for container in figure.axes[0].containers)
     assert [len(line.get_xdata()) for line in (heal, adaptive)] == [5, 5]
     assert list(heal.get_ydata()) == [pairs.row(arm, "frontier").mean for arm in ("heal@0.25", "heal@0.5", "heal", "heal@2", "heal@4")]
+    assert [t.get_text() for t in figure.axes[0].get_xticklabels()] == ["186", "373", "746", "1,492", "2,984"]  # HEAL's, no control's
     assert (heal.get_linestyle(), heal.get_marker()) != (adaptive.get_linestyle(), adaptive.get_marker())  # readable in grey
     assert_inside(figure)
 
