@@ -230,28 +230,28 @@ def plot_tokens(results: Results, kind: str) -> Figure:
     axis): a curve of HEAL and one of adaptive rejection sampling, through their budgets; thin, each
     pair's. They are drawn 3 % apart, so that no interval covers another. The title says at which
     budgets their difference excludes 0."""
+    budgets = ["" if x == 1 else f"@{x:g}" for x in sorted((1.0, *BUDGETS))]
     said: dict[str, list[str]] = {}
-    for x, of in sorted([(1.0, ""), *((x, f"@{x:g}") for x in BUDGETS)]):
-        if {f"heal{of}", f"rft_adaptive{of}"} <= set(results.arms):
-            gap = results.difference(f"heal{of}", f"rft_adaptive{of}", kind)
-            said.setdefault(verdict(gap), []).append(f"{x:g}")
+    for at in budgets:
+        if {f"heal{at}", f"rft_adaptive{at}"} <= set(results.arms):
+            gap = results.difference(f"heal{at}", f"rft_adaptive{at}", kind)
+            said.setdefault(verdict(gap), []).append(at.lstrip("@") or "1")
     verdicts = "; ".join(f"{what} at {', '.join(of)} × the tokens" for what, of in said.items())
     title = f"{kind.capitalize()}, HEAL against adaptive rejection sampling:\n{verdicts}"
     figure, axes = new_figure(figsize=(7.2, 4.2))
+    axes.set_xscale("log")
     for arm, line, inside in (("heal", "o-", None), ("rft_adaptive", "s--", "white")):
-        names = [n for n in (arm, *(f"{arm}@{x:g}" for x in BUDGETS)) if n in results.arms]
-        names.sort(key=results.tokens)
-        spends = np.array([results.tokens(name) / 1000 for name in names])
+        names = [f"{arm}{at}" for at in budgets if f"{arm}{at}" in results.arms]
+        spends = [results.tokens(name) / 1000 for name in names]
         rows, colour = [results.row(name, kind) for name in names], ARM_COLOUR[arm]
         errors = [r.mean - r.low for r in rows], [r.high - r.mean for r in rows]
-        at = spends * (1.03 if inside else 1)
-        axes.errorbar(at, [r.mean for r in rows], errors, fmt=line, ms=7, lw=1.5, capsize=3,
+        shifted = [x * (1.03 if inside else 1) for x in spends]
+        axes.errorbar(shifted, [r.mean for r in rows], errors, fmt=line, ms=7, lw=1.5, capsize=3,
                       mfc=inside or colour, color=colour, label=ARM_LABEL[arm])
-        axes.plot(at, [results.matrix(name, kind).mean(1) for name in names], line[1:],
+        axes.plot(shifted, [results.matrix(name, kind).mean(1) for name in names], line[1:],
                   color=colour, lw=0.6, alpha=0.6)
-    axes.set_xscale("log")
-    ticks = [results.tokens(arm) / 1000 for arm in results.arms if arm.split("@")[0] == "heal"]
-    axes.set_xticks(ticks, [f"{x:,.0f}" for x in ticks])
+        if arm == "heal":
+            axes.set_xticks(spends, [f"{x:,.0f}" for x in spends])
     axes.minorticks_off()
     axes.set(xlabel="teacher tokens, generated and scored (thousands)", ylabel=f"pass@1, {kind}",
              ylim=(0, None), title=title)

@@ -35,15 +35,13 @@ def test_every_entry_points_somewhere(entry):
 
 
 def test_differences_are_the_records():
-    whole, one = (Results(json.loads((DATA / "results" / f"{name}.json").read_text())) for name in ("experiment", "one-pair"))
+    names = "experiment", "one-pair", "tokens"
+    whole, one, tokens = (Results(json.loads((DATA / "results" / f"{name}.json").read_text())) for name in names)
     said = " ".join(LOG.split())
     for of, arm, other in ((whole, "heal", "rft_adaptive"), (whole, "heal", "heal_no_pace"), (one, "heal", "heal_no_pace"),
-                           (one, "heal_equal", "heal_no_pace")):
+                           (one, "heal_equal", "heal_no_pace"), (tokens, "heal@0.5", "rft_adaptive@0.5"),
+                           (tokens, "heal@2", "rft_adaptive@2"), (tokens, "heal@0.5", "rft_adaptive")):
         row = of.difference(arm, other, "frontier")
-        assert f"{row.mean:+.2f} [{row.low:+.2f}, {row.high:+.2f}]" in said, (arm, other)
-    tokens = Results(json.loads((DATA / "results" / "tokens.json").read_text()))
-    for arm, other in (("heal@0.5", "rft_adaptive@0.5"), ("heal@2", "rft_adaptive@2"), ("heal@0.5", "rft_adaptive")):
-        row = tokens.difference(arm, other, "frontier")
         assert f"{row.mean:+.2f} [{row.low:+.2f}, {row.high:+.2f}]" in said, (arm, other)
     for arm in ("heal", "rft_adaptive", "rft"):
         row = whole.row(arm, "frontier")
