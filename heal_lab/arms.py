@@ -21,7 +21,7 @@ from heal_ref.evaluate import is_genuine
 from heal_ref.gear import Cut
 from heal_ref.generation import Rollout, make_trajectory, sample
 from heal_ref.model import load_lm
-from heal_ref.records import InputError, Problem, PureScore, Trajectory
+from heal_ref.records import InputError, Problem, PureScore, Trajectory, select
 from heal_ref.run.folder import RunFolder, batches
 from heal_ref.run.pipeline import Method, tokens_of
 from heal_ref.tasks.clock import Chain, ClockTask
@@ -327,7 +327,40 @@ def with_budget(x: float) -> dict[str, Callable[[TeacherData], ArmData]]:
     return {f"heal@{x:g}": lambda made: made.scaled(x).heal(), f"rft_adaptive@{x:g}": adaptive}
 
 
+def with_forged(name: str, share: float) -> Callable[[TeacherData], ArmData]:
+    """The arm `name` with `share` of its guided examples forged, before PURE if it filters.
+
+    They are drawn from the right guided solutions by the exact checker. For each kind of problem
+    all shares have equally many, the most that 0 and the largest of FORGED allow, and two shares
+    have as many of them in common as they can.
+    """
+    def drawn(made: TeacherData) -> set[tuple[str, str]]:
+        rng = random.Random(f"{made.config.seed}/forged")
+        kinds: dict[str, dict[bool, list[tuple[str, str]]]] = {}
+        for t in select(made.guided, pace.chosen(made.guided, made.config.pace.per_problem)):
+            genuine = is_genuine(made.method.teacher, made.method.task, t)
+            sides = kinds.setdefault(t.problem.kind, {True: [], False: []})
+            sides[genuine].append((t.problem.id, t.text))
+        out = set[tuple[str, str]]()
+        for sides in kinds.values():
+            count = int(min(len(sides[True]), len(sides[False]) / max(FORGED)))
+            forged = round(count * share)
+            out |= {*rng.sample(sides[True], len(sides[True]))[:count - forged],
+                    *rng.sample(sides[False], len(sides[False]))[:forged]}
+        return out
+
+    def arm(made: TeacherData) -> ArmData:
+        whole, mine = TRAINED[name](made), drawn(made)
+        return replace(whole, stages={stage: rows.select([
+            i for i, row in enumerate(rows)
+            if row["source"] != "guided" or (row["id"], row["completion"]) in mine])
+            for stage, rows in whole.stages.items()})
+
+    return arm
+
+
 BUDGETS = (0.25, 0.5, 2.0, 4.0)  # times HEAL's tokens; once is the arm without @
+FORGED = (0.0, 0.2, 0.35, 0.5, 0.7)  # shares of the guided examples
 TRAINED: dict[str, Callable[[TeacherData], ArmData]] = {
     "rft": rft,
     "heal": TeacherData.heal,
@@ -361,6 +394,8 @@ TRAINED: dict[str, Callable[[TeacherData], ArmData]] = {
         made.guided, made.repaired(), made.pure, cumulative=False),
     **{name: arm for x in BUDGETS for name, arm in with_budget(x).items()},
 }
+TRAINED |= {f"{name}_forged@{x:g}": with_forged(name, x)
+            for x in FORGED for name in ("heal", "heal_no_pure")}
 ARMS = ("student", "teacher", *TRAINED)
 FACTORIAL = {  # (what is added to rejection sampling, filter) -> arm
     ("repairs", "PURE"): "repairs", ("repairs", "none"): "repairs_unfiltered",

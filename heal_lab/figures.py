@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from heal_lab.arms import BUDGETS
+from heal_lab.arms import BUDGETS, FORGED
 from heal_lab.compare import Results, verdict
 from heal_ref.config import GearConfig, HealConfig, SampleConfig
 from heal_ref.evaluate import Row
@@ -54,6 +54,9 @@ ARM_LABEL = {
 for _x in BUDGETS:
     ARM_LABEL |= {f"{arm}@{_x:g}": f"{ARM_LABEL[arm]}, {_x:g} × tokens"
                   for arm in ("heal", "rft_adaptive")}
+for _x in FORGED:
+    ARM_LABEL |= {f"{arm}_forged@{_x:g}": f"{ARM_LABEL[arm]}, {_x:.0%} of guided forged"
+                  for arm in ("heal", "heal_no_pure")}
 ARM_COLOUR = {**COLOUR, "rft_matched": "#D55E00", "rft_adaptive": "#D55E00", "star": "#CC79A7",
               "heal_no_gear": "#56B4E9", "heal_random_breakpoint": "#009E73",
               "heal_no_pace": "#D55E00", "heal_restarts": "#009E73", "heal_equal": "#009E73",
@@ -332,7 +335,7 @@ def draw_experiment(results: Results, folder: Path) -> list[Path]:
         better = sum(verdict(row) == "better" for row in rows if row.kind == "frontier")
         title = f"Better than {ARM_LABEL[base]} on the frontier: {better} of {len(others)} arms"
         figures["differences"] = plot_differences(rows, title, f"pass@1, arm − {ARM_LABEL[base]}")
-    if {"heal", "rft_adaptive"} <= set(once) and len(once) < len(results.arms):
+    if {"heal", "rft_adaptive"} <= set(once) and any(f"heal@{x:g}" in results.arms for x in BUDGETS):
         figures["tokens"] = plot_tokens(results, "frontier")
     if results.unit == "pair" and {"heal", "rft_adaptive"} <= set(once):
         shown = [a for a in ("student", "teacher", "rft", "rft_adaptive", "heal") if a in once]

@@ -1,5 +1,6 @@
 """Arms get the data that they are named for; trials survive; the recorded experiment holds together and can be made again."""
 
+import itertools
 import json
 import shutil
 from collections import Counter
@@ -214,6 +215,33 @@ def test_both_arms_of_a_budget_spend_the_same(made):
         solved[x] = set(arm.stages["all"]["id"])
     assert set(A.rft_adaptive(few).stages["all"]["id"]) <= solved[2]  # the rounds of once the tokens come first
     assert len(solved[0.5]) <= len(solved[2])
+
+
+def test_shares_of_forged_guided_examples(made, data, teacher, task):
+    """As many examples at every share, mostly the same ones, so many of them forged; PURE then drops of these only."""
+    genuine = {(t.problem.id, t.text): is_genuine(teacher, task, t) for t in made.guided if t.correct}
+    kind_of, drawn = {p.id: p.kind for p in made.problems}, {}
+
+    def guided(arm):
+        return {(r["id"], r["completion"]) for r in arm.stages["guided"] if r["source"] == "guided"}
+
+    for share in A.FORGED:
+        every, passed = (A.TRAINED[f"{name}_forged@{share:g}"](made) for name in ("heal_no_pure", "heal"))
+        drawn[share] = guided(every)
+        assert guided(passed) == drawn[share] & guided(data["heal"])
+        for arm, whole in ((every, data["heal_no_pure"]), (passed, data["heal"])):
+            for name, stage in arm.stages.items():
+                others = [[r for r in rows if r["source"] != "guided"] for rows in (stage, whole.stages[name])]
+                assert others[0] == others[1]
+        for kind in {kind_of[problem] for problem, _ in drawn[share]}:
+            mine = [genuine[key] for key in drawn[share] if kind_of[key[0]] == kind]
+            assert mine.count(False) == round(len(mine) * share)
+    assert len(set(map(len, drawn.values()))) == 1
+    assert len(drawn[0.0]) > 4
+    for less, more in itertools.pairwise(A.FORGED):
+        forged = [{key for key in drawn[share] if not genuine[key]} for share in (less, more)]
+        assert forged[0] <= forged[1]
+        assert drawn[more] - forged[1] <= drawn[less] - forged[0]
 
 
 def test_cuts_and_hints_of_the_controls(made, data):

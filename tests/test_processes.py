@@ -89,6 +89,7 @@ def test_two_processes_train_the_student_that_one_process_trains(tmp_path, how):
 
 WAITS = """
 import time
+from pathlib import Path
 import torch
 from transformers import TrainingArguments
 from heal_ref import model
@@ -98,7 +99,8 @@ group = torch.distributed.distributed_c10d._get_default_group()._get_backend(tor
 if model.processes().process_index:
     time.sleep(2)  # a longer shard
 model.processes().wait_for_everyone()
-print("allowed", group.options._timeout.total_seconds(), flush=True)
+allowed = group.options._timeout.total_seconds()
+Path("{out}", f"allowed-{{model.processes().process_index}}").write_text(str(allowed))
 """
 
 
@@ -107,6 +109,7 @@ def test_a_process_waits_for_the_longest_shard(tmp_path):
     (tmp_path / "waits.py").write_text(WAITS.format(out=tmp_path))
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", str(tmp_path / "waits.py")]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=True, timeout=120)
-    assert done.stdout.count(f"allowed {heal.model.LONGEST_WAIT.total_seconds()}") == 2
+    subprocess.run(command, env=env, capture_output=True, check=True, timeout=120)
+    allowed = {path.name: float(path.read_text()) for path in tmp_path.glob("allowed-*")}
+    assert allowed == dict.fromkeys(("allowed-0", "allowed-1"), heal.model.LONGEST_WAIT.total_seconds())
     assert heal.model.LONGEST_WAIT.total_seconds() >= 24 * 3600
