@@ -60,7 +60,7 @@ for _x in FORGED:
 ARM_COLOUR = {**COLOUR, "rft_matched": "#D55E00", "rft_adaptive": "#D55E00", "star": "#CC79A7",
               "heal_no_gear": "#56B4E9", "heal_random_breakpoint": "#009E73",
               "heal_no_pace": "#D55E00", "heal_restarts": "#009E73", "heal_equal": "#009E73",
-              "heal_stage_only": "#CC79A7"}
+              "heal_stage_only": "#CC79A7", "heal_no_pure": "#D55E00"}
 KIND_STYLE = dict(zip(("mastered", "shaky", "frontier", "double", "misconceived"),
                       zip(PALETTE, "os^vx", strict=True), strict=True))
 GREY = "#999999"
@@ -227,38 +227,69 @@ def plot_differences(rows: Sequence[Row], title: str, xlabel: str = "") -> Figur
     return figure
 
 
+def _verdicts(results: Results, compared: Mapping[str, tuple[str, str]], kind: str, unit: str
+              ) -> str:
+    """The names of compared (arm, other), in `unit`, by what their difference shows."""
+    said: dict[str, list[str]] = {}
+    for name, (arm, other) in compared.items():
+        said.setdefault(verdict(results.difference(arm, other, kind)), []).append(name)
+    return "; ".join(f"{what} at {', '.join(of)} {unit}" for what, of in said.items())
+
+
+def _draw_curve(axes: Any, results: Results, x: Sequence[float], names: Sequence[str], kind: str,
+                line: str, **style: Any) -> None:
+    """Arms of one curve: means with intervals; thin, each pair's."""
+    rows = [results.row(name, kind) for name in names]
+    errors = [r.mean - r.low for r in rows], [r.high - r.mean for r in rows]
+    axes.errorbar(x, [r.mean for r in rows], errors, fmt=line, ms=7, lw=1.5, capsize=3, **style)
+    axes.plot(x, [results.matrix(name, kind).mean(1) for name in names], line[1:],
+              color=style["color"], lw=0.6, alpha=0.6)
+
+
 @styled
 def plot_tokens(results: Results, kind: str) -> Figure:
     """Sampled pass@1 on one kind against teacher tokens (generated and scored, mean over runs, log
     axis): a curve of HEAL and one of adaptive rejection sampling, through their budgets; thin, each
     pair's. They are drawn 3 % apart, so that no interval covers another. The title says at which
     budgets their difference excludes 0."""
-    budgets = ["" if x == 1 else f"@{x:g}" for x in sorted((1.0, *BUDGETS))]
-    said: dict[str, list[str]] = {}
-    for at in budgets:
-        if {f"heal{at}", f"rft_adaptive{at}"} <= set(results.arms):
-            gap = results.difference(f"heal{at}", f"rft_adaptive{at}", kind)
-            said.setdefault(verdict(gap), []).append(at.lstrip("@") or "1")
-    verdicts = "; ".join(f"{what} at {', '.join(of)} × the tokens" for what, of in said.items())
-    title = f"{kind.capitalize()}, HEAL against adaptive rejection sampling:\n{verdicts}"
+    budgets = {f"{x:g}": "" if x == 1 else f"@{x:g}" for x in sorted((1.0, *BUDGETS))}
+    both = {x: (f"heal{at}", f"rft_adaptive{at}") for x, at in budgets.items()
+            if {f"heal{at}", f"rft_adaptive{at}"} <= set(results.arms)}
+    title = (f"{kind.capitalize()}, HEAL against adaptive rejection sampling:\n"
+             f"{_verdicts(results, both, kind, '× the tokens')}")
     figure, axes = new_figure(figsize=(7.2, 4.2))
     axes.set_xscale("log")
     for arm, line, inside in (("heal", "o-", None), ("rft_adaptive", "s--", "white")):
-        names = [f"{arm}{at}" for at in budgets if f"{arm}{at}" in results.arms]
-        spends = [results.tokens(name) / 1000 for name in names]
-        rows, colour = [results.row(name, kind) for name in names], ARM_COLOUR[arm]
-        errors = [r.mean - r.low for r in rows], [r.high - r.mean for r in rows]
-        shifted = [x * (1.03 if inside else 1) for x in spends]
-        axes.errorbar(shifted, [r.mean for r in rows], errors, fmt=line, ms=7, lw=1.5, capsize=3,
-                      mfc=inside or colour, color=colour, label=ARM_LABEL[arm])
-        axes.plot(shifted, [results.matrix(name, kind).mean(1) for name in names], line[1:],
-                  color=colour, lw=0.6, alpha=0.6)
+        names = [f"{arm}{at}" for at in budgets.values() if f"{arm}{at}" in results.arms]
+        spends, colour = [results.tokens(name) / 1000 for name in names], ARM_COLOUR[arm]
+        _draw_curve(axes, results, [x * (1.03 if inside else 1) for x in spends], names, kind, line,
+                    mfc=inside or colour, color=colour, label=ARM_LABEL[arm])
         if arm == "heal":
             axes.set_xticks(spends, [f"{x:,.0f}" for x in spends])
     axes.minorticks_off()
     axes.set(xlabel="teacher tokens, generated and scored (thousands)", ylabel=f"pass@1, {kind}",
              ylim=(0, None), title=title)
     axes.legend(loc="lower right")
+    return figure
+
+
+@styled
+def plot_forged(results: Results, kind: str) -> Figure:
+    """Sampled pass@1 on one kind against the share of forged ones among the guided examples: a
+    curve of HEAL and one of HEAL without PURE; thin, each pair's. The title says at which shares
+    their difference excludes 0."""
+    both = {f"{x:.0%}": (f"heal_forged@{x:g}", f"heal_no_pure_forged@{x:g}") for x in FORGED}
+    figure, axes = new_figure(figsize=(7.2, 4.2))
+    for arm, names, line, inside in zip(("heal", "heal_no_pure"), zip(*both.values(), strict=True),
+                                        ("o-", "s--"), (None, "white"), strict=True):
+        colour = ARM_COLOUR[arm]
+        _draw_curve(axes, results, [x + (0.008 if inside else 0) for x in FORGED], names, kind,
+                    line, mfc=inside or colour, color=colour, label=ARM_LABEL[arm])
+    axes.set_xticks(FORGED, list(both))
+    axes.set(xlabel="forged, of the guided examples before the filter", ylabel=f"pass@1, {kind}",
+             ylim=(0, None), title=f"{kind.capitalize()}, HEAL against HEAL without PURE:\n"
+             f"{_verdicts(results, both, kind, 'forged')}")
+    axes.legend(loc="lower left")
     return figure
 
 
@@ -335,7 +366,7 @@ def draw_experiment(results: Results, folder: Path) -> list[Path]:
         better = sum(verdict(row) == "better" for row in rows if row.kind == "frontier")
         title = f"Better than {ARM_LABEL[base]} on the frontier: {better} of {len(others)} arms"
         figures["differences"] = plot_differences(rows, title, f"pass@1, arm − {ARM_LABEL[base]}")
-    if {"heal", "rft_adaptive"} <= set(once) and any(f"heal@{x:g}" in results.arms for x in BUDGETS):
+    if {"heal", "rft_adaptive"} <= set(once) and {f"heal@{x:g}" for x in BUDGETS} & {*results.arms}:
         figures["tokens"] = plot_tokens(results, "frontier")
     if results.unit == "pair" and {"heal", "rft_adaptive"} <= set(once):
         shown = [a for a in ("student", "teacher", "rft", "rft_adaptive", "heal") if a in once]

@@ -9,6 +9,7 @@ import pytest
 
 import heal_ref as heal
 from heal_lab import evidence as E
+from heal_lab.arms import FORGED
 from heal_lab.compare import Results, verdict
 from heal_lab.figures import (
     curve_points,
@@ -19,6 +20,7 @@ from heal_lab.figures import (
     plot_aligned_entropy,
     plot_arm_curves,
     plot_differences,
+    plot_forged,
     plot_intervals,
     plot_pairs,
     plot_roc,
@@ -178,7 +180,7 @@ def test_the_experiments_figures(results, tmp_path):
 
 @pytest.fixture(scope="module")
 def pairs():
-    """An invented record of three pairs, two curves of five budgets, and a control."""
+    """An invented record of three pairs, two curves of five budgets, two of forged shares, and a control."""
     rng, runs = np.random.default_rng(0), []
     for pair in ("shipped", "pair-1", "pair-2"):
         for arm, share in (("student", 0.04), ("teacher", 0.05), ("rft", 0.2), ("heal_no_gear", 0.4)):
@@ -187,6 +189,9 @@ def pairs():
             for arm, share in (("heal", 0.5), ("rft_adaptive", 0.4)):
                 name = arm if x == 1 else f"{arm}@{x:g}"
                 runs.append(invented(rng, pair, name, int(746_000 * x), min(0.95, share * x**0.4)))
+        for x in FORGED:
+            for arm, share in (("heal", 0.5), ("heal_no_pure", 0.5 - x / 2)):
+                runs.append(invented(rng, pair, f"{arm}_forged@{x:g}", 500_000, share))
     return Results({"unit": "pair", "problems": {"kind": ["mastered", "shaky", "frontier"] * 30, "length": [4] * 90}, "runs": runs})
 
 
@@ -207,6 +212,20 @@ def test_two_curves_over_teacher_tokens(pairs):
     assert list(heal.get_ydata()) == [pairs.row(arm, "frontier").mean for arm in ("heal@0.25", "heal@0.5", "heal", "heal@2", "heal@4")]
     assert [t.get_text() for t in figure.axes[0].get_xticklabels()] == ["186", "373", "746", "1,492", "2,984"]  # HEAL's, no control's
     assert (heal.get_linestyle(), heal.get_marker()) != (adaptive.get_linestyle(), adaptive.get_marker())  # readable in grey
+    assert_inside(figure)
+
+
+def test_two_curves_over_the_forged_share(pairs):
+    figure = plot_forged(pairs, "frontier")
+    arms = {name: [f"{name}_forged@{x:g}" for x in FORGED] for name in ("heal", "heal_no_pure")}
+    gaps = [pairs.difference(*both, "frontier") for both in zip(*arms.values(), strict=True)]
+    at = {f"{x:.0%}": verdict(gap) for x, gap in zip(FORGED, gaps, strict=True)}
+    assert at["0%"] == "no difference shown" != at["70%"]
+    for what in set(at.values()):
+        assert f"{what} at {', '.join(x for x, said in at.items() if said == what)} forged" in title(figure)
+    for container, names in zip(figure.axes[0].containers, arms.values(), strict=True):
+        assert list(container[0].get_ydata()) == [pairs.row(name, "frontier").mean for name in names]
+    assert [t.get_text() for t in figure.axes[0].get_xticklabels()] == list(at)
     assert_inside(figure)
 
 
