@@ -1,6 +1,7 @@
 # `make demo`, `make test`, `make test-slow`, `make test-vllm`, `make lab`, `make html`: each makes .venv first.
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
+UV := $(shell command -v uv)
 VENV := .venv
 BIN := $(VENV)/bin
 VLLM ?= .venv-vllm
@@ -63,12 +64,25 @@ $(VLLM)/.installed:
 	touch $@
 
 # reasoning-gym without what its other parts need: only two of its modules are loaded (heal_lab/word_problems.py).
+# With uv the versions are those of uv.lock. It holds no torch for Linux, where the CPU build comes from PyTorch's own
+# index, or from a folder of wheels that PIP_FIND_LINKS names.
+ifdef UV
+UV_INSTALL := $(UV) pip install --quiet --no-config --python $(BIN)/python
+UV_TORCH := $(if $(PIP_FIND_LINKS),--find-links $(PIP_FIND_LINKS),--torch-backend cpu)
+$(VENV)/.installed: pyproject.toml uv.lock
+	$(UV) sync --quiet --locked --inexact --extra dev --python $(PYTHON)
+	$(UV_INSTALL) $(TORCH) $(UV_TORCH)
+	$(UV_INSTALL) --no-deps reasoning-gym==0.1.25
+	touch $@
+else
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps reasoning-gym==0.1.25
+	$(PIP_INSTALL) $(TORCH)
+	$(PIP_INSTALL) -e '.[dev]'
+	$(PIP_INSTALL) --no-deps reasoning-gym==0.1.25
 	touch $@
+endif
 
 clean:
 	rm -rf $(VENV) .venv-vllm runs

@@ -23,6 +23,20 @@ def test_conda_has_the_same_pins():
     assert f"torch=={project['dependencies'][0].split('==')[1]}" in (ROOT / "Makefile").read_text()
 
 
+def test_uv_locks_the_same_pins_and_no_cuda():
+    """On Linux nothing of the lock needs torch: PyPI's build would bring CUDA's libraries."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    locked = {package["name"]: package for package in tomllib.loads((ROOT / "uv.lock").read_text())["package"]}
+    for pin in [*project["dependencies"], *project["optional-dependencies"]["dev"]]:
+        name, version = pin.split("==")
+        assert locked[name]["version"] == version
+    assert {package["source"]["registry"] for name, package in locked.items() if name != "heal-ref"} == {"https://pypi.org/simple"}
+    assert not [name for name in locked if name.startswith(("nvidia", "cuda", "triton"))]
+    needing = [need for package in locked.values() for need in package.get("dependencies", ()) if need["name"] == "torch"]
+    assert needing
+    assert {need["marker"] for need in needing} == {"sys_platform != 'linux'"}
+
+
 def test_public_names_exist_and_are_documented():
     for name in heal_ref.__all__:
         assert getattr(heal_ref, name).__doc__, name
