@@ -227,13 +227,12 @@ def plot_differences(rows: Sequence[Row], title: str, xlabel: str = "") -> Figur
     return figure
 
 
-def _verdicts(results: Results, compared: Mapping[str, tuple[str, str]], kind: str, unit: str
-              ) -> str:
-    """The names of compared (arm, other), in `unit`, by what their difference shows."""
+def _verdicts(results: Results, compared: Mapping[str, tuple[str, str]], kind: str) -> str:
+    """The names of compared (arm, other) by what their difference shows."""
     said: dict[str, list[str]] = {}
     for name, (arm, other) in compared.items():
         said.setdefault(verdict(results.difference(arm, other, kind)), []).append(name)
-    return "; ".join(f"{what} at {', '.join(of)} {unit}" for what, of in said.items())
+    return "; ".join(f"{what} at {', '.join(of)}" for what, of in said.items())
 
 
 def _draw_curve(axes: Any, results: Results, x: Sequence[float], names: Sequence[str], kind: str,
@@ -252,15 +251,15 @@ def plot_tokens(results: Results, kind: str) -> Figure:
     axis): a curve of HEAL and one of adaptive rejection sampling, through their budgets; thin, each
     pair's. They are drawn 3 % apart, so that no interval covers another. The title says at which
     budgets their difference excludes 0."""
-    budgets = {f"{x:g}": "" if x == 1 else f"@{x:g}" for x in sorted((1.0, *BUDGETS))}
-    both = {x: (f"heal{at}", f"rft_adaptive{at}") for x, at in budgets.items()
-            if {f"heal{at}", f"rft_adaptive{at}"} <= set(results.arms)}
+    budgets = ["" if x == 1 else f"@{x:g}" for x in sorted((1.0, *BUDGETS))]
+    both = {f"{results.tokens(f'heal{at}') / 1000:,.0f}": (f"heal{at}", f"rft_adaptive{at}")
+            for at in budgets if {f"heal{at}", f"rft_adaptive{at}"} <= set(results.arms)}
     title = (f"{kind.capitalize()}, HEAL against adaptive rejection sampling:\n"
-             f"{_verdicts(results, both, kind, '× the tokens')}")
+             f"{_verdicts(results, both, kind)} thousand tokens")
     figure, axes = new_figure(figsize=(7.2, 4.2))
     axes.set_xscale("log")
     for arm, line, inside in (("heal", "o-", None), ("rft_adaptive", "s--", "white")):
-        names = [f"{arm}{at}" for at in budgets.values() if f"{arm}{at}" in results.arms]
+        names = [f"{arm}{at}" for at in budgets if f"{arm}{at}" in results.arms]
         spends, colour = [results.tokens(name) / 1000 for name in names], ARM_COLOUR[arm]
         _draw_curve(axes, results, [x * (1.03 if inside else 1) for x in spends], names, kind, line,
                     mfc=inside or colour, color=colour, label=ARM_LABEL[arm])
@@ -288,7 +287,7 @@ def plot_forged(results: Results, kind: str) -> Figure:
     axes.set_xticks(FORGED, list(both))
     axes.set(xlabel="forged, of the guided examples before the filter", ylabel=f"pass@1, {kind}",
              ylim=(0, None), title=f"{kind.capitalize()}, HEAL against HEAL without PURE:\n"
-             f"{_verdicts(results, both, kind, 'forged')}")
+             f"{_verdicts(results, both, kind)} forged")
     axes.legend(loc="lower left")
     return figure
 

@@ -205,8 +205,8 @@ def test_two_curves_over_teacher_tokens(pairs):
     figure = plot_tokens(pairs, "frontier")
     at = {x: verdict(pairs.difference(f"heal{x}", f"rft_adaptive{x}", "frontier")) for x in ("@0.25", "@0.5", "", "@2", "@4")}
     for what in set(at.values()):
-        budgets = ", ".join(x.lstrip("@") or "1" for x, said in at.items() if said == what)
-        assert f"{what} at {budgets} ×" in title(figure)
+        spent = ", ".join(f"{pairs.tokens(f'heal{x}') / 1000:,.0f}" for x, said in at.items() if said == what)
+        assert f"{what} at {spent}" in title(figure)
     heal, adaptive = (container[0] for container in figure.axes[0].containers)
     assert [len(line.get_xdata()) for line in (heal, adaptive)] == [5, 5]
     assert list(heal.get_ydata()) == [pairs.row(arm, "frontier").mean for arm in ("heal@0.25", "heal@0.5", "heal", "heal@2", "heal@4")]
@@ -222,7 +222,7 @@ def test_two_curves_over_the_forged_share(pairs):
     at = {f"{x:.0%}": verdict(gap) for x, gap in zip(FORGED, gaps, strict=True)}
     assert at["0%"] == "no difference shown" != at["70%"]
     for what in set(at.values()):
-        assert f"{what} at {', '.join(x for x, said in at.items() if said == what)} forged" in title(figure)
+        assert f"{what} at {', '.join(x for x, said in at.items() if said == what)}" in title(figure)
     for container, names in zip(figure.axes[0].containers, arms.values(), strict=True):
         assert list(container[0].get_ydata()) == [pairs.row(name, "frontier").mean for name in names]
     assert [t.get_text() for t in figure.axes[0].get_xticklabels()] == list(at)

@@ -108,6 +108,11 @@ def test_the_other_commands_of_readme_and_docs(monkeypatch, capsys):
     lines = [line for page in GUIDE for text in blocks(page) for line in text.splitlines()]
     assert len(lines) >= 7
     makefile = (ROOT / "Makefile").read_text()
+    runs = []  # what `make` would run, with pip and with uv
+    for uv in ("", "uv"):
+        dry = ["make", "-B", "-n", ".venv/.installed", f"UV={uv}", "PIP_FIND_LINKS="]
+        done = subprocess.run(dry, capture_output=True, text=True, check=True)
+        runs += [shlex.split(line) for line in done.stdout.splitlines()]
     for line in lines:
         words = shlex.split(line.split("#")[0])
         if words[0] == "make":
@@ -116,9 +121,8 @@ def test_the_other_commands_of_readme_and_docs(monkeypatch, capsys):
         elif "--dry-run" in words:
             assert main(words[3:]) == 0
             assert "memory, sample: at most" in capsys.readouterr().out
-        elif "install" in words:  # the very lines that `make` runs
-            what = line.split("install ", 1)[1].replace("torch==2.13.0", "$(TORCH)")
-            assert f"pip install --quiet --disable-pip-version-check {what}\n" in makefile, line
+        elif "install" in words or words[0] == "uv":  # lines that `make` runs, but for its options
+            assert any(words[0] == run[0] and {*words} <= {*run} for run in runs), line
         else:
             assert words in (["python", "-m", "venv", ".venv"], [".venv/bin/python", "-m", "heal_ref", "demo"]), line
     assert "TORCH ?= torch==2.13.0" in makefile
@@ -206,7 +210,7 @@ def said(row):
     return f"{row.mean:+.2f} [{row.low:+.2f}, {row.high:+.2f}]"
 
 
-BUDGETS = ("@0.5", "", "@2")  # half the tokens, all of them, twice as many: the order of the first page
+BUDGETS = ("@0.25", "@0.5", "", "@2")  # from fewest to most: the order of the first page
 
 
 def test_the_first_page_gives_the_margin_at_each_budget():
@@ -214,8 +218,9 @@ def test_the_first_page_gives_the_margin_at_each_budget():
     of = Results(json.loads((DATA / "results" / "tokens.json").read_text()))
     rows = [of.difference(f"heal{x}", f"rft_adaptive{x}", "frontier") for x in BUDGETS]
     stated = re.findall(r"[+-]\d\.\d\d \[[^\]]+\]", README)
-    assert stated[:3] == [said(row) for row in rows]
-    assert [verdict(row) for row in rows] == ["better", "better", "no difference shown"]  # what the first page says
+    assert stated[:4] == [said(row) for row in rows]
+    assert [verdict(row) for row in rows] == ["better"] * 3 + ["no difference shown"]  # what the first page says
+    assert f"with {of.tokens('heal@0.25') / of.tokens('heal'):.2f} of the tokens" in README
     assert len(of.pairs("heal@2", "rft_adaptive@2")) == 6
     for x in BUDGETS:
         arms = f"heal{x}", f"rft_adaptive{x}"
@@ -241,7 +246,7 @@ def test_differences_in_paper_and_readme_are_the_records(records):
     whole = results["experiment"]
     wanted = [("heal", "rft"), ("heal", "teacher")]
     stated = re.findall(r"[+-]\d\.\d\d \[[^\]]+\]", README)
-    assert stated[3:5] == [said(whole.difference(arm, other, "frontier")) for arm, other in wanted]
+    assert stated[4:6] == [said(whole.difference(arm, other, "frontier")) for arm, other in wanted]
     shares = [f"{whole.row(arm, 'frontier').mean:.0%}".replace("%", " %") for arm in ("heal", "rft", "rft_adaptive")]
     assert re.findall(r"\d+ %", README)[:3] == shares
     parts = [f"{whole.row(A.FACTORIAL[part, kept], 'frontier').mean:.2f}" for kept in ("PURE", "none")
