@@ -235,14 +235,16 @@ def _verdicts(results: Results, compared: Mapping[str, tuple[str, str]], kind: s
     return "; ".join(f"{what} at {', '.join(of)}" for what, of in said.items())
 
 
-def _draw_curve(axes: Any, results: Results, x: Sequence[float], names: Sequence[str], kind: str,
-                line: str, **style: Any) -> None:
-    """Arms of one curve: means with intervals; thin, each pair's."""
-    rows = [results.row(name, kind) for name in names]
+def _draw_curve(axes: Any, results: Results, kind: str, arm: str, names: Sequence[str],
+                x: Sequence[float], hollow: bool) -> None:
+    """The variants `names` of an arm as one curve: means with intervals; thin, each pair's."""
+    rows, colour = [results.row(n, kind) for n in names], ARM_COLOUR[arm]
+    line = "s--" if hollow else "o-"
     errors = [r.mean - r.low for r in rows], [r.high - r.mean for r in rows]
-    axes.errorbar(x, [r.mean for r in rows], errors, fmt=line, ms=7, lw=1.5, capsize=3, **style)
-    axes.plot(x, [results.matrix(name, kind).mean(1) for name in names], line[1:],
-              color=style["color"], lw=0.6, alpha=0.6)
+    axes.errorbar(x, [r.mean for r in rows], errors, fmt=line, ms=7, lw=1.5, capsize=3,
+                  mfc="white" if hollow else colour, color=colour, label=ARM_LABEL[arm])
+    pairs = [results.matrix(n, kind).mean(1) for n in names]
+    axes.plot(x, pairs, line[1:], color=colour, lw=0.6, alpha=0.6)
 
 
 @styled
@@ -258,11 +260,11 @@ def plot_tokens(results: Results, kind: str) -> Figure:
              f"{_verdicts(results, both, kind)} thousand tokens")
     figure, axes = new_figure(figsize=(7.2, 4.2))
     axes.set_xscale("log")
-    for arm, line, inside in (("heal", "o-", None), ("rft_adaptive", "s--", "white")):
+    for arm, hollow in (("heal", False), ("rft_adaptive", True)):
         names = [f"{arm}{at}" for at in budgets if f"{arm}{at}" in results.arms]
-        spends, colour = [results.tokens(name) / 1000 for name in names], ARM_COLOUR[arm]
-        _draw_curve(axes, results, [x * (1.03 if inside else 1) for x in spends], names, kind, line,
-                    mfc=inside or colour, color=colour, label=ARM_LABEL[arm])
+        spends = [results.tokens(name) / 1000 for name in names]
+        shifted = [x * (1.03 if hollow else 1) for x in spends]
+        _draw_curve(axes, results, kind, arm, names, shifted, hollow)
         if arm == "heal":
             axes.set_xticks(spends, [f"{x:,.0f}" for x in spends])
     axes.minorticks_off()
@@ -279,11 +281,9 @@ def plot_forged(results: Results, kind: str) -> Figure:
     their difference excludes 0."""
     both = {f"{x:.0%}": (f"heal_forged@{x:g}", f"heal_no_pure_forged@{x:g}") for x in FORGED}
     figure, axes = new_figure(figsize=(7.2, 4.2))
-    for arm, names, line, inside in zip(("heal", "heal_no_pure"), zip(*both.values(), strict=True),
-                                        ("o-", "s--"), (None, "white"), strict=True):
-        colour = ARM_COLOUR[arm]
-        _draw_curve(axes, results, [x + (0.008 if inside else 0) for x in FORGED], names, kind,
-                    line, mfc=inside or colour, color=colour, label=ARM_LABEL[arm])
+    for arm, hollow in (("heal", False), ("heal_no_pure", True)):
+        names = [f"{arm}_forged@{x:g}" for x in FORGED]
+        _draw_curve(axes, results, kind, arm, names, [x + 0.008 * hollow for x in FORGED], hollow)
     axes.set_xticks(FORGED, list(both))
     axes.set(xlabel="forged, of the guided examples before the filter", ylabel=f"pass@1, {kind}",
              ylim=(0, None), title=f"{kind.capitalize()}, HEAL against HEAL without PURE:\n"
