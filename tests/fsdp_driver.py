@@ -48,7 +48,8 @@ seen = set()  # what weights are while training: a DTensor is a part of one
 
 def progress(done, total):
     with warnings.catch_warnings(action="ignore"):
-        models = [m for m in gc.get_objects() if isinstance(m, Qwen3ForCausalLM)]
+        # By type: isinstance asks an object for its class, and a weak proxy whose object is gone raises ReferenceError.
+        models = [m for m in gc.get_objects() if issubclass(type(m), Qwen3ForCausalLM)]
     seen.update(type(p).__name__ for m in models for p in m.parameters())
     if "die" in sys.argv and done == 7:
         os.kill(os.getpid(), signal.SIGKILL)

@@ -75,8 +75,9 @@ def test_two_processes_train_the_student_that_one_process_trains(tmp_path, how):
     one = [sys.executable, driver, str(tmp_path / "one"), *[word for word in how if word != "fsdp"]]
     two = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", driver, str(tmp_path / "two"), *how]
     subprocess.run(one, env=env, check=True, capture_output=True, timeout=300)
-    assert subprocess.run([*two, "die"], env=env, capture_output=True, timeout=300).returncode != 0
-    assert [p.name for p in (tmp_path / "two").iterdir() if p.name[0] == "2"] == ["2-guided.training"]
+    killed = subprocess.run([*two, "die"], env=env, capture_output=True, text=True, timeout=300)
+    left = [p.name for p in (tmp_path / "two").iterdir() if p.name[0] == "2"]
+    assert (killed.returncode != 0, left) == (True, ["2-guided.training"]), killed.stderr[-3000:]
     subprocess.run(two, env=env, check=True, capture_output=True, timeout=300)
     assert ("DTensor" in (tmp_path / "two" / "seen.txt").read_text()) == ("fsdp" in how)
     for stage in ("1-foundation", "2-guided"):
