@@ -227,11 +227,11 @@ def plot_differences(rows: Sequence[Row], title: str, xlabel: str = "") -> Figur
     return figure
 
 
-def _verdicts(results: Results, compared: Mapping[str, tuple[str, str]], kind: str) -> str:
-    """The names of compared (arm, other) by what their difference shows."""
+def verdicts(gaps: Mapping[str, Row]) -> str:
+    """The names of paired differences by what each one shows."""
     said: dict[str, list[str]] = {}
-    for name, (arm, other) in compared.items():
-        said.setdefault(verdict(results.difference(arm, other, kind)), []).append(name)
+    for name, gap in gaps.items():
+        said.setdefault(verdict(gap), []).append(name)
     return "; ".join(f"{what} at {', '.join(of)}" for what, of in said.items())
 
 
@@ -254,10 +254,11 @@ def plot_tokens(results: Results, kind: str) -> Figure:
     pair's. They are drawn 3 % apart, so that no interval covers another. The title says at which
     budgets their difference excludes 0."""
     budgets = ["" if x == 1 else f"@{x:g}" for x in sorted((1.0, *BUDGETS))]
-    both = {f"{results.tokens(f'heal{at}') / 1000:,.0f}": (f"heal{at}", f"rft_adaptive{at}")
+    gaps = {f"{results.tokens(f'heal{at}') / 1000:,.0f}":
+            results.difference(f"heal{at}", f"rft_adaptive{at}", kind)
             for at in budgets if {f"heal{at}", f"rft_adaptive{at}"} <= set(results.arms)}
     title = (f"{kind.capitalize()}, HEAL against adaptive rejection sampling:\n"
-             f"{_verdicts(results, both, kind)} thousand tokens")
+             f"{verdicts(gaps)} thousand tokens")
     figure, axes = new_figure(figsize=(7.2, 4.2))
     axes.set_xscale("log")
     for arm, hollow in (("heal", False), ("rft_adaptive", True)):
@@ -279,15 +280,16 @@ def plot_forged(results: Results, kind: str) -> Figure:
     """Sampled pass@1 on one kind against the share of forged ones among the guided examples: a
     curve of HEAL and one of HEAL without PURE; thin, each pair's. The title says at which shares
     their difference excludes 0."""
-    both = {f"{x:.0%}": (f"heal_forged@{x:g}", f"heal_no_pure_forged@{x:g}") for x in FORGED}
+    gaps = {f"{x:.0%}": results.difference(f"heal_forged@{x:g}", f"heal_no_pure_forged@{x:g}", kind)
+            for x in FORGED}
     figure, axes = new_figure(figsize=(7.2, 4.2))
     for arm, hollow in (("heal", False), ("heal_no_pure", True)):
         names = [f"{arm}_forged@{x:g}" for x in FORGED]
         _draw_curve(axes, results, kind, arm, names, [x + 0.008 * hollow for x in FORGED], hollow)
-    axes.set_xticks(FORGED, list(both))
+    axes.set_xticks(FORGED, list(gaps))
     axes.set(xlabel="forged, of the guided examples before the filter", ylabel=f"pass@1, {kind}",
              ylim=(0, None), title=f"{kind.capitalize()}, HEAL against HEAL without PURE:\n"
-             f"{_verdicts(results, both, kind)} forged")
+             f"{verdicts(gaps)} forged")
     axes.legend(loc="lower left")
     return figure
 
