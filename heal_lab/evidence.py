@@ -20,7 +20,7 @@ from heal_ref.evaluate import Row, first_wrong_step, interval, is_genuine
 from heal_ref.gear import Cut, breakpoint_of, repair
 from heal_ref.generation import sample
 from heal_ref.model import LM
-from heal_ref.records import Problem, Trajectory, by_problem, write_text
+from heal_ref.records import DATA, Problem, Trajectory, by_problem, read_json, write_text
 from heal_ref.run.folder import batches, shard_seed
 from heal_ref.run.pipeline import provenance
 from heal_ref.tasks.base import Task
@@ -264,3 +264,14 @@ def write_record(path: Path, record: Mapping[str, Any]) -> None:
             text = "[\n" + ",\n".join(json.dumps(row) for row in value) + "\n]"
         parts.append(f"{json.dumps(key)}: {text}")
     write_text(path, "{" + ",\n".join(parts) + "}\n")
+
+
+def read_record(name: str) -> dict[str, Any]:
+    """The record `data/results/name.json`; FileNotFoundError if there is none.
+
+    Example:
+        >>> from heal_lab.evidence import read_record
+        >>> read_record("gear")["provenance"]["problems"]
+        1250
+    """
+    return read_json(DATA / "results" / f"{name}.json", "a record")

@@ -9,6 +9,7 @@ from dataclasses import asdict, replace
 import pytest
 
 import heal_ref as heal
+from heal_lab.evidence import read_record
 from heal_ref.__main__ import _parser, _settings, main
 from heal_ref.config import PRESETS, HealConfig, doubts
 from heal_ref.records import InputError
@@ -287,7 +288,7 @@ def test_evaluation_uses_the_configured_sampling(tmp_path, teacher, spec, monkey
 
 
 def record(name):
-    rows = json.loads((DATA / "results" / f"{name}.json").read_text())["rows"]
+    rows = read_record(name)["rows"]
     return {(r["arm"], r["kind"]): f"{r['mean']:.2f}" for r in rows
             if r["mean"] is not None and r["metric"] in ("AUROC", "breakpoint = first wrong step")}
 

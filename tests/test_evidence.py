@@ -12,7 +12,7 @@ from heal_ref.run.folder import batches
 from heal_ref.run.sources import load_problems
 from tests.conftest import DATA
 
-RECORD = json.loads((DATA / "results" / "gear.json").read_text())
+RECORD = E.read_record("gear")
 
 
 def test_interleaved():

@@ -1,12 +1,11 @@
 """PURE's evidence: scores by hand, the record follows from its raw numbers and can be made again, the explorer moves."""
 
-import json
 import math
 
 import pytest
 
 from heal_lab import evidence_pure as E
-from heal_lab.evidence import interleaved
+from heal_lab.evidence import interleaved, read_record
 from heal_lab.stats import auroc, cluster_interval, detected, share_row
 from heal_ref.config import PureConfig
 from heal_ref.evaluate import interval
@@ -18,7 +17,7 @@ from heal_ref.run.sources import load_problems
 from heal_ref.scoring import text_stats
 from tests.conftest import DATA
 
-RECORD = json.loads((DATA / "results" / "pure.json").read_text())
+RECORD = read_record("pure")
 
 
 def test_detected_by_hand():
@@ -97,7 +96,7 @@ def test_the_records_intervals_follow_from_its_raw_scores():
 
 def test_the_floor_saves_the_repairs_of_a_teacher_that_is_certain():
     """0.85 of the genuine ones pass, 0.99 of what passes is genuine; without a floor the threshold is noise."""
-    record, shares = json.loads((DATA / "results" / "pure-certain.json").read_text()), {}
+    record, shares = read_record("pure-certain"), {}
     repairs = E.groups_of(record["raw"], "repair")["shaky and frontier"]
     genuine = sum(r["genuine"] for r in repairs)
     for floor in (PureConfig().floor, 0.0):

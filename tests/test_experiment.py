@@ -12,6 +12,7 @@ from heal_lab import arms as A
 from heal_lab import experiment as X
 from heal_lab.__main__ import main
 from heal_lab.compare import Results
+from heal_lab.evidence import read_record
 from heal_ref.config import HealConfig, PaceConfig
 from heal_ref.evaluate import is_genuine
 from heal_ref.records import InputError, Problem, limit_by_kind
@@ -22,12 +23,12 @@ from heal_ref.run.sources import load_problems
 from heal_ref.tasks import ClockTask
 from tests.conftest import DATA
 
-SMOKE = json.loads((DATA / "results" / "experiment-smoke.json").read_text())
+SMOKE = read_record("experiment-smoke")
 
 
 @pytest.fixture(scope="module", params=["experiment", "one-pair", "tokens"])
 def record(request):
-    return json.loads((DATA / "results" / f"{request.param}.json").read_text())
+    return read_record(request.param)
 
 
 @pytest.fixture(scope="module")

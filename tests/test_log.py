@@ -1,13 +1,13 @@
 """LOG.md: newest first, every entry with a pointer that leads somewhere, numbers as in the records."""
 
-import json
 import re
 import subprocess
 
 import pytest
 
 from heal_lab.compare import Results
-from tests.conftest import DATA, ROOT
+from heal_lab.evidence import read_record
+from tests.conftest import ROOT
 
 LOG = (ROOT / "LOG.md").read_text(encoding="utf-8")
 ENTRIES = [" ".join(entry.split()) for entry in re.split(r"^- ", LOG, flags=re.MULTILINE)[1:]]
@@ -36,7 +36,7 @@ def test_every_entry_points_somewhere(entry):
 
 def test_differences_are_the_records():
     names = "experiment", "one-pair", "tokens"
-    whole, one, tokens = (Results(json.loads((DATA / "results" / f"{name}.json").read_text())) for name in names)
+    whole, one, tokens = (Results(read_record(name)) for name in names)
     said = " ".join(LOG.split())
     for of, arm, other in ((whole, "heal", "rft_adaptive"), (whole, "heal", "heal_no_pace"), (one, "heal", "heal_no_pace"),
                            (one, "heal_equal", "heal_no_pace"), (tokens, "heal@0.5", "rft_adaptive@0.5"),

@@ -1,6 +1,5 @@
 """Figures: titles are made from what is drawn, nothing is cut off, equal figures are equal bytes."""
 
-import json
 import math
 import re
 
@@ -30,7 +29,6 @@ from heal_lab.figures import (
 )
 from heal_ref.evaluate import Row, first_wrong_step
 from heal_ref.plots import PALETTE, plot_ceiling, plot_filter, plot_reading, png, save, show, show_table, with_interval
-from tests.conftest import DATA
 
 
 def test_tables_of_means_and_differences(results):
@@ -48,7 +46,7 @@ def test_tables_of_means_and_differences(results):
 
 @pytest.fixture(scope="module")
 def results():
-    return Results(json.loads((DATA / "results" / "one-pair.json").read_text()))
+    return Results(E.read_record("one-pair"))
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +127,7 @@ def test_the_filter_counts_what_is_drawn():
 
 
 def test_intervals_show_every_arm_and_the_whole_title():
-    record = json.loads((DATA / "results" / "gear.json").read_text())
+    record = E.read_record("gear")
     rows = E.repair_rows(record["repair"])
     figure = plot_intervals(rows, "genuine", "Frontier: surge 20, random cut 5, answer hint 8 repairs per 1,000 tokens")
     assert {label.get_text() for label in figure.axes[0].get_yticklabels()} == {r.arm for r in rows}

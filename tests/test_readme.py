@@ -14,6 +14,7 @@ from heal_lab import bench
 from heal_lab.__main__ import _parser as lab_parser
 from heal_lab.__main__ import main as lab_main
 from heal_lab.compare import Results, verdict
+from heal_lab.evidence import read_record
 from heal_lab.figures import ARM_LABEL, validation_lines
 from heal_ref.__main__ import _parser, main
 from heal_ref.evaluate import Row
@@ -173,7 +174,7 @@ def test_paper_names_real_code_and_tests():
 
 @pytest.fixture(scope="module")
 def records():
-    return {name: json.loads((DATA / "results" / f"{name}.json").read_text()) for name in ("experiment", "one-pair")}
+    return {name: read_record(name) for name in ("experiment", "one-pair")}
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -215,7 +216,7 @@ BUDGETS = ("@0.25", "@0.5", "", "@2")  # from fewest to most: the order of the f
 
 def test_the_first_page_gives_the_margin_at_each_budget():
     """And PAPER's table is the record's."""
-    of = Results(json.loads((DATA / "results" / "tokens.json").read_text()))
+    of = Results(read_record("tokens"))
     rows = [of.difference(f"heal{x}", f"rft_adaptive{x}", "frontier") for x in BUDGETS]
     stated = re.findall(r"[+-]\d\.\d\d \[[^\]]+\]", README)
     assert stated[:4] == [said(row) for row in rows]

@@ -14,7 +14,7 @@ import heal_ref as heal
 from heal_lab import real
 from heal_lab import word_problems as W
 from heal_lab.__main__ import main
-from heal_lab.evidence import outcome_counts
+from heal_lab.evidence import outcome_counts, read_record
 from heal_lab.stats import yield_difference
 from heal_ref.model import load_lm
 from heal_ref.plots import with_interval
@@ -217,7 +217,7 @@ def test_all_arms_have_the_rate_that_is_best_for_rejection_sampling(tmp_path, mo
 
 
 def test_paper_and_log_say_what_the_record_says():
-    record, truth = (json.loads((DATA / "results" / f"{name}.json").read_text()) for name in ("real", "real-truth"))
+    record, truth = (read_record(name) for name in ("real", "real-truth"))
     at = {(r["arm"], r["metric"]): heal.Row(**{k: v for k, v in r.items() if k != "part"}) for r in record["rows"]}
     step, again = ([c for c in record["gear"] if c["arm"] == arm] for arm in ("step at rise", "sample again, 2 more"))
     assert [c["id"] for c in step] == [c["id"] for c in again]
@@ -242,7 +242,7 @@ def test_a_slice_of_the_record_is_made_again(tmp_path):
     source = os.environ.get("HEAL_REAL_TEACHER")
     if not source:
         pytest.skip("HEAL_REAL_TEACHER does not name the folder of the record's teacher")
-    record = json.loads((DATA / "results" / "real.json").read_text())
+    record = read_record("real")
     lm = load_lm(source)
     world = real.World.at(tmp_path, lm, real.settings(), record["provenance"]["problems"]["train"], quiet=True)
     some = world.splits["train"][: world.config.sample.batch]

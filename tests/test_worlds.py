@@ -1,16 +1,15 @@
 """Clocks with other numbers of hours: the prediction is LOG.md's, and the figure shows what it was given."""
 
-import json
 import math
 
 import numpy as np
 import pytest
 
 from heal_lab.compare import Results, verdict
-from heal_lab.evidence import DEFAULT, RESAMPLE, repair_rows
+from heal_lab.evidence import DEFAULT, RESAMPLE, read_record, repair_rows
 from heal_lab.worlds import luck, plot_worlds, tokens_per_genuine
 from heal_ref.evaluate import Row
-from tests.conftest import DATA, ROOT
+from tests.conftest import ROOT
 
 
 def test_the_prediction_is_the_one_that_was_written_before_any_run():
@@ -35,7 +34,7 @@ def test_tokens_per_genuine_solution():
 
 
 def test_the_figure_shows_every_world():
-    rows = [Row(**row) for row in json.loads((DATA / "results" / "gear.json").read_text())["rows"]]
+    rows = [Row(**row) for row in read_record("gear")["rows"]]
     rng, worlds = np.random.default_rng(0), {}
     for hours, share in ((11, 0.9), (47, 0.2)):
         runs = [{"pair": "p", "seed": 0, "arm": arm, "n": 8, "correct": rng.binomial(8, mine, size=60).tolist(), "greedy": [0] * 60,
