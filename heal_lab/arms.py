@@ -318,13 +318,22 @@ def with_budget(x: float) -> dict[str, Callable[[TeacherData], ArmData]]:
     that.
 
     The sampler's rounds have the unscaled n at most: more samples of what is solved would waste
-    tokens. So the data of larger budgets begin with those of x = 1.
+    tokens. So the data of larger budgets begin with those of x = 1, and it keeps as many examples
+    per problem. HEAL keeps x times as many, of which each is seen more seldom, as updates are the
+    same; `heal_few@x`, for x above 1, is the control that keeps as many as at x = 1.
     """
     def adaptive(made: TeacherData) -> ArmData:
         scaled = made.scaled(x)
         return rft_adaptive(scaled if x < 1 else made, scaled.heal().tokens)
 
-    return {f"heal@{x:g}": lambda made: made.scaled(x).heal(), f"rft_adaptive@{x:g}": adaptive}
+    def few(made: TeacherData) -> ArmData:
+        scaled = made.scaled(x)
+        return scaled.stages(scaled.guided, scaled.repaired(), scaled.pure,
+                             per_problem=made.config.pace.per_problem)
+
+    control = {f"heal_few@{x:g}": few} if x > 1 else {}
+    return {f"heal@{x:g}": lambda made: made.scaled(x).heal(), f"rft_adaptive@{x:g}": adaptive,
+            **control}
 
 
 def with_forged(name: str, share: float) -> Callable[[TeacherData], ArmData]:

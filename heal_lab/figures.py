@@ -54,6 +54,8 @@ ARM_LABEL = {
 for _x in BUDGETS:
     ARM_LABEL |= {f"{arm}@{_x:g}": f"{ARM_LABEL[arm]}, {_x:g} × tokens"
                   for arm in ("heal", "rft_adaptive")}
+    if _x > 1:
+        ARM_LABEL[f"heal_few@{_x:g}"] = f"HEAL, {_x:g} × tokens, as many examples as with 1 ×"
 for _x in FORGED:
     ARM_LABEL |= {f"{arm}_forged@{_x:g}": f"{ARM_LABEL[arm]}, {_x:.0%} of guided forged"
                   for arm in ("heal", "heal_no_pure")}

@@ -216,6 +216,12 @@ def test_both_arms_of_a_budget_spend_the_same(made):
         solved[x] = set(arm.stages["all"]["id"])
     assert set(A.rft_adaptive(few).stages["all"]["id"]) <= solved[2]  # the rounds of once the tokens come first
     assert len(solved[0.5]) <= len(solved[2])
+    whole, fewer = (A.TRAINED[f"{name}@2"](few) for name in ("heal", "heal_few"))
+    assert fewer.tokens == whole.tokens
+    assert {name: len(stage) for name, stage in fewer.stages.items()} != {name: len(stage) for name, stage in whole.stages.items()}
+    for name, stage in fewer.stages.items():
+        assert {*stage["completion"]} <= {*whole.stages[name]["completion"]}
+        assert max(Counter(zip(stage["id"], stage["source"], strict=True)).values()) <= made.config.pace.per_problem
 
 
 def test_shares_of_forged_guided_examples(made, data, teacher, task):
