@@ -281,17 +281,18 @@ def plot_tokens(results: Results, kind: str) -> Figure:
 def plot_forged(results: Results, kind: str) -> Figure:
     """Sampled pass@1 on one kind against the share of forged ones among the guided examples: a
     curve of HEAL and one of HEAL without PURE; thin, each pair's. The title says at which shares
-    their difference excludes 0."""
+    their difference excludes 0, and how many pairs there are."""
     gaps = {f"{x:.0%}": results.difference(f"heal_forged@{x:g}", f"heal_no_pure_forged@{x:g}", kind)
             for x in FORGED}
+    count = len(results.pairs("heal_forged@0", "heal_no_pure_forged@0"))
     figure, axes = new_figure(figsize=(7.2, 4.2))
     for arm, hollow in (("heal", False), ("heal_no_pure", True)):
         names = [f"{arm}_forged@{x:g}" for x in FORGED]
         _draw_curve(axes, results, kind, arm, names, [x + 0.008 * hollow for x in FORGED], hollow)
     axes.set_xticks(FORGED, list(gaps))
     axes.set(xlabel="forged, of the guided examples before the filter", ylabel=f"pass@1, {kind}",
-             ylim=(0, None), title=f"{kind.capitalize()}, HEAL against HEAL without PURE:\n"
-             f"{verdicts(gaps)} forged")
+             ylim=(0, None), title=f"{kind.capitalize()}, HEAL against HEAL without PURE, "
+             f"{count} pair{'s' * (count > 1)}:\n{verdicts(gaps)} forged")
     axes.legend(loc="lower left")
     return figure
 

@@ -219,6 +219,7 @@ def test_two_curves_over_the_forged_share(pairs):
     gaps = [pairs.difference(*both, "frontier") for both in zip(*arms.values(), strict=True)]
     at = {f"{x:.0%}": verdict(gap) for x, gap in zip(FORGED, gaps, strict=True)}
     assert at["0%"] == "no difference shown" != at["70%"]
+    assert "without PURE, 3 pairs:" in title(figure)
     for what in set(at.values()):
         assert f"{what} at {', '.join(x for x, said in at.items() if said == what)}" in title(figure)
     for container, names in zip(figure.axes[0].containers, arms.values(), strict=True):
