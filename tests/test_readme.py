@@ -233,6 +233,13 @@ def test_the_first_page_gives_the_margin_at_each_budget():
     assert f"HEAL with half the tokens − adaptive rejection sampling with all of them {early}" in " ".join(PAPER.split())
 
 
+def test_what_pure_earns_at_each_share_of_forged_examples():
+    of = Results(read_record("forged"))
+    gaps = [of.difference(f"heal_forged@{x:g}", f"heal_no_pure_forged@{x:g}", "frontier") for x in A.FORGED]
+    earned = [f"{gap.mean:+.2f}" for gap in gaps]
+    assert f"PURE earns {', '.join(earned[:-1])} and {earned[-1]} on the frontier" in PAPER
+
+
 def test_differences_in_paper_and_readme_are_the_records(records):
     results = {name: Results(record) for name, record in records.items()}
     names = {label: arm for arm, label in ARM_LABEL.items()}
