@@ -52,10 +52,10 @@ ARM_LABEL = {
     "heal_answer_hint": "HEAL, hint states the answer",
     "heal_oracle_filter": "HEAL, exact checker as filter"}
 for _x in BUDGETS:
-    ARM_LABEL |= {f"{arm}@{_x:g}": f"{ARM_LABEL[arm]}, {_x:g} × tokens"
+    ARM_LABEL |= {f"{arm}@{_x:g}": f"{ARM_LABEL[arm]}, {_x:g} × settings"
                   for arm in ("heal", "rft_adaptive")}
     if _x > 1:
-        ARM_LABEL[f"heal_few@{_x:g}"] = f"HEAL, {_x:g} × tokens, as many examples as with 1 ×"
+        ARM_LABEL[f"heal_few@{_x:g}"] = f"HEAL, {_x:g} × settings, as many examples as with 1 ×"
 for _x in FORGED:
     ARM_LABEL |= {f"{arm}_forged@{_x:g}": f"{ARM_LABEL[arm]}, {_x:.0%} of guided forged"
                   for arm in ("heal", "heal_no_pure")}
@@ -259,8 +259,8 @@ def plot_tokens(results: Results, kind: str) -> Figure:
     gaps = {f"{results.tokens(f'heal{at}') / 1000:,.0f}":
             results.difference(f"heal{at}", f"rft_adaptive{at}", kind)
             for at in budgets if {f"heal{at}", f"rft_adaptive{at}"} <= set(results.arms)}
-    title = (f"{kind.capitalize()}, HEAL against adaptive rejection sampling:\n"
-             f"{verdicts(gaps)} thousand tokens")
+    title = (f"{kind.capitalize()}, HEAL against adaptive rejection sampling, thousand tokens:\n"
+             f"{verdicts(gaps)}")
     figure, axes = new_figure(figsize=(7.2, 4.2))
     axes.set_xscale("log")
     for arm, hollow in (("heal", False), ("rft_adaptive", True)):
