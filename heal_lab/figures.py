@@ -237,16 +237,23 @@ def verdicts(gaps: Mapping[str, Row]) -> str:
     return "; ".join(f"{what} at {', '.join(of)}" for what, of in said.items())
 
 
+def draw_means(axes: Any, x: Sequence[float], rows: Sequence[Row], arm: str, line: str,
+               label: str = "") -> None:
+    """Means with intervals as one curve, in the colour of an arm; squares are hollow."""
+    colour = ARM_COLOUR[arm]
+    errors = [r.mean - r.low for r in rows], [r.high - r.mean for r in rows]
+    axes.errorbar(x, [r.mean for r in rows], errors, fmt=line, ms=7, lw=1.5, color=colour,
+                  capsize=3, mfc="white" if line[0] == "s" else colour,
+                  label=label or ARM_LABEL[arm])
+
+
 def _draw_curve(axes: Any, results: Results, kind: str, arm: str, names: Sequence[str],
                 x: Sequence[float], hollow: bool) -> None:
     """The variants `names` of an arm as one curve: means with intervals; thin, each pair's."""
-    rows, colour = [results.row(n, kind) for n in names], ARM_COLOUR[arm]
     line = "s--" if hollow else "o-"
-    errors = [r.mean - r.low for r in rows], [r.high - r.mean for r in rows]
-    axes.errorbar(x, [r.mean for r in rows], errors, fmt=line, ms=7, lw=1.5, capsize=3,
-                  mfc="white" if hollow else colour, color=colour, label=ARM_LABEL[arm])
     pairs = [results.matrix(n, kind).mean(1) for n in names]
-    axes.plot(x, pairs, line[1:], color=colour, lw=0.6, alpha=0.6)
+    draw_means(axes, x, [results.row(n, kind) for n in names], arm, line)
+    axes.plot(x, pairs, line[1:], color=ARM_COLOUR[arm], lw=0.6, alpha=0.6)
 
 
 @styled

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from heal_lab.compare import Results
 from heal_lab.evidence import DEFAULT, RESAMPLE
-from heal_lab.figures import ARM_COLOUR, ARM_LABEL, GREY, verdicts
+from heal_lab.figures import ARM_COLOUR, GREY, draw_means, verdicts
 from heal_ref.evaluate import Row
 from heal_ref.plots import styled
 
@@ -34,9 +34,7 @@ class Luck:
 
 
 def luck(hours: int) -> Luck:
-    """The prediction of LOG.md, 2026-11-26.
-
-    Rejection sampling solves what at least one of its tries guesses, GEAR a share that does not
+    """Rejection sampling solves what at least one of its tries guesses, GEAR a share that does not
     depend on the clock. Of the 9 × `hours` facts, n solved problems hold 1 − exp(−n / 9 hours), and
     the student recalls those.
 
@@ -47,8 +45,7 @@ def luck(hours: int) -> Luck:
     """
     guess = OTHER_STEPS / hours
     solved = {"heal": REPAIRED, "rft_adaptive": 1 - (1 - guess) ** TRIES}
-    facts = OPERANDS * hours
-    return Luck(TOKENS / guess, {arm: 1 - math.exp(-FRONTIER_PROBLEMS * share / facts)
+    return Luck(TOKENS / guess, {arm: 1 - math.exp(-FRONTIER_PROBLEMS * share / (OPERANDS * hours))
                                  for arm, share in solved.items()})
 
 
@@ -76,8 +73,7 @@ def plot_worlds(worlds: Mapping[int, tuple[Sequence[Row], Results]]) -> Figure:
     left.plot(hours, [luck(h).tokens for h in hours], "--", color=GREY,
               label="sampling again, predicted")
     for arm in ("heal", "rft_adaptive"):
-        rows = [worlds[h][1].row(arm, "frontier") for h in hours]
-        _draw(right, hours, rows, arm, ARM_LABEL[arm])
+        _draw(right, hours, [worlds[h][1].row(arm, "frontier") for h in hours], arm)
         right.plot(hours, [luck(h).student[arm] for h in hours], "--" if arm == "heal" else ":",
                    color=ARM_COLOUR[arm], lw=1.5, label="predicted")
     for axes in (left, right):
@@ -94,10 +90,7 @@ def plot_worlds(worlds: Mapping[int, tuple[Sequence[Row], Results]]) -> Figure:
     return figure
 
 
-def _draw(axes: Any, hours: Sequence[int], rows: Sequence[Row], arm: str, label: str) -> None:
-    means = [r.mean for r in rows]
-    errors = [r.mean - r.low for r in rows], [r.high - r.mean for r in rows]
-    x = [h * (1.03 if arm == "heal" else 1) for h in hours]  # no interval covers another
-    axes.errorbar(x, means, errors, fmt="o-" if arm == "heal" else "s-", ms=6, lw=1.5, capsize=3,
-                  color=ARM_COLOUR[arm], mfc=ARM_COLOUR[arm] if arm == "heal" else "white",
-                  label=label)
+def _draw(axes: Any, hours: Sequence[int], rows: Sequence[Row], arm: str, label: str = "") -> None:
+    """One arm's curve; HEAL's is moved, so that no interval covers another."""
+    shift, line = (1.03, "o-") if arm == "heal" else (1, "s-")
+    draw_means(axes, [h * shift for h in hours], rows, arm, line, label)

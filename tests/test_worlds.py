@@ -8,7 +8,7 @@ import pytest
 from heal_lab.compare import Results, verdict
 from heal_lab.evidence import DEFAULT, RESAMPLE, read_record, repair_rows
 from heal_lab.worlds import luck, plot_worlds, tokens_per_genuine
-from heal_ref.evaluate import Row
+from heal_ref.evaluate import rows_from_report
 from tests.conftest import ROOT
 
 
@@ -34,7 +34,7 @@ def test_tokens_per_genuine_solution():
 
 
 def test_the_figure_shows_every_world():
-    rows = [Row(**row) for row in read_record("gear")["rows"]]
+    rows = rows_from_report(read_record("gear"))
     rng, worlds = np.random.default_rng(0), {}
     for hours, share in ((11, 0.9), (47, 0.2)):
         runs = [{"pair": "p", "seed": 0, "arm": arm, "n": 8, "correct": rng.binomial(8, mine, size=60).tolist(), "greedy": [0] * 60,
