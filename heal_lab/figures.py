@@ -42,7 +42,7 @@ ARM_LABEL = {
     "repairs": "repairs, PURE", "repairs_unfiltered": "repairs, no filter",
     "guided_unfiltered": "guided, no filter", "heal_no_hint": "HEAL, cut but no hint",
     "heal_step_hint": "HEAL, the next step in hindsight",
-    "heal_first_step": "HEAL, cut at the first step", "recall": "every seen fact recalled",
+    "heal_first_step": "HEAL, cut after the first step", "recall": "every seen fact recalled",
     "heal": "HEAL", "heal_no_gear": "HEAL without GEAR", "heal_no_pure": "HEAL without PURE",
     "heal_no_pace": "HEAL, one shuffled stage", "heal_restarts": "HEAL, restarts without order",
     "heal_equal": "HEAL, equal exposures", "second_round": "second round, by HEAL's student",

@@ -5,8 +5,8 @@ shortcuts". The name gives a perplexity over an uncertainty; everything else is 
 
 - A step that surprises its own author where the author was *uncertain* may be a breakthrough. One
   that surprises where the author was confident suggests a forced step: the ratio is large.
-- `typicality` (default): the uncertainty is the step's own, PPL(s_k) / exp(H_k). It is kept as a
-  logarithm, log PPL(s_k) − H_k, which has the same order and the same quantiles.
+- `typicality` (default): the uncertainty is the step's own, PPL(s_k) / exp(H̄_k). It is kept as a
+  logarithm, log PPL(s_k) − H̄_k, which has the same order and the same quantiles.
 - `forced` and `rollout`: the uncertainty is the answer's, PPL(s_k) / (U_k + ε). In the clock world
   ε then decides everything: before the closing step the answer is known, so U_k is near 0 there,
   and with a small ε this step dominates all others in every solution.
@@ -36,7 +36,7 @@ from heal_ref.tasks.base import Task
 def step_surprise(
     lm: LM, trajectories: Sequence[Trajectory]
 ) -> tuple[list[list[float]], list[list[float]]]:
-    """log PPL(s_k | q, s_<k) and mean entropy H_k (nats) of each step, under the plain prompt.
+    """log PPL(s_k | q, s_<k) and mean entropy H̄_k (nats) of each step, under the plain prompt.
 
     Two lists with K numbers per trajectory, from one forward pass over prompt and trajectory.
     """
@@ -109,7 +109,7 @@ def rollout_uncertainty(
 def step_ratios(
     log_ppl: Sequence[float], uncertainty: Sequence[float], config: PureConfig
 ) -> list[float]:
-    """r_k for K steps from log PPL(s_k) and U_k: PPL / (U_k + ε); `typicality`: log PPL − H_k."""
+    """r_k for K steps from log PPL(s_k) and U_k: PPL / (U_k + ε); `typicality`: log PPL − H̄_k."""
     pairs = zip(log_ppl, uncertainty, strict=True)
     if config.reading == "typicality":
         return [s - h for s, h in pairs]
@@ -145,7 +145,7 @@ def pure_scores(
     Paper: "decouples genuine cognitive breakthroughs from spurious shortcuts", by a
     "Perplexity-Uncertainty Ratio". r_k = PPL(s_k | q, s_<k) / (U_k + ε), by `config.reading`:
 
-        typicality  log r_k = log PPL(s_k) − H_k. `uncertainty` and `ratio` hold H_k and log r_k;
+        typicality  log r_k = log PPL(s_k) − H̄_k. `uncertainty` and `ratio` hold H̄_k and log r_k;
                     ε plays no part.
         forced      U_k: entropy in nats of the answer demanded before step k.
         rollout     U_k: entropy in nats of the final answers of `config.rollouts` continuations
@@ -204,7 +204,8 @@ def unaided(
     Args:
         base: all samples of each problem.
         seldom: only problems solved in at most this share of their samples; 1 for all.
-        least: with fewer such problems, those solved next most seldom are added up to this number.
+        least: with fewer such problems, those solved next most seldom are added until there are
+            this many; of problems solved in the same share all or none are taken.
 
     Example:
         >>> import heal_ref as heal
