@@ -12,9 +12,9 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from heal_lab.compare import Results
-from heal_lab.evidence import DEFAULT, RESAMPLE
+from heal_lab.evidence import DEFAULT, RESAMPLE, read_record
 from heal_lab.figures import ARM_COLOUR, GREY, draw_means, verdicts
-from heal_ref.evaluate import Row
+from heal_ref.evaluate import Row, rows_from_report
 from heal_ref.plots import styled
 
 FRONTIER_PROBLEMS, OPERANDS = 300, 9  # for training; b of `a # b` is 1 to 9
@@ -22,6 +22,8 @@ OTHER_STEPS = 0.95  # share of samples that are right but for the guess
 TOKENS = 49  # per sample of a frontier problem
 TRIES = 28  # samples of what stays unsolved that HEAL's tokens buy
 REPAIRED = 0.72  # of the frontier problems that GEAR repairs, whatever the clock
+RECORDS = {11: ("gear-hours-11", "hours-11", "hours-11"), 23: ("gear-pair-0", "experiment", "0"),
+           47: ("gear-hours-47", "hours-47", "hours-47")}  # GEAR, arms, and the pair
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,12 @@ def luck(hours: int) -> Luck:
     solved = {"heal": REPAIRED, "rft_adaptive": 1 - (1 - guess) ** TRIES}
     return Luck(TOKENS / guess, {arm: 1 - math.exp(-FRONTIER_PROBLEMS * share / (OPERANDS * hours))
                                  for arm, share in solved.items()})
+
+
+def recorded() -> dict[int, tuple[list[Row], Results]]:
+    """The records of each clock, by its hours: one pair each, built from seed 0."""
+    return {hours: (rows_from_report(read_record(gear)), Results(read_record(arms), pair=pair))
+            for hours, (gear, arms, pair) in RECORDS.items()}
 
 
 def tokens_per_genuine(rows: Sequence[Row], arm: str) -> Row:
