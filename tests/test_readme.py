@@ -70,6 +70,7 @@ SMALL = {  # what makes a command of README and docs/ short enough for a test
     "experiment": ["--preset", "smoke", "--seeds", "0", "--arms", "student", "--limit", "2", "--quiet"],
     "build-pair --out DIR": PAIR,
     "build-pair --seed 1 --out runs/pair-1": PAIR,
+    "build-pair --seed 0 --dial hours=47 --limit 100 --out runs/hours-47": PAIR,
     "build-pair --world chat --out runs/chat": PAIR,
     "evidence gear": ["--limit", "1"],
     "evidence gear --limit 250": ["--limit", "1"],
