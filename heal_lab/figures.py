@@ -44,7 +44,7 @@ ARM_LABEL = {
     "heal_step_hint": "HEAL, the next step in hindsight",
     "heal_first_step": "HEAL, cut after the first step", "recall": "every seen fact recalled",
     "heal": "HEAL", "heal_no_gear": "HEAL without GEAR", "heal_no_pure": "HEAL without PURE",
-    "heal_no_pace": "HEAL, one shuffled stage", "heal_restarts": "HEAL, restarts without order",
+    "heal_no_pace": "HEAL, one shuffled stage", "heal_restarts": "HEAL, shuffled with restarts",
     "heal_equal": "HEAL, equal exposures", "second_round": "second round, by HEAL's student",
     "second_round_teacher": "second round, by the teacher",
     "heal_stage_only": "HEAL, stages not cumulative",
@@ -61,7 +61,7 @@ for _x in FORGED:
                   for arm in ("heal", "heal_no_pure")}
 ARM_COLOUR = {**COLOUR, "rft_matched": "#D55E00", "rft_adaptive": "#D55E00", "star": "#CC79A7",
               "heal_no_gear": "#56B4E9", "heal_random_breakpoint": "#009E73",
-              "heal_no_pace": "#D55E00", "heal_restarts": "#009E73", "heal_equal": "#009E73",
+              "heal_no_pace": "#D55E00", "heal_restarts": "#CC79A7", "heal_equal": "#009E73",
               "heal_stage_only": "#CC79A7", "heal_no_pure": "#D55E00"}
 KIND_STYLE = dict(zip(("mastered", "shaky", "frontier", "double", "misconceived"),
                       zip(PALETTE, "os^vx", strict=True), strict=True))
