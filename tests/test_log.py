@@ -37,14 +37,15 @@ def test_every_entry_points_somewhere(entry):
 def test_differences_are_the_records():
     names = "experiment", "one-pair", "tokens"
     whole, one, tokens = (Results(read_record(name)) for name in names)
-    weak = Results(read_record("weak-2400"), pair="0")
+    weak, second = (Results(read_record("weak-2400"), pair=pair) for pair in "02")
     said = " ".join(LOG.split())
     for of, arm, other in ((whole, "heal", "rft_adaptive"), (whole, "heal", "heal_no_pace"), (one, "heal", "heal_no_pace"),
                            (one, "heal_equal", "heal_no_pace"), (tokens, "heal@0.5", "rft_adaptive@0.5"),
                            (tokens, "heal@2", "rft_adaptive@2"), (tokens, "heal@0.5", "rft_adaptive"),
                            (tokens, "heal@4", "rft_adaptive@4"), (tokens, "heal@4", "heal"),
                            (tokens, "heal_few@4", "rft_adaptive@4"), (tokens, "heal_few@4", "heal@4"),
-                           (weak, "heal_equal", "heal_no_pace"), (weak, "heal_equal", "heal_restarts")):
+                           (weak, "heal_equal", "heal_no_pace"), (weak, "heal_restarts", "heal_no_pace"),
+                           (second, "heal_equal", "heal_no_pace"), (second, "heal_restarts", "heal_no_pace")):
         row = of.difference(arm, other, "frontier")
         assert f"{row.mean:+.2f} [{row.low:+.2f}, {row.high:+.2f}]" in said, (arm, other)
     for arm in ("heal", "rft_adaptive", "rft"):
