@@ -54,14 +54,14 @@ def test_the_figure_shows_every_world():
 
 
 def test_what_the_record_says_of_other_clocks():
-    """Notebook, LOG and README give the record's numbers; only for a clock of 47 hours is the sampler's student shown to be worse
-    with one pair."""
+    """README, LOG and PAPER give the record's margins; only with 47 hours is HEAL shown to be ahead, with one pair."""
     worlds = recorded()
-    assert list(worlds) == [11, 23, 47]
-    pages = {name: " ".join((ROOT / name).read_text(encoding="utf-8").split()) for name in ("LOG.md", "PAPER.md")}
+    pages = [" ".join((ROOT / name).read_text(encoding="utf-8").split()) for name in ("README.md", "LOG.md", "PAPER.md")]
+    shown = {}
     for hours, (rows, results) in worlds.items():
         assert results.pairs("heal", "rft_adaptive") == (["0"] if hours == 23 else [f"hours-{hours}"])
         assert tokens_per_genuine(rows, DEFAULT).mean < tokens_per_genuine(rows, RESAMPLE).mean
         gap = results.difference("heal", "rft_adaptive", "frontier")
-        for page in pages.values():
-            assert f"{gap.mean:+.2f} [{gap.low:+.2f}, {gap.high:+.2f}]" in page
+        shown[hours] = verdict(gap)
+        assert all(f"{gap.mean:+.2f} [{gap.low:+.2f}, {gap.high:+.2f}]" in page for page in pages)
+    assert shown == {11: "no difference shown", 23: "no difference shown", 47: "better"}
