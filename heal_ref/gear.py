@@ -255,10 +255,11 @@ def repair(
 
     # 3) Continue from plain prompt + kept steps + hint. One context per path, computed once; its
     #    continuations (tails) share it through the cache. One rollout per tail, path by path.
-    contexts = [lm.encode(t.prompt) + t.token_ids[: t.steps[k][0]] for t, k in paths]
-    tails = [[_tail(lm, task, hint) for hint in mine if hint.text is not None
-              for _ in range(config.continuations)] for mine in hints]
-    rollouts = iter(generate(lm, contexts, tails, sampling=sampling, seed=seed + 1))
+    kept = [lm.encode(t.prompt) + t.token_ids[: t.steps[k][0]] for t, k in paths]
+    tails = [[ids[-1:] + _tail(lm, task, hint) for hint in mine if hint.text is not None
+              for _ in range(config.continuations)] for ids, mine in zip(kept, hints, strict=True)]
+    rollouts = iter(generate(lm, [ids[:-1] for ids in kept], tails, sampling=sampling,
+                             seed=seed + 1))
 
     # 4) Join kept steps and continuation, and leave the hint out.
     repaired = []
