@@ -258,8 +258,7 @@ def repair(
     kept = [lm.encode(t.prompt) + t.token_ids[: t.steps[k][0]] for t, k in paths]
     tails = [[ids[-1:] + _tail(lm, task, hint) for hint in mine if hint.text is not None
               for _ in range(config.continuations)] for ids, mine in zip(kept, hints, strict=True)]
-    rollouts = iter(generate(lm, [ids[:-1] for ids in kept], tails, sampling=sampling,
-                             seed=seed + 1))
+    made = iter(generate(lm, [ids[:-1] for ids in kept], tails, sampling=sampling, seed=seed + 1))
 
     # 4) Join kept steps and continuation, and leave the hint out.
     repaired = []
@@ -271,7 +270,7 @@ def repair(
                 repaired.append(_join(lm, task, t, k, hint, nothing, hint.tokens_spent))
                 continue
             for i in range(config.continuations):  # the first one also pays for the hint
-                new = next(rollouts)
+                new = next(made)
                 cost = new.tokens_spent + (hint.tokens_spent if i == 0 else 0)
                 repaired.append(_join(lm, task, t, k, hint, new, cost))
     if counts is not None:
