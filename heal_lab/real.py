@@ -243,7 +243,8 @@ def lost_at(success: Sequence[float]) -> int | None:
 
 def break_rows(chains: Sequence[Mapping[str, Any]]) -> list[Row]:
     """How often each reading's step is the one at which most success is lost, and how much is lost
-    at it; a random step for comparison. Only chains that had success to lose."""
+    at it; a random step for comparison. Only chains that had success to lose; of all chains, the
+    success of what is kept before that step, against that of a new sample."""
     lost = [(c, k) for c in chains if (k := lost_at(c["success"])) is not None]
     rows = list[Row]()
 
@@ -256,6 +257,10 @@ def break_rows(chains: Sequence[Mapping[str, Any]]) -> list[Row]:
         chosen = [(c["success"], c["chosen"][name]) for c, _ in lost]  # a step, or none
         add(name, "success lost at it",
             [0.0 if step is None else drops(success)[step] for success, step in chosen])
+        add(name, "success of what is kept",
+            [c["success"][c["chosen"][name] or 0] for c in chains])
+    add("new sample", "success of what is kept", [c["success"][0] for c in chains])
+    add("random step", "success of what is kept", [float(np.mean(c["success"])) for c in chains])
     add("random step", "chosen step = break", [1 / len(c["success"]) for c, _ in lost])
     add("random step", "success lost at it",
         [c["success"][0] / len(c["success"]) for c, _ in lost])  # drops add up to the first share

@@ -135,6 +135,9 @@ def test_rows_of_breaks_by_hand():
     assert at["random step", "chosen step = break"] == pytest.approx((1 / 3 + 1 / 2) / 2)
     assert at["random step", "success lost at it"] == pytest.approx((0.5 / 3 + 0.75 / 2) / 2)
     assert at["break", "is the first step"] == 0.5
+    assert at["max rise", "success of what is kept"] == pytest.approx((0.5 + 0.75) / 3)  # b has no step: nothing is kept
+    assert at["new sample", "success of what is kept"] == pytest.approx((0.5 + 0.75) / 3)
+    assert at["random step", "success of what is kept"] == pytest.approx((1 / 3 + 0.75 / 2) / 3)
 
 
 def test_failed_samples_are_one_per_problem_and_hopeful_ones_first(make):
