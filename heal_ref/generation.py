@@ -33,7 +33,7 @@ from heal_ref.tasks.base import Task
 
 Job = tuple[tuple[int, ...], list[int], int]  # context, tail, how much of the context is visible
 PART = 16  # tokens that are asked of a server at a time while its speed is measured
-LARGE = 20_000  # tokens of a vocabulary for which drawing by `Gumbel` is faster
+LARGE = 20_000  # tokens of a vocabulary from which `Draw` draws
 FIRST, NEXT = 160, 32  # new tokens after which finished rows leave a batch, first and from then on
 
 
@@ -102,15 +102,19 @@ class Nucleus(LogitsProcessor):
         return scores.masked_fill(scores < largest.gather(-1, needed), -torch.inf)
 
 
-class Gumbel(LogitsProcessor):
-    """Noise after which the largest score is a sample (the Gumbel-max trick), for the tokens that
-    the nucleus left: `multinomial` draws a number for each of 151,936 tokens instead."""
+class Draw(LogitsProcessor):
+    """Leaves one token: that at which the cumulative probability passes a number drawn per row.
+    `multinomial` draws a number per token, of 151,936, which takes a fifth of the time on a CPU."""
+
+    def __init__(self, temperature: float) -> None:
+        self.temperature = temperature
 
     def __call__(self, input_ids: Ids, scores: Float[Tensor, "batch vocab"]
                  ) -> Float[Tensor, "batch vocab"]:
-        inside = scores > -torch.inf
-        left = scores[inside]
-        return scores.masked_scatter(inside, left - torch.empty_like(left).exponential_().log())
+        below = (scores / self.temperature).softmax(-1).cumsum(-1, dtype=torch.double)
+        drawn = torch.rand_like(below[:, :1]) * below[:, -1:]
+        token = torch.searchsorted(below, drawn, right=True)
+        return torch.full_like(scores, -torch.inf).scatter(-1, token, 0.0)
 
 
 class _Until(StoppingCriteria):
@@ -233,15 +237,17 @@ def _batch(lm: LM, jobs: Sequence[Job], sampling: SampleConfig, ends: bool,
     stops, most = list(lm.ends), sampling.max_new_tokens
     settings = GenerationConfig(max_time=seconds, pad_token_id=lm.tokenizer.pad_token_id,
                                 eos_token_id=stops or None, return_dict_in_generate=True)
-    large = nucleus and lm.model.config.get_text_config().vocab_size > LARGE
-    if sampling.temperature > 0 and not large:
-        temperature = 1.0 if nucleus else sampling.temperature  # `Nucleus` has both
-        settings.update(do_sample=True, temperature=temperature, top_k=0, top_p=1.0)
+    large = lm.model.config.get_text_config().vocab_size > LARGE
+    temperature = 1.0 if nucleus else sampling.temperature  # `Nucleus` has both
     processors = list[LogitsProcessor]()
     if not ends:
         processors.append(SuppressTokensLogitsProcessor(stops, str(lm.device)))
     if nucleus:
-        processors += [Nucleus(sampling.top_p, sampling.temperature), *[Gumbel()] * large]
+        processors.append(Nucleus(sampling.top_p, sampling.temperature))
+    if temperature and large:
+        processors.append(Draw(temperature))
+    elif temperature:
+        settings.update(do_sample=True, temperature=temperature, top_k=0, top_p=1.0)
     # 2) whole texts, or tails after the cache of their contexts; our recorder sees raw scores
     ids, mask, cache = _inputs(lm, jobs)
     criteria = StoppingCriteriaList([_Until(lm, ids.shape[1], until)] if until else [])
