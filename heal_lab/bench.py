@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM, TopPLogitsWarper
 
 from heal_ref.config import SampleConfig
-from heal_ref.generation import Nucleus, generate, repeats
+from heal_ref.generation import Draw, Nucleus, generate, repeats
 from heal_ref.model import LM, load_lm, processes
 from heal_ref.scoring import Head, head_stats
 
@@ -107,7 +107,8 @@ def bench_sample(rounds: int = 7, prefix: int = 1024, new_tokens: int = 64, n: i
 
 def bench_nucleus(rounds: int = 7, batch: int = 64, hidden: int = 768, vocabulary: int = 151_936,
                   top_p: float = 0.95) -> list[Comparison]:
-    """Ours against the warper of transformers; the note says what a decoding step costs besides.
+    """Ours against the warper of transformers, and `Draw` against `multinomial`; the note says what
+    a decoding step costs besides.
 
     Logits are those of a random head, scaled to an entropy of a few nats. The forward pass is that
     of a random model, smaller than Qwen2.5-0.5B, for one token per row.
@@ -122,7 +123,11 @@ def bench_nucleus(rounds: int = 7, batch: int = 64, hidden: int = 768, vocabular
     with torch.no_grad():
         step = compare("forward step", lambda: lm.model(ids), lambda: ours(ids, scores), rounds)
     seconds = f"{median(step.ours):.3f} s"
-    return [replace(result, note=f"\n  ours takes {step.ratio:.2f} of a forward pass ({seconds})")]
+    draw = Draw(temperature=1.0)
+    return [replace(result, note=f"\n  ours takes {step.ratio:.2f} of a forward pass ({seconds})"),
+            compare(f"one token of {batch} x {vocabulary:,} logits",
+                    lambda: draw(ids, scores).argmax(-1),
+                    lambda: torch.multinomial(scores.softmax(-1), 1), rounds)]
 
 
 def bench_server(url: str, folder: str, rounds: int = 7, prefix: int = 300, new_tokens: int = 64,

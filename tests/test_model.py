@@ -6,6 +6,7 @@ import math
 import pickle
 import shutil
 import warnings
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -32,7 +33,7 @@ from transformers import (
 
 from heal_ref import generation
 from heal_ref.config import SampleConfig
-from heal_ref.generation import Nucleus, generate, repeats, sample, sampled_stats
+from heal_ref.generation import Draw, Nucleus, generate, repeats, sample, sampled_stats
 from heal_ref.model import LM, load_lm
 from heal_ref.records import InputError
 from heal_ref.run.sources import load_problems
@@ -220,6 +221,39 @@ def test_the_nucleus_is_that_of_transformers(size, top_p, spread):
 def test_a_nucleus_of_almost_everything_is_not_cut_by_rounding():
     scores = torch.tensor([[0.0, -50.0, -50.0, -60.0]])
     assert (Nucleus(1 - 1e-9, first=2)(None, scores) > -torch.inf).tolist() == [[True, False, False, False]]
+
+
+def test_draw_leaves_each_token_as_often_as_it_is_probable():
+    scores = torch.randn(1, 30_000, generator=torch.Generator().manual_seed(0))
+    scores[:, [7, 70, 29_999]] += 14.0
+    scores[:, :3] = scores[:, 5] = -torch.inf
+    p = (scores[0].double() / 0.7).softmax(-1)
+    torch.manual_seed(0)
+    left = torch.cat([Draw(0.7)(None, scores.repeat(500, 1)) for _ in range(8)])
+    assert ((left > -torch.inf).sum(1) == 1).all()
+    often = torch.bincount(left.argmax(-1), minlength=30_000) / len(left)
+    assert often[p == 0].sum() == 0
+    for token in (7, 70, 29_999):
+        assert abs(often[token] - p[token]) < 4 * (p[token] * (1 - p[token]) / len(left)) ** 0.5
+    assert 0 < 1 - often[[7, 70, 29_999]].sum() < 4 * (1 - p[[7, 70, 29_999]].sum())  # the others, too
+
+
+@pytest.mark.parametrize("top_p", [1.0, 0.9])
+def test_a_large_vocabulary_is_drawn_from_in_the_same_way(teacher, monkeypatch, top_p):
+    """The same distribution as by multinomial, the same raw entropies, and nothing outside of the nucleus."""
+    context = teacher.encode("Problem: Start 5; # 3\nSolution:\nWe start at 5.\n\nThen compute 5 # 3 = ")
+    sampling, drawn = SampleConfig(temperature=1.0, top_p=top_p, max_new_tokens=2), []
+    for large in (False, True):
+        monkeypatch.setattr("heal_ref.generation.LARGE", 70 if large else 10**6)
+        made = generate(teacher, [context] * 1500, sampling=sampling, seed=0)
+        drawn.append([Counter(r.ids[0] for r in made), {(r.ids[0], r.entropy[0], r.logprob[0]) for r in made}])
+    (counts, raw), (theirs, same) = drawn
+    assert abs(sum(e for _, e, _ in raw) / len(raw) - sum(e for _, e, _ in same) / len(same)) < 1e-4
+    common = [token for token, count in counts.items() if count >= 60]
+    assert len(common) > 3
+    assert all(abs(counts[t] - theirs[t]) < 5 * (2 * counts[t]) ** 0.5 for t in common)
+    nucleus = Nucleus(top_p)(None, teacher.model(torch.tensor([context])).logits[:, -1].detach())[0] if top_p < 1 else None
+    assert nucleus is None or all(nucleus[token] > -torch.inf for token in theirs)
 
 
 def test_sampling_from_a_nucleus_never_leaves_it(teacher):
