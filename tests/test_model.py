@@ -225,7 +225,7 @@ def test_a_nucleus_of_almost_everything_is_not_cut_by_rounding():
 
 def test_draw_leaves_each_token_as_often_as_it_is_probable():
     scores = torch.randn(1, 30_000, generator=torch.Generator().manual_seed(0))
-    scores[:, [7, 70, 29_999]] += 14.0
+    scores[:, [7, 70, 29_999]] += 8.0
     scores[:, :3] = scores[:, 5] = -torch.inf
     p = (scores[0].double() / 0.7).softmax(-1)
     torch.manual_seed(0)
@@ -235,7 +235,8 @@ def test_draw_leaves_each_token_as_often_as_it_is_probable():
     assert often[p == 0].sum() == 0
     for token in (7, 70, 29_999):
         assert abs(often[token] - p[token]) < 4 * (p[token] * (1 - p[token]) / len(left)) ** 0.5
-    assert 0 < 1 - often[[7, 70, 29_999]].sum() < 4 * (1 - p[[7, 70, 29_999]].sum())  # the others, too
+    others = 1 - p[[7, 70, 29_999]].sum()
+    assert abs(1 - often[[7, 70, 29_999]].sum() - others) < 4 * (others * (1 - others) / len(left)) ** 0.5 < others
 
 
 @pytest.mark.parametrize("top_p", [1.0, 0.9])
