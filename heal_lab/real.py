@@ -272,21 +272,27 @@ def break_rows(chains: Sequence[Mapping[str, Any]]) -> list[Row]:
 
 
 def pure_raws(world: World) -> list[Raw]:
-    """Raw scores of right solutions, guided, repaired by each hint, and unaided ones."""
-    lm, task, base = world.teacher, world.task, world.base
-    sources: dict[str, Sequence[Trajectory]] = {"guided": world.method.guided(base)}
-    for hint in HINTS:
-        sources[f"{hint} at rise"] = repaired(world, hint)
-    sources[UNAIDED] = pure.unaided(base, seldom=1.0)
-    solved, out = solved_share(base), list[Raw]()
-    for name, made in sources.items():
-        for part in batches(different(made), 64):
-            raws = raw_scores(lm, task, name, part)
-            texts = [(lm.encode(task.guided_prompt(t.problem, t.problem.answer)), t.token_ids)
-                     for t in part]
-            informed = [sum(logprob) for _, logprob in text_stats(lm, texts)]
-            out += [{**raw, "informed": round(x, 3), "solved": solved[raw["id"]]}
-                    for raw, x in zip(raws, informed, strict=True)]
+    """Raw scores of right solutions: guided, unaided, and repaired by each hint. Each of these
+    sources is kept as soon as it is finished."""
+    sources: dict[str, Any] = {"guided": lambda: world.method.guided(world.base),
+                               UNAIDED: lambda: pure.unaided(world.base, seldom=1.0),
+                               **{f"{hint} at rise": partial(repaired, world, hint)
+                                  for hint in HINTS}}
+    return [raw for name, make in sources.items()
+            for raw in world.kept(f"pure-{name}".replace(" ", "-"),
+                                  partial(source_raws, world, name, make))]
+
+
+def source_raws(world: World, name: str, make: Any) -> list[Raw]:
+    """Raw scores of the different right ones of `make()`, and how often their problem is solved."""
+    lm, task, solved, out = world.teacher, world.task, solved_share(world.base), list[Raw]()
+    for part in batches(different(make()), 32):
+        raws = raw_scores(lm, task, name, part)
+        texts = [(lm.encode(task.guided_prompt(t.problem, t.problem.answer)), t.token_ids)
+                 for t in part]
+        informed = [sum(logprob) for _, logprob in text_stats(lm, texts)]
+        out += [{**raw, "informed": round(x, 3), "solved": solved[raw["id"]]}
+                for raw, x in zip(raws, informed, strict=True)]
     return out
 
 
