@@ -60,6 +60,7 @@ FIRST = (HINTS[0], "rise")  # the hint and place that `gear` measures
 OTHERS = {f"{hint}-at-{place}": (hint, place) for place in PLACES for hint in HINTS
           if (hint, place) != FIRST}
 SAMPLES = "samples"  # the arm of the teacher's first ones
+GUIDED = "answer in view from the start"
 HARD = 96  # unsolved problems, at most, that are repaired and sampled again
 AGAIN = 2  # samples per problem of the control without GEAR
 CHAINS = 64  # failed chains, at most, that are continued from each prefix: one batch of 512
@@ -172,13 +173,20 @@ def repaired(world: World, hint: Any, place: str = "rise") -> Sequence[Trajector
     return world.method.repaired(world.hard, f"3-{hint}-at-{place}", config)
 
 
+def guided_counts(world: World) -> list[Counts]:
+    """The same of solutions with the answer in view from the start: without GEAR's cut."""
+    unsolved, made = {t.problem.id for t in light(world.hard)}, world.method.guided(world.base)
+    some = select(made, [i for i, t in enumerate(light(made)) if t.problem.id in unsolved])
+    return outcome_counts(world.teacher, world.task, GUIDED, some)
+
+
 def gear_rows(counts: Sequence[Counts]) -> list[Row]:
     """Shares and yields by arm, and how much more a hint yields per 1,000 tokens than sampling each
     problem again."""
     rows = repair_rows(counts) + reach_rows(counts)
     control = f"sample again, {AGAIN} more"
     theirs = [(c["genuine"], c["tokens"]) for c in counts if c["arm"] == control]
-    for arm in dict.fromkeys(c["arm"] for c in counts if theirs and "usable" in c):
+    for arm in dict.fromkeys(c["arm"] for c in counts if theirs and "sample" not in c["arm"]):
         ours = [(c["genuine"], c["tokens"]) for c in counts if c["arm"] == arm]
         rows.append(Row(f"{arm} − {control}", "train", "genuine per 1,000 tokens",
                         *yield_difference(ours, theirs), n=len(ours)))
@@ -374,13 +382,16 @@ def collect(world: World, student: LM, seeds: Sequence[int], parts: Sequence[str
     # 1) per problem or chain
     make = {"gear": lambda: gear_counts(world),
             **{arm: partial(hint_counts, world, *pair) for arm, pair in OTHERS.items()},
+            "guided": lambda: guided_counts(world),
             "breaks": lambda: break_counts(world), "pure": lambda: pure_raws(world),
             "examples": lambda: own_examples(world)}
-    wanted = {*parts, *(arm for arm, (_, place) in OTHERS.items() if place in parts)}
+    wanted = {*parts, *(arm for arm, (_, place) in OTHERS.items() if place in parts),
+              *(["guided"] if "rise" in parts else [])}
     made = {name: world.kept(name, make[name]) for name in make
             if name in wanted or (world.path / f"{name}.json").exists()}
     # 2) one list of GEAR, since every arm is compared with sampling again
-    gear = [c for name in ("gear", *OTHERS) for c in made.pop(name, [])]
+    gear = [c for name in ("gear", "guided", *OTHERS)
+            for c in made.pop(name, [])]
     record = {"rows": [], **({"gear": gear} if gear else {}), **made}
     # 3) means and intervals
     for part, rows_of in (("gear", gear_rows), ("breaks", break_rows), ("pure", pure_rows)):

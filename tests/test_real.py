@@ -187,8 +187,8 @@ def test_the_command_makes_a_record_without_texts_and_goes_on(tmp_path, monkeypa
     record = json.loads((tmp_path / "r" / "real.json").read_text())
     assert {row["part"] for row in record["rows"]} >= {"gear", "students"}
     hints = {f"{hint} at {place}" for hint in real.HINTS for place in real.PLACES}
-    assert {c["arm"] for c in record["gear"]} >= {*hints, real.SAMPLES}
-    assert {r["arm"] for r in record["rows"]} >= {f"{hint} − sample again, 2 more" for hint in hints}
+    assert {c["arm"] for c in record["gear"]} >= {*hints, real.SAMPLES, real.GUIDED}
+    assert {r["arm"] for r in record["rows"]} >= {f"{arm} − sample again, 2 more" for arm in {*hints, real.GUIDED}}
     assert record["provenance"]["problems"] == {"train": 2, "validation": 3, "heldout": 3, "unseen": 3}
     splits, _ = W.make_problems()
     text = (tmp_path / "r" / "real.json").read_text()
