@@ -294,7 +294,7 @@ def pure_raws(world: World) -> list[Raw]:
 def source_raws(world: World, name: str, make: Any) -> list[Raw]:
     """Raw scores of the different right ones of `make()`, and how often their problem is solved."""
     lm, task, solved, out = world.teacher, world.task, solved_share(world.base), list[Raw]()
-    for part in batches(different(make()), 32):
+    for part in batches(sorted(different(make()), key=lambda t: len(t.token_ids)), 32):
         raws = raw_scores(lm, task, name, part)
         texts = [(lm.encode(task.guided_prompt(t.problem, t.problem.answer)), t.token_ids)
                  for t in part]
