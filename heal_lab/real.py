@@ -15,9 +15,10 @@ Records hold numbers per problem and no texts of others.
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,7 @@ ARMS = ("student", "teacher", "rft", "rft_adaptive", "heal", "heal_no_pure", "he
 
 def settings(seed: int = 0) -> HealConfig:
     """What is measured with: the preset `real`, as small as two CPU cores allow."""
-    sampling = SampleConfig(n=2, temperature=0.7, max_new_tokens=512, batch=24)
+    sampling = SampleConfig(n=2, temperature=0.7, max_new_tokens=512, batch=72)
     pace = PaceConfig(updates=48, batch=8, per_problem=2, warmup=4, curve_every=0, save_every=16)
     gear = GearConfig(paths=1, hints=1, continuations=2, hint="step")
     return replace(HealConfig.real(seed), sample=sampling, gear=gear, pace=pace, eval_n=4,
@@ -185,12 +186,31 @@ def gear_rows(counts: Sequence[Counts]) -> list[Row]:
     problem again."""
     rows = repair_rows(counts) + reach_rows(counts)
     control = f"sample again, {AGAIN} more"
-    theirs = [(c["genuine"], c["tokens"]) for c in counts if c["arm"] == control]
-    for arm in dict.fromkeys(c["arm"] for c in counts if theirs and "sample" not in c["arm"]):
-        ours = [(c["genuine"], c["tokens"]) for c in counts if c["arm"] == arm]
-        rows.append(Row(f"{arm} − {control}", "train", "genuine per 1,000 tokens",
-                        *yield_difference(ours, theirs), n=len(ours)))
-    return rows
+    arms = dict.fromkeys(c["arm"] for c in counts)
+    return rows + [difference(counts, arm, control) for arm in arms
+                   if control in arms and "sample" not in arm]
+
+
+def difference(counts: Sequence[Counts], arm: str, other: str,
+               number: Callable[[Counts], float] = itemgetter("genuine")) -> Row:
+    """How many more solutions per 1,000 tokens an arm gives than another: genuine ones, or those
+    that `number` counts. Counts of one problem, such as those of two runs, are added up.
+
+    Example:
+        >>> counts = [{"arm": arm, "id": "p", "genuine": n, "tokens": 500}
+        ...           for arm, n in (("step", 1), ("step", 2), ("none", 0))]
+        >>> difference(counts, "step", "none").mean
+        3.0
+    """
+    sides: list[dict[str, list[float]]] = [{}, {}]
+    for side, name in zip(sides, (arm, other), strict=True):
+        for c in counts:
+            if c["arm"] == name:
+                solutions, tokens = side.get(c["id"], (0.0, 0.0))
+                side[c["id"]] = [solutions + number(c), tokens + c["tokens"]]
+    ours, theirs = sides
+    return Row(f"{arm} − {other}", "train", "genuine per 1,000 tokens", *yield_difference(
+        [*ours.values()], [theirs[key] for key in ours]), n=len(ours))
 
 
 # --------------------------------------------------------------------------------------- breaks

@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 import sys
+from collections import Counter
 from dataclasses import replace
 from random import Random
 
@@ -15,7 +16,6 @@ from heal_lab import real
 from heal_lab import word_problems as W
 from heal_lab.__main__ import main
 from heal_lab.evidence import outcome_counts, read_record
-from heal_lab.stats import yield_difference
 from heal_ref.model import load_lm
 from heal_ref.plots import with_interval
 from heal_ref.records import InputError, Problem
@@ -219,23 +219,36 @@ def test_all_arms_have_the_rate_that_is_best_for_rejection_sampling(tmp_path, mo
                      *((arm, 1e-4, f"seed-{seed}", 100, seed) for seed in (0, 1) for arm in ("student", "heal"))]
 
 
-def test_paper_and_log_say_what_the_record_says():
-    record, truth = (read_record(name) for name in ("real", "real-truth"))
-    at = {(r["arm"], r["metric"]): heal.Row(**{k: v for k, v in r.items() if k != "part"}) for r in record["rows"]}
-    step, again = ([c for c in record["gear"] if c["arm"] == arm] for arm in ("step at rise", "sample again, 2 more"))
-    assert [c["id"] for c in step] == [c["id"] for c in again]
-    judged = [[(sum(t["reader"] and (t["source"], t["id"]) == (source, c["id"]) for t in truth["rows"]), c["tokens"]) for c in arm]
-              for arm, source in ((step, "step at rise"), (again, "sample again"))]
-    mean, low, high = yield_difference(*judged)
+def test_difference_adds_up_the_runs_of_a_problem():
+    counts = [{"arm": arm, "id": key, "genuine": n, "correct": 2 * n, "tokens": 100}
+              for arm, key, n in (("a", "p", 1), ("b", "q", 0), ("a", "q", 2), ("b", "p", 1), ("a", "p", 0), ("b", "p", 1))]
+    assert real.difference(counts, "a", "b").mean == pytest.approx(1000 * (3 / 300 - 2 / 300))
+    assert real.difference(counts, "a", "b", lambda c: c["correct"]).mean == pytest.approx(1000 * 2 / 300)
+    assert real.difference(counts, "a", "b").n == 2
+
+
+def test_paper_and_log_say_what_the_records_say():
+    runs, truth = {1: read_record("real-first"), 2: read_record("real")}, read_record("real-truth")["rows"]
+    at = {(r["arm"], r["metric"]): heal.Row(**{k: v for k, v in r.items() if k != "part"}) for r in runs[2]["rows"] if r["part"] == "gear"}
+    counts = [{**c, "run": run} for run, record in runs.items() for c in record["gear"]]
+    sound = Counter((t["run"], t["source"], t["id"]) for t in truth if t["reader"])
+    again, second = "sample again, 2 more", [c for c in counts if c["run"] == 2]
+
+    def reader(arm, other, some):
+        return with_interval(real.difference(some, arm, other, lambda c: sound[c["run"], c["arm"], c["id"]]), "+")
+
     paper, log = (" ".join((ROOT / name).read_text(encoding="utf-8").split()) for name in ("PAPER.md", "LOG.md"))
-    difference = at["step at rise − sample again, 2 more", "genuine per 1,000 tokens"]
-    agreed = sum(t["rule"] == t["reader"] for t in truth["rows"])
-    for said in (with_interval(at["step at rise", "problems with a right one"]), with_interval(at["step at rise", "usable hints"]),
-                 with_interval(at["sample again, 2 more", "problems with a right one"]), with_interval(difference, "+"),
-                 f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]", f"agree on {agreed} of {len(truth['rows'])}"):
+    both = (reader("answer at rise", again, second), reader("answer at rise", real.GUIDED, second), reader("step at rise", again, counts),
+            with_interval(real.difference(counts, "step at rise", again), "+"))
+    for said in (*both, reader("none at rise", again, second), with_interval(at["step at rise", "usable hints"]),
+                 with_interval(at["answer at rise", "problems with a right one"])):
         assert said in paper, said
-    assert with_interval(difference, "+") in log
-    assert f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]" in log
+    for said in both:
+        assert said in log, said
+    read = [t["reader"] for t in truth if (t["run"], t["source"]) == (2, "answer at rise")]
+    agreed = f"agree on {sum(t['rule'] == t['reader'] for t in truth)} of {len(truth)}"
+    assert agreed in paper
+    assert f"{read.count(False)} of its {len(read)} right repairs" in paper
 
 
 @pytest.mark.slow
@@ -248,7 +261,7 @@ def test_a_slice_of_the_record_is_made_again(tmp_path):
     record = read_record("real")
     lm = load_lm(source)
     world = real.World.at(tmp_path, lm, real.settings(), record["provenance"]["problems"]["train"], quiet=True)
-    some = world.splits["train"][: world.config.sample.batch]
+    some = world.splits["train"][:24]
     made = outcome_counts(lm, world.task, real.SAMPLES, world.method.sampled(some))
     theirs = {c["id"]: c for c in record["gear"] if c["arm"] == real.SAMPLES}
     assert [c["id"] for c in made] == list(theirs)[: len(some)]
