@@ -15,6 +15,7 @@ Records hold numbers per problem and no texts of others.
 
 import json
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -319,14 +320,40 @@ def source_raws(world: World, name: str, make: Any) -> list[Raw]:
         texts = [(lm.encode(task.guided_prompt(t.problem, t.problem.answer)), t.token_ids)
                  for t in part]
         informed = [sum(logprob) for _, logprob in text_stats(lm, texts)]
-        out += [{**raw, "informed": round(x, 3), "solved": solved[raw["id"]]}
-                for raw, x in zip(raws, informed, strict=True)]
+        plain = text_stats(lm, [(lm.encode(t.prompt), t.token_ids) for t in part])
+        out += [{**raw, "informed": round(x, 3), "solved": solved[raw["id"]],
+                 "numbers": of_numbers(lm.pieces(t.token_ids), t.steps, *stats)}
+                for raw, x, t, stats in zip(raws, informed, part, plain, strict=True)]
     return out
+
+
+def of_numbers(pieces: Sequence[str], steps: Sequence[tuple[int, int]], entropy: Sequence[float],
+               logprob: Sequence[float]) -> dict[str, float]:
+    """Of the tokens with a digit: `count`, total and largest surprise −log p, and the largest mean
+    of surprise − entropy that they have in a step (`typicality` of numbers alone); in nats.
+
+    Example:
+        >>> of_numbers(["3", " and ", "4"], [(0, 2), (2, 3)], [0.5, 1.0, 0.5], [-1.0, -9.0, -2.0])
+        {'count': 2, 'total': 3.0, 'largest': 2.0, 'worst': 1.5}
+    """
+    digits = [i for i, piece in enumerate(pieces) if re.search(r"\d", piece)]
+    surprise = [-logprob[i] for i in digits]
+    excess = [[-logprob[i] - entropy[i] for i in digits if a <= i < b] for a, b in steps]
+    return {"count": len(digits), "total": round(sum(surprise), 3),
+            "largest": round(max(surprise, default=0.0), 3),
+            "worst": round(max((sum(x) / len(x) for x in excess if x), default=0.0), 3)}
 
 
 def _pmi(raw: Raw) -> float:
     """log p(solution | problem, answer) − log p(solution | problem), in nats."""
     return raw["informed"] + BASELINES["total log-likelihood"](raw)
+
+
+NUMBERS: dict[str, Callable[[Raw], float]] = {  # looked for after the readings had failed
+    "numbers alone: typicality, worst": lambda r: r["numbers"]["worst"],
+    "numbers alone: largest surprise": lambda r: r["numbers"]["largest"],
+    "numbers alone: mean perplexity": lambda r: r["numbers"]["total"] / (r["numbers"]["count"] or 1),
+    "numbers alone: total log-likelihood": lambda r: r["numbers"]["total"]}
 
 
 def pure_rows(raws: Sequence[Raw], config: PureConfig | None = None) -> list[Row]:
@@ -335,7 +362,7 @@ def pure_rows(raws: Sequence[Raw], config: PureConfig | None = None) -> list[Row
     reading is chosen on the first and tested on the second one."""
     config, rows = config or PureConfig(), []
     scores = {**functions({n: c for n, c in READINGS.items() if not n.startswith("rollout")}),
-              **BASELINES, "PMI with the answer": _pmi}
+              **BASELINES, "PMI with the answer": _pmi, **NUMBERS}
     helped = [r for r in raws if r["source"] != UNAIDED]
     first = {*sorted({r["id"] for r in helped})[::2]}
     groups = {"all helped": helped,

@@ -163,13 +163,16 @@ def test_rows_of_gear_by_hand():
 
 def test_rows_of_pure_by_hand():
     raw = {"kind": "train", "entropy": [1.0, 1.0], "forced": [0.5, 0.5], "rollout": [], "tokens": [10, 10], "logprob_with_help": -9.0,
-           "informed": -9.0, "solved": 0.25}
-    raws = [{**raw, "source": source, "id": str(i), "genuine": i % 2 == 0, "log_ppl": [0.5, 3.0 if i % 2 else 0.6]}
+           "informed": -9.0, "solved": 0.25, "numbers": {"count": 4, "total": 2.0, "largest": 1.0, "worst": 0.5}}
+    raws = [{**raw, "source": source, "id": str(i), "genuine": i % 2 == 0, "log_ppl": [0.5, 3.0 if i % 2 else 0.6],
+             "numbers": {**raw["numbers"], "largest": 1.0 + i % 2}}
             for i in range(20) for source in ("guided", "unaided") if source == "guided" or i % 2 == 0]
     at = {(r.arm, r.kind, r.metric): r.mean for r in real.pure_rows(raws)}
     assert at["typicality, worst", "guided", "AUROC"] == 1.0
     assert at["PMI with the answer", "all helped", "AUROC"] == 1.0
     assert at["length", "guided", "AUROC"] == 0.5
+    assert at["numbers alone: typicality, worst", "guided", "AUROC"] == 0.5
+    assert at["numbers alone: largest surprise", "guided", "AUROC"] == 1.0
     assert at["filter", "guided", "genuine after"] == 1.0
     assert at["filter", "guided", "genuine kept"] == 1.0
     assert at["filter", "guided", "passed"] == 0.5
