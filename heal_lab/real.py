@@ -352,7 +352,8 @@ def _pmi(raw: Raw) -> float:
 NUMBERS: dict[str, Callable[[Raw], float]] = {  # looked for after the readings had failed
     "numbers alone: typicality, worst": lambda r: r["numbers"]["worst"],
     "numbers alone: largest surprise": lambda r: r["numbers"]["largest"],
-    "numbers alone: mean perplexity": lambda r: r["numbers"]["total"] / (r["numbers"]["count"] or 1),
+    "numbers alone: mean perplexity": lambda r: (
+        r["numbers"]["total"] / (r["numbers"]["count"] or 1)),
     "numbers alone: total log-likelihood": lambda r: r["numbers"]["total"]}
 
 

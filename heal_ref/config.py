@@ -206,7 +206,7 @@ class HealConfig(_Checked):
         # ones; hindsight steps no more than sampling again (notebook 06). Neither is good.
         gear = GearConfig(paths=2, hints=1, continuations=2, hint="bridge")
         # PURE told answer-led from unaided solutions (AUROC 0.946 of 64), but not forged from sound
-        # ones among helped ones (0.65, notebook 06): what passes it is not clean.
+        # ones among helped ones (0.69, notebook 06): what passes it is not clean.
         pure = PureConfig()
         # Learning rate: in float32, 40 updates at 1e-5 taught a very small chat model its target
         # (log-probability +0.27), 3 at 1e-4 the pretrained SmolLM2-135M (tests/test_real_model.py).

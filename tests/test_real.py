@@ -248,6 +248,14 @@ def test_paper_and_log_say_what_the_records_say():
         assert said in paper, said
     for said in both:
         assert said in log, said
+    verdict = {(t["source"], t["id"], t.get("tokens")): t["reader"] for t in truth if t["run"] == 2}
+    judged = [{**raw, "genuine": raw["source"] == "unaided" or verdict[
+        real.GUIDED if raw["source"] == "guided" else raw["source"], raw["id"], sum(raw["tokens"])]} for raw in runs[2]["pure"]]
+    pure = {(r.arm, r.kind): with_interval(r) for r in real.pure_rows(judged) if r.metric == "AUROC"}
+    for name in ("typicality, worst", "total log-likelihood", "numbers alone: total log-likelihood"):
+        assert pure[name, "all helped"] in paper
+        assert pure[name, "all helped"] in log
+    assert pure["numbers alone: total log-likelihood", "guided"] in paper
     read = [t["reader"] for t in truth if (t["run"], t["source"]) == (2, "answer at rise")]
     agreed = f"agree on {sum(t['rule'] == t['reader'] for t in truth)} of {len(truth)}"
     assert agreed in paper
