@@ -3,7 +3,8 @@
 Parts, each resumable and each collected into real.json as far as it is finished:
 
 - `gear`: what a hindsight step at the rise repairs of the problems that two samples leave unsolved,
-  against sampling again; `rise`, `level`, `random`: the other hints, and no hint, at each place.
+  against sampling again; `rise`, `level`, `random`: the other hints, and no hint, at each place;
+  with `rise` also the answer in view from the start, without a cut.
 - `breaks`: after which step a failed chain is lost, by continuing from each of its prefixes; which
   reading of entropy finds that step.
 - `pure`: does PURE tell genuine solutions from spurious ones, among guided and repaired ones?
