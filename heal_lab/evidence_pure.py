@@ -35,9 +35,10 @@ GROUPS = {"all": None, "shaky and frontier": ("shaky", "frontier")}  # besides t
 
 
 def raw_scores(lm: LM, task: Task, source: str, trajectories: Sequence[Trajectory], seed: int = 0,
-               m: int = 0) -> list[Raw]:
+               m: int = 0, stats: Any = ()) -> list[Raw]:
     """What every reading and baseline needs of these trajectories; rollouts only if m > 0."""
-    numbers = dict(zip(("log_ppl", "entropy"), pure.step_surprise(lm, trajectories), strict=True))
+    surprise = pure.step_surprise(lm, trajectories, stats)
+    numbers = dict(zip(("log_ppl", "entropy"), surprise, strict=True))
     numbers["forced"] = pure.answer_uncertainty(lm, task, trajectories)
     numbers["rollout"] = [[] for _ in trajectories]
     if m:

@@ -34,6 +34,7 @@ from heal_lab.evidence_pure import (
     READINGS,
     UNAIDED,
     Raw,
+    Score,
     different,
     functions,
     passing_rows,
@@ -317,11 +318,11 @@ def source_raws(world: World, name: str, make: Any) -> list[Raw]:
     """Raw scores of the different right ones of `make()`, and how often their problem is solved."""
     lm, task, solved, out = world.teacher, world.task, solved_share(world.base), list[Raw]()
     for part in batches(sorted(different(make()), key=lambda t: len(t.token_ids)), 32):
-        raws = raw_scores(lm, task, name, part)
+        plain = text_stats(lm, [(lm.encode(t.prompt), t.token_ids) for t in part])
+        raws = raw_scores(lm, task, name, part, stats=plain)
         texts = [(lm.encode(task.guided_prompt(t.problem, t.problem.answer)), t.token_ids)
                  for t in part]
         informed = [sum(logprob) for _, logprob in text_stats(lm, texts)]
-        plain = text_stats(lm, [(lm.encode(t.prompt), t.token_ids) for t in part])
         out += [{**raw, "informed": round(x, 3), "solved": solved[raw["id"]],
                  "numbers": of_numbers(lm.pieces(t.token_ids), t.steps, *stats)}
                 for raw, x, t, stats in zip(raws, informed, part, plain, strict=True)]
@@ -350,7 +351,7 @@ def _pmi(raw: Raw) -> float:
     return raw["informed"] + BASELINES["total log-likelihood"](raw)
 
 
-NUMBERS: dict[str, Callable[[Raw], float]] = {  # looked for after the readings had failed
+NUMBERS: dict[str, Score] = {  # looked for after the readings had failed
     "numbers alone: typicality, worst": lambda r: r["numbers"]["worst"],
     "numbers alone: largest surprise": lambda r: r["numbers"]["largest"],
     "numbers alone: mean perplexity": lambda r: (
@@ -431,16 +432,14 @@ def collect(world: World, student: LM, seeds: Sequence[int], parts: Sequence[str
     # 1) per problem or chain
     make = {"gear": lambda: gear_counts(world),
             **{arm: partial(hint_counts, world, *pair) for arm, pair in OTHERS.items()},
-            "guided": lambda: guided_counts(world),
-            "breaks": lambda: break_counts(world), "pure": lambda: pure_raws(world),
-            "examples": lambda: own_examples(world)}
+            "guided": lambda: guided_counts(world), "breaks": lambda: break_counts(world),
+            "pure": lambda: pure_raws(world), "examples": lambda: own_examples(world)}
     wanted = {*parts, *(arm for arm, (_, place) in OTHERS.items() if place in parts),
               *(["guided"] if "rise" in parts else [])}
     made = {name: world.kept(name, make[name]) for name in make
             if name in wanted or (world.path / f"{name}.json").exists()}
     # 2) one list of GEAR, since every arm is compared with sampling again
-    gear = [c for name in ("gear", "guided", *OTHERS)
-            for c in made.pop(name, [])]
+    gear = [c for name in ("gear", "guided", *OTHERS) for c in made.pop(name, [])]
     record = {"rows": [], **({"gear": gear} if gear else {}), **made}
     # 3) means and intervals
     for part, rows_of in (("gear", gear_rows), ("breaks", break_rows), ("pure", pure_rows)):

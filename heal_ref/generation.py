@@ -33,7 +33,7 @@ from heal_ref.tasks.base import Task
 
 Job = tuple[tuple[int, ...], list[int], int]  # context, tail, how much of the context is visible
 PART = 16  # tokens that are asked of a server at a time while its speed is measured
-LARGE = 20_000  # tokens of a vocabulary from which `Draw` draws
+LARGE = 20_000  # tokens; below, multinomial draws, as it did when the clock's records were made
 FIRST, NEXT = 160, 32  # new tokens after which finished rows leave a batch, first and from then on
 
 

@@ -34,14 +34,14 @@ from heal_ref.tasks.base import Task
 
 
 def step_surprise(
-    lm: LM, trajectories: Sequence[Trajectory]
+    lm: LM, trajectories: Sequence[Trajectory], stats: Sequence[Sequence[list[float]]] = ()
 ) -> tuple[list[list[float]], list[list[float]]]:
     """log PPL(s_k | q, s_<k) and mean entropy H̄_k (nats) of each step, under the plain prompt.
 
-    Two lists with K numbers per trajectory, from one forward pass over prompt and trajectory.
-    """
+    Two lists with K numbers per trajectory, from one forward pass over prompt and trajectory;
+    `stats`: what that pass (`text_stats`) said, if it was made before."""
     surprise, entropy = [], []
-    stats = text_stats(lm, [(lm.encode(t.prompt), t.token_ids) for t in trajectories])
+    stats = stats or text_stats(lm, [(lm.encode(t.prompt), t.token_ids) for t in trajectories])
     for t, (h, logprob) in zip(trajectories, stats, strict=True):
         surprise.append([-float(np.mean(logprob[a:b])) for a, b in t.steps])
         entropy.append([float(np.mean(h[a:b])) for a, b in t.steps])
