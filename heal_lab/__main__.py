@@ -175,7 +175,8 @@ def real(args: argparse.Namespace, command: str) -> None:
     counts = {name: len(problems) for name, problems in world.splits.items()}
     origin = {**provenance(teacher, command, config.seed, began), "problems": counts,
               "processes": processes().num_processes,
-              "teacher": Path(args.teacher).name, "student": Path(args.student).name}
+              "teacher": Path(args.teacher).name, "student": Path(args.student).name,
+              "dtype": str(teacher.dtype).removeprefix("torch.")}
     if not processes().is_main_process:
         return
     path = out / "real.json"

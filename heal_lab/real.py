@@ -48,10 +48,10 @@ from heal_lab.word_problems import WordProblems, make_problems
 from heal_ref import pure
 from heal_ref.config import GearConfig, HealConfig, PaceConfig, PureConfig, SampleConfig
 from heal_ref.evaluate import Row, interval
-from heal_ref.gear import Cut, breakpoint_of
+from heal_ref.gear import Cut, breakpoint_of, repair
 from heal_ref.model import LM
 from heal_ref.pace import solved_share
-from heal_ref.records import DATA, Problem, Trajectory, by_problem, light, select, write_text
+from heal_ref.records import DATA, Problem, Trajectory, light, select, write_text
 from heal_ref.run.folder import RunFolder, batches, identity
 from heal_ref.run.pipeline import Method
 from heal_ref.run.sources import load_problems
@@ -233,19 +233,19 @@ def failed_samples(base: Sequence[Trajectory]) -> Sequence[Trajectory]:
 def break_counts(world: World) -> list[dict[str, Any]]:
     """Per failed chain of K steps: `success`, K shares of right continuations after its first 0 …
     K − 1 steps; the step that each reading of entropy chooses; tokens spent."""
-    chains = list(failed_samples(world.base))[:CHAINS]
+    chains, c = list(failed_samples(world.base))[:CHAINS], world.config
     longest = max((len(t.steps) for t in chains), default=0)
-    config = GearConfig(hint="none", max_correct=10**6, paths=1, hints=1, continuations=CONTINUED)
-    success: dict[str, list[float]] = {t.problem.id: [] for t in chains}
+    gear = GearConfig(hint="none", max_correct=10**6, paths=1, hints=1, continuations=CONTINUED)
+    tried = world.method.folder.shards("3-prefixes", range(longest), lambda k, seed: repair(
+        world.teacher, world.task, [t for t in chains if len(t.steps) > k], gear, seed,
+        sampling=c.sample, cut=at(k)), c.seed)  # one shard for each k, which processes share
+    success: dict[str, list[float]] = {t.problem.id: [0.0] * len(t.steps) for t in chains}
     spent = dict.fromkeys(success, 0)
-    for k in range(longest):
-        still = [t for t in chains if len(t.steps) > k]
-        tried = world.method.repaired(still, f"3-prefix-{k:02d}", config, at(k))
-        for key, mine in by_problem(tried).items():
-            success[key].append(sum(t.correct for t in mine) / len(mine))
-            spent[key] += sum(t.tokens_spent for t in mine)
+    for t in light(tried):
+        success[t.problem.id][t.breakpoint or 0] += t.correct / CONTINUED
+        spent[t.problem.id] += t.tokens_spent
     return [{"id": t.problem.id, "success": success[t.problem.id], "tokens": spent[t.problem.id],
-             "chosen": {name: breakpoint_of(t, c) for name, c in SIGNALS.items()}}
+             "chosen": {name: breakpoint_of(t, how) for name, how in SIGNALS.items()}}
             for t in chains]
 
 
