@@ -7,7 +7,8 @@ Parts, each resumable and each collected into real.json as far as it is finished
   with `rise` also the answer in view from the start, without a cut.
 - `breaks`: after which step a failed chain is lost, by continuing from each of its prefixes; which
   reading of entropy finds that step.
-- `pure`: does PURE tell genuine solutions from spurious ones, among guided and repaired ones?
+- `pure`: does PURE tell genuine solutions from spurious ones, among those that the parts before it
+  guided and repaired?
 - `students`: rejection sampling, adaptive rejection sampling, HEAL and its controls.
 - `examples`: repairs of problems of our own, with texts.
 
@@ -132,10 +133,14 @@ class World:
         return select(self.base, [i for i, t in enumerate(light(self.base))
                                   if t.problem.id in never])
 
+    def has(self, name: str) -> bool:
+        """Whether what is called `name` is finished."""
+        return (self.path / f"{name}.json").exists()
+
     def kept(self, name: str, make: Any) -> Any:
         """What `make()` returns, which is plain JSON; made once."""
         file = self.path / f"{name}.json"
-        if not file.exists():
+        if not self.has(name):
             write_text(file, json.dumps(make()) + "\n")
         return json.loads(file.read_text(encoding="utf-8"))
 
@@ -272,30 +277,41 @@ def lost_at(success: Sequence[float]) -> int | None:
     return int(np.argmax(drops(success)))
 
 
+def chosen(chain: Mapping[str, Any], name: str) -> int | None:
+    """The step (0-based) that a reading of entropy or a fixed place names; None if there is none."""
+    fixed = {"first step": 0, "last step": len(chain["success"]) - 1}
+    return fixed[name] if name in fixed else chain["chosen"][name]
+
+
 def break_rows(chains: Sequence[Mapping[str, Any]]) -> list[Row]:
     """How often each reading's step is the one at which most success is lost, and how much is lost
-    at it; a random step for comparison. Only chains that had success to lose; of all chains, the
-    success of what is kept before that step, against that of a new sample."""
+    at it; the first, the last and a random step for comparison, and how much a reading does better
+    than a random step. Only chains that had success to lose; of all chains, the success of what is
+    kept before that step, against that of a new sample."""
     lost = [(c, k) for c in chains if (k := lost_at(c["success"])) is not None]
     rows = list[Row]()
 
-    def add(name: str, metric: str, values: Sequence[float]) -> None:
+    def add(name: str, metric: str, values: Sequence[float], random: Sequence[float] = ()) -> None:
         rows.append(Row(name, "train", metric, *interval(values), n=len(values)))
+        if random:
+            above = [v - r for v, r in zip(values, random, strict=True)]
+            rows.append(Row(f"{name} − random step", "train", metric, *interval(above),
+                            n=len(above)))
 
+    hit, fall, kept = "chosen step = break", "success lost at it", "success of what is kept"
+    chance = {hit: [1 / len(c["success"]) for c, _ in lost],
+              fall: [c["success"][0] / len(c["success"]) for c, _ in lost],  # the sum of all drops
+              kept: [float(np.mean(c["success"])) for c in chains]}
     add("chains", "had success to lose", [float(lost_at(c["success"]) is not None) for c in chains])
-    for name in SIGNALS:
-        add(name, "chosen step = break", [float(c["chosen"][name] == k) for c, k in lost])
-        chosen = [(c["success"], c["chosen"][name]) for c, _ in lost]  # a step, or none
-        add(name, "success lost at it",
-            [0.0 if step is None else drops(success)[step] for success, step in chosen])
-        add(name, "success of what is kept",
-            [c["success"][c["chosen"][name] or 0] for c in chains])
-    add("new sample", "success of what is kept", [c["success"][0] for c in chains])
-    add("random step", "success of what is kept", [float(np.mean(c["success"])) for c in chains])
-    add("random step", "chosen step = break", [1 / len(c["success"]) for c, _ in lost])
-    add("random step", "success lost at it",
-        [c["success"][0] / len(c["success"]) for c, _ in lost])  # drops add up to the first share
-    add("break", "is the first step", [float(k == 0) for _, k in lost])
+    for name in (*SIGNALS, "first step", "last step"):
+        steps = [chosen(c, name) for c, _ in lost]
+        add(name, hit, [float(step == k) for step, (_, k) in zip(steps, lost, strict=True)],
+            chance[hit])
+        add(name, fall, [0.0 if step is None else drops(c["success"])[step]
+                         for step, (c, _) in zip(steps, lost, strict=True)], chance[fall])
+        add(name, kept, [c["success"][chosen(c, name) or 0] for c in chains], chance[kept])
+    for metric, values in chance.items():
+        add("random step", metric, values)
     return rows
 
 
@@ -303,12 +319,13 @@ def break_rows(chains: Sequence[Mapping[str, Any]]) -> list[Row]:
 
 
 def pure_raws(world: World) -> list[Raw]:
-    """Raw scores of right solutions: guided, unaided, and repaired by each hint. Each of these
-    sources is kept as soon as it is finished."""
-    sources: dict[str, Any] = {"guided": lambda: world.method.guided(world.base),
-                               UNAIDED: lambda: pure.unaided(world.base, seldom=1.0),
-                               **{f"{hint} at rise": partial(repaired, world, hint)
-                                  for hint in HINTS}}
+    """Raw scores of right solutions: unaided ones, and those of the parts that are finished: the
+    answer in view from the start, each hint at each place. Each source is kept when it is made."""
+    arms = {"gear": FIRST, **OTHERS}
+    guided = {"guided": lambda: world.method.guided(world.base)} if world.has("guided") else {}
+    sources: dict[str, Any] = {**guided, UNAIDED: lambda: pure.unaided(world.base, seldom=1.0),
+                               **{" at ".join(pair): partial(repaired, world, *pair)
+                                  for arm, pair in arms.items() if world.has(arm)}}
     return [raw for name, make in sources.items()
             for raw in world.kept(f"pure-{name}".replace(" ", "-"),
                                   partial(source_raws, world, name, make))]
@@ -437,7 +454,7 @@ def collect(world: World, student: LM, seeds: Sequence[int], parts: Sequence[str
     wanted = {*parts, *(arm for arm, (_, place) in OTHERS.items() if place in parts),
               *(["guided"] if "rise" in parts else [])}
     made = {name: world.kept(name, make[name]) for name in make
-            if name in wanted or (world.path / f"{name}.json").exists()}
+            if name in wanted or world.has(name)}
     # 2) one list of GEAR, since every arm is compared with sampling again
     gear = [c for name in ("gear", "guided", *OTHERS) for c in made.pop(name, [])]
     record = {"rows": [], **({"gear": gear} if gear else {}), **made}

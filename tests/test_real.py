@@ -134,9 +134,11 @@ def test_rows_of_breaks_by_hand():
     assert at["max rise", "success lost at it"] == 0.25  # 0.5 at a's step, nothing for b
     assert at["random step", "chosen step = break"] == pytest.approx((1 / 3 + 1 / 2) / 2)
     assert at["random step", "success lost at it"] == pytest.approx((0.5 / 3 + 0.75 / 2) / 2)
-    assert at["break", "is the first step"] == 0.5
+    assert at["first step", "chosen step = break"] == 0.5
+    assert at["last step", "success lost at it"] == 0
+    assert at["max rise − random step", "success lost at it"] == pytest.approx(0.25 - (0.5 / 3 + 0.75 / 2) / 2)
     assert at["max rise", "success of what is kept"] == pytest.approx((0.5 + 0.75) / 3)  # b has no step: nothing is kept
-    assert at["new sample", "success of what is kept"] == pytest.approx((0.5 + 0.75) / 3)
+    assert at["first step", "success of what is kept"] == pytest.approx((0.5 + 0.75) / 3)  # that of a new sample
     assert at["random step", "success of what is kept"] == pytest.approx((1 / 3 + 0.75 / 2) / 3)
 
 
