@@ -51,7 +51,9 @@ def raw_scores(lm: LM, task: Task, source: str, trajectories: Sequence[Trajector
 
 
 def reading(raw: Raw, config: PureConfig) -> float:
-    """The score that PURE gives under `config`."""
+    """The score that PURE gives under `config`; of `numbers` the aggregate "worst" is recorded."""
+    if config.reading == "numbers":
+        return raw["numbers"]["largest"]
     uncertainty = raw["entropy" if config.reading == "typicality" else config.reading]
     return pure.aggregate(pure.step_ratios(raw["log_ppl"], uncertainty, config), config)
 

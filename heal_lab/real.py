@@ -376,11 +376,14 @@ NUMBERS: dict[str, Score] = {  # looked for after the readings had failed
     "numbers alone: total log-likelihood": lambda r: r["numbers"]["total"]}
 
 
-def pure_rows(raws: Sequence[Raw], config: PureConfig | None = None) -> list[Row]:
-    """AUROC for spurious of every reading and baseline, and what the threshold keeps, for guided
+FILTERS = {"filter": PureConfig(), "filter by numbers": PureConfig(reading="numbers")}
+
+
+def pure_rows(raws: Sequence[Raw]) -> list[Row]:
+    """AUROC for spurious of every reading and baseline, and what the thresholds keep, for guided
     and repaired solutions alone and together. Of the latter also by halves of the problems: a
     reading is chosen on the first and tested on the second one."""
-    config, rows = config or PureConfig(), []
+    rows = list[Row]()
     scores = {**functions({n: c for n, c in READINGS.items() if not n.startswith("rollout")}),
               **BASELINES, "PMI with the answer": _pmi, **NUMBERS}
     helped = [r for r in raws if r["source"] != UNAIDED]
@@ -391,15 +394,26 @@ def pure_rows(raws: Sequence[Raw], config: PureConfig | None = None) -> list[Row
               **{s: [r for r in helped if r["source"] == s]
                  for s in dict.fromkeys(r["source"] for r in helped)}}
     calibrated = any(r["source"] == UNAIDED for r in raws)
-    threshold = threshold_of(raws, config) if calibrated else math.inf
+    limits = {name: threshold_of(raws, config) if calibrated else math.inf
+              for name, config in FILTERS.items()}
     for kind, mine in groups.items():
         if not mine:
             continue
         for name, score in scores.items():
             scored = [(r["id"], score(r), not r["genuine"]) for r in mine]
             rows.append(Row(name, kind, "AUROC", *cluster_interval(scored, auroc), n=len(mine)))
-        rows += [r for r in passing_rows("filter", kind, mine, threshold, config) if r.n]
+        rows += [r for name, config in FILTERS.items()
+                 for r in passing_rows(name, kind, mine, limits[name], config) if r.n]
     return rows
+
+
+def as_read(raws: Sequence[Raw], truth: Sequence[Mapping[str, Any]]) -> list[Raw]:
+    """Raw scores with a reader's verdicts (`rows` of real-truth.json, of one run) in the place of
+    the rule's. Unaided solutions stay as they are. KeyError if one was not read."""
+    verdict = {(t["source"], t["id"], t["tokens"]): t["reader"] for t in truth}
+    return [raw if raw["source"] == UNAIDED else {**raw, "genuine": verdict[
+        {"guided": GUIDED}.get(raw["source"], raw["source"]), raw["id"], sum(raw["tokens"])]}
+        for raw in raws]
 
 
 # ------------------------------------------------------------------------------------- students

@@ -95,7 +95,7 @@ class PureConfig(_Checked):
         ('typicality', 'worst')
     """
 
-    reading: Literal["typicality", "forced", "rollout"] = "typicality"  # see `pure_scores`
+    reading: Literal["typicality", "forced", "rollout", "numbers"] = "typicality"  # `pure_scores`
     aggregate: Literal["worst", "worst_share", "mean"] = "worst"  # of the K step ratios
     epsilon: float = _number(3.0, 1e-9)  # ε in nats, of the readings `forced` and `rollout`
     rollouts: int = _number(8, 2)  # continuations per prefix in the reading `rollout`

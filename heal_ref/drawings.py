@@ -38,6 +38,7 @@ HINT = {"bridge": "written with the answer in view", "answer": "it states the an
         "step": "the next step, answer in view",
         "wrong_answer": "it states the wrong answer", "none": "none, a control"}
 RATIO = {"typicality": r"$\log\,r_k = \log\,\mathrm{PPL}(s_k) - \bar H_k$",
+         "numbers": r"$\log\,r_k = \max\,-\log\,p$ of its numbers",
          **dict.fromkeys(("forced", "rollout"), r"$r_k = \mathrm{PPL}(s_k)\,/\,(U_k + \epsilon)$")}
 SOURCE = {"base": "unaided", "guided": "guided", "repair": "repaired"}
 ADDS = {"foundation": "solved alone", "guided": "+ answer in view",

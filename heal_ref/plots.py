@@ -180,8 +180,8 @@ def plot_filter(scored: Sequence[PureScore], genuine: Sequence[bool], threshold:
                  label=f"spurious ({(~good).sum()})")
     if config.aggregate == "worst":
         line = np.linspace(0, x.max(), 50)
-        typical = config.reading == "typicality"
-        limit = np.exp(line + threshold) if typical else threshold * (line + config.epsilon)
+        logarithm = config.reading in ("typicality", "numbers")
+        limit = np.exp(line + threshold) if logarithm else threshold * (line + config.epsilon)
         axes.plot(line, limit, "k--", lw=1, label="PURE's boundary")
     axes.set(yscale="log", ylabel="perplexity of the worst step",
              xlabel=f"uncertainty at the worst step, reading '{config.reading}' (nats)")

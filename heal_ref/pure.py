@@ -10,6 +10,8 @@ shortcuts". The name gives a perplexity over an uncertainty; everything else is 
 - `forced` and `rollout`: the uncertainty is the answer's, PPL(s_k) / (U_k + ε). In the clock world
   ε then decides everything: before the closing step the answer is known, so U_k is near 0 there,
   and with a small ε this step dominates all others in every solution.
+- `numbers`: no uncertainty; the most surprising token with a digit in it. In a step of 41 tokens a
+  number that does not follow hardly changes the mean.
 - All are measured by the teacher under the plain prompt, without any hint.
 - The threshold is calibrated on the teacher's unaided correct trajectories, which had no hint.
 """
@@ -46,6 +48,19 @@ def step_surprise(
         surprise.append([-float(np.mean(logprob[a:b])) for a, b in t.steps])
         entropy.append([float(np.mean(h[a:b])) for a, b in t.steps])
     return surprise, entropy
+
+
+def number_surprise(
+    lm: LM, trajectories: Sequence[Trajectory], stats: Sequence[Sequence[list[float]]]
+) -> list[list[float]]:
+    """The largest −log p (nats) of a token with a digit in each step, 0 in a step without one; K
+    numbers per trajectory. `stats`: as in `step_surprise`."""
+    out = []
+    for t, (_, logprob) in zip(trajectories, stats, strict=True):
+        digit = [any(map(str.isdigit, piece)) for piece in lm.pieces(t.token_ids)]
+        out.append([max([-logprob[i] for i in range(a, b) if digit[i]], default=0.0)
+                    for a, b in t.steps])
+    return out
 
 
 def answer_uncertainty(
@@ -109,9 +124,10 @@ def rollout_uncertainty(
 def step_ratios(
     log_ppl: Sequence[float], uncertainty: Sequence[float], config: PureConfig
 ) -> list[float]:
-    """r_k for K steps from log PPL(s_k) and U_k: PPL / (U_k + ε); `typicality`: log PPL − H̄_k."""
+    """r_k for K steps from log PPL(s_k) and U_k: PPL / (U_k + ε); `typicality`: log PPL − H̄_k;
+    `numbers`: the same from what `pure_scores` says of them."""
     pairs = zip(log_ppl, uncertainty, strict=True)
-    if config.reading == "typicality":
+    if config.reading in ("typicality", "numbers"):
         return [s - h for s, h in pairs]
     return [math.exp(s) / (u + config.epsilon) for s, u in pairs]
 
@@ -150,6 +166,8 @@ def pure_scores(
         forced      U_k: entropy in nats of the answer demanded before step k.
         rollout     U_k: entropy in nats of the final answers of `config.rollouts` continuations
                     (`seed` and `sampling` are theirs).
+        numbers     log r_k: the largest −log p of a token with a digit in step k, in nats, 0 if it
+                    has none; `uncertainty` is 0, `perplexity` r_k. Ours, for texts in words.
 
     Returns:
         One `PureScore` per correct trajectory, in order, with K numbers per list.
@@ -172,9 +190,13 @@ def pure_scores(
     """
     config = config or PureConfig()
     right = [t for t in trajectories if t.correct]
-    surprise, own_entropy = step_surprise(lm, right)
+    stats = text_stats(lm, [(lm.encode(t.prompt), t.token_ids) for t in right])
+    surprise, own_entropy = step_surprise(lm, right, stats)
     if config.reading == "typicality":
         uncertainty = own_entropy
+    elif config.reading == "numbers":
+        surprise = number_surprise(lm, right, stats)
+        uncertainty = [[0.0] * len(t.steps) for t in right]
     elif config.reading == "forced":
         uncertainty = answer_uncertainty(lm, task, right)
     else:

@@ -463,7 +463,7 @@ def test_chat_task_runs_full_pipeline(random_chat_lm, chat, monkeypatch):
     paths = [(parents[t.problem.id, t.parent], t.breakpoint) for t in repaired[:2]]
     hints = write_hints(lm, chat, paths, config.gear, config.sample, seed=0)
     assert all(h.tokens_spent for row in hints for h in row)
-    for reading in ("typicality", "forced"):
+    for reading in ("typicality", "forced", "numbers"):
         scored = heal.pure_scores(lm, chat, base + repaired + guided, heal.PureConfig(reading=reading))
         assert scored
         assert all(len(s.ratio) == len(s.trajectory.steps) and math.isfinite(s.score) for s in scored)

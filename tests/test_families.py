@@ -105,7 +105,7 @@ def test_the_whole_road(family, monkeypatch):
     t = make_trajectory(lm, task, PROBLEM, "base", Rollout(ids, [0.5] * len(ids), [-0.5] * len(ids), True))
     assert t.correct
     assert t.text == written
-    for reading in ("typicality", "forced"):
+    for reading in ("typicality", "forced", "numbers"):
         assert len(heal.pure_scores(lm, task, [t], heal.PureConfig(reading=reading))) == 1
     stages = heal.build_stages([t], [], [])
     before = lm.model.lm_head.weight.clone()

@@ -108,6 +108,21 @@ def test_typicality_is_surprise_beyond_own_entropy(candidates, teacher, task):
     assert s.ratio == pytest.approx([math.log(p) - u for p, u in zip(s.perplexity, s.uncertainty, strict=True)], abs=1e-4)
 
 
+def test_numbers_alone_are_the_most_surprising_token_with_a_digit(candidates, teacher, task):
+    right = [t for t in candidates[1] if t.correct]
+    worded = dataclasses.replace(right[0], steps=[(0, 1), *[(max(a, 1), b) for a, b in right[0].steps]])  # a step of one word
+    for t, s in zip([*right, worded], pure_scores(teacher, task, [*right, worded], PureConfig(reading="numbers")), strict=True):
+        _, logprob = text_stats(teacher, [(teacher.encode(t.prompt), t.token_ids)])[0]
+        for (a, b), r in zip(t.steps, s.ratio, strict=True):
+            surprise = [-logprob[i] for i in range(a, b) if any(c.isdigit() for c in teacher.decode([t.token_ids[i]]))]
+            assert r == pytest.approx(max(surprise, default=0.0), abs=1e-4)
+        assert s.score == max(s.ratio)
+        assert set(s.uncertainty) == {0.0}
+    assert s.ratio[0] == 0.0
+    again = rescored([s], PureConfig(reading="numbers", aggregate="mean"))[0]
+    assert again.score == pytest.approx(np.mean(s.ratio), abs=1e-4)
+
+
 def test_only_right_answers_are_scored_and_the_truth_is_never_asked_for(candidates, teacher, task):
     base, guided, repaired = candidates
     blind = NoChecker(task)

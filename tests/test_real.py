@@ -178,6 +178,8 @@ def test_rows_of_pure_by_hand():
     assert at["filter", "guided", "genuine after"] == 1.0
     assert at["filter", "guided", "genuine kept"] == 1.0
     assert at["filter", "guided", "passed"] == 0.5
+    assert at["filter by numbers", "guided", "genuine after"] == 1.0
+    assert at["filter by numbers", "guided", "passed"] == 0.5
     halves = [{r.n for r in real.pure_rows(raws) if r.kind == half and r.metric == "AUROC"} for half in ("to choose on", "to test on")]
     assert halves == [{10}, {10}]
 
@@ -250,9 +252,7 @@ def test_paper_and_log_say_what_the_records_say():
         assert said in paper, said
     for said in both:
         assert said in log, said
-    verdict = {(t["source"], t["id"], t.get("tokens")): t["reader"] for t in truth if t["run"] == 2}
-    judged = [{**raw, "genuine": raw["source"] == "unaided" or verdict[
-        real.GUIDED if raw["source"] == "guided" else raw["source"], raw["id"], sum(raw["tokens"])]} for raw in runs[2]["pure"]]
+    judged = real.as_read(runs[2]["pure"], [t for t in truth if t["run"] == 2])
     pure = {(r.arm, r.kind): with_interval(r) for r in real.pure_rows(judged) if r.metric == "AUROC"}
     for name in ("typicality, worst", "total log-likelihood", "numbers alone: total log-likelihood"):
         assert pure[name, "all helped"] in paper

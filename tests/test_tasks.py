@@ -69,7 +69,7 @@ def test_three_methods_run_through_the_whole_method(base_lm):
         kept = parent.token_ids[: parent.steps[t.breakpoint][0]]
         assert kept == t.token_ids[: len(kept)]
         assert task.inject(t.hint) not in t.text
-    for reading in ("typicality", "forced", "rollout"):
+    for reading in ("typicality", "forced", "rollout", "numbers"):
         scored = heal.pure_scores(base_lm, task, base + guided + hinted, heal.PureConfig(reading=reading, rollouts=2),
                                   sampling=sampling)
         assert scored
