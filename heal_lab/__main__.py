@@ -81,6 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     x = add("real", "runs/real", "a pretrained pair on word problems; resumable")
     x("--teacher", required=True, help="folder of a chat model")
     x("--student", required=True, help="folder of a smaller one; it may have another tokenizer")
+    x("--max-batch", type=int, default=512, help="sequences in a model at once")
     x("--parts", nargs="+", default=real_pair.PARTS, choices=real_pair.PARTS,
       help="what is measured; the record holds these and what was finished before")
     x("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of training, for `students`")
@@ -168,7 +169,10 @@ def _pair(option: str, name: str, *needed: str) -> Path:
 
 def real(args: argparse.Namespace, command: str) -> None:
     began, out = time.monotonic(), Path(args.out)
-    teacher, student = load_lm(args.teacher), load_lm(args.student)
+    if args.max_batch < 1:
+        raise InputError(f"--max-batch {args.max_batch}: at least one sequence must go through")
+    teacher, student = (load_lm(folder, max_batch=args.max_batch)
+                        for folder in (args.teacher, args.student))
     config = with_options(real_pair.settings(), args.set)
     world = real_pair.World.at(out, teacher, config, args.limit, args.quiet)
     record = real_pair.collect(world, student, args.seeds, args.parts, args.arms, args.quiet)
