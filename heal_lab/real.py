@@ -77,6 +77,7 @@ SIGNALS = {
     "mean surge": GearConfig(step="mean", signal="surge"),
     "mean level": GearConfig(step="mean", signal="level"),
     "mean surge, first third": GearConfig(step="mean", signal="surge", window=1 / 3)}
+FIXED = {"first step": 0, "second step": 1, "last step": -1}  # places without a look at entropy
 ARMS = ("student", "teacher", "rft", "rft_adaptive", "heal", "heal_no_pure", "heal_no_pace")
 
 
@@ -279,14 +280,15 @@ def lost_at(success: Sequence[float]) -> int | None:
 
 def chosen(chain: Mapping[str, Any], name: str) -> int | None:
     """The step (0-based) that a reading of entropy or a fixed place names; None if there is none."""
-    fixed = {"first step": 0, "last step": len(chain["success"]) - 1}
-    return fixed[name] if name in fixed else chain["chosen"][name]
+    if name in FIXED:
+        return FIXED[name] % len(chain["success"])
+    return chain["chosen"][name]
 
 
 def break_rows(chains: Sequence[Mapping[str, Any]]) -> list[Row]:
     """How often each reading's step is the one at which most success is lost, and how much is lost
-    at it; the first, the last and a random step for comparison, and how much a reading does better
-    than a random step. Only chains that had success to lose; of all chains, the success of what is
+    at it; fixed places and a random step for comparison, and how much each does better than a
+    random step. Only chains that had success to lose; of all chains, the success of what is
     kept before that step, against that of a new sample."""
     lost = [(c, k) for c in chains if (k := lost_at(c["success"])) is not None]
     rows = list[Row]()
@@ -303,7 +305,7 @@ def break_rows(chains: Sequence[Mapping[str, Any]]) -> list[Row]:
               fall: [c["success"][0] / len(c["success"]) for c, _ in lost],  # the sum of all drops
               kept: [float(np.mean(c["success"])) for c in chains]}
     add("chains", "had success to lose", [float(lost_at(c["success"]) is not None) for c in chains])
-    for name in (*SIGNALS, "first step", "last step"):
+    for name in (*SIGNALS, *FIXED):
         steps = [chosen(c, name) for c, _ in lost]
         add(name, hit, [float(step == k) for step, (_, k) in zip(steps, lost, strict=True)],
             chance[hit])
