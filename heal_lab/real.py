@@ -314,6 +314,9 @@ def break_rows(chains: Sequence[Mapping[str, Any]]) -> list[Row]:
         add(name, kept, [c["success"][chosen(c, name) or 0] for c in chains], chance[kept])
     for metric, values in chance.items():
         add("random step", metric, values)
+    for name in SIGNALS:
+        less = [c["success"][chosen(c, name) or 0] - c["success"][0] for c in chains]
+        rows.append(Row(f"{name} − new sample", "train", kept, *interval(less), n=len(less)))
     return rows
 
 

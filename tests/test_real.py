@@ -136,6 +136,8 @@ def test_rows_of_breaks_by_hand():
     assert at["random step", "success lost at it"] == pytest.approx((0.5 / 3 + 0.75 / 2) / 2)
     assert at["first step", "chosen step = break"] == 0.5
     assert at["last step", "success lost at it"] == 0
+    assert at["second step", "chosen step = break"] == 0.5
+    assert at["max rise − new sample", "success of what is kept"] == 0  # nothing is lost before a's step 1
     assert at["max rise − random step", "success lost at it"] == pytest.approx(0.25 - (0.5 / 3 + 0.75 / 2) / 2)
     assert at["max rise", "success of what is kept"] == pytest.approx((0.5 + 0.75) / 3)  # b has no step: nothing is kept
     assert at["first step", "success of what is kept"] == pytest.approx((0.5 + 0.75) / 3)  # that of a new sample
