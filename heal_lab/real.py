@@ -279,7 +279,7 @@ def lost_at(success: Sequence[float]) -> int | None:
 
 
 def chosen(chain: Mapping[str, Any], name: str) -> int | None:
-    """The step (0-based) that a reading of entropy or a fixed place names; None if there is none."""
+    """The step (0-based) that a reading of entropy or a fixed place names; None: there is none."""
     if name in FIXED:
         return FIXED[name] % len(chain["success"])
     return chain["chosen"][name]
