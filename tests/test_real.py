@@ -260,6 +260,22 @@ def test_paper_and_log_say_what_the_records_say():
         assert pure[name, "all helped"] in paper
         assert pure[name, "all helped"] in log
     assert pure["numbers alone: total log-likelihood", "guided"] in paper
+    third = read_record("real-breaks")
+    new = {(r.arm, r.metric): with_interval(r) for r in real.pure_rows(real.as_read(third["pure"], [t for t in truth if t["run"] == 3]))
+           if r.kind == "all helped"}
+    for name in ("typicality, worst", "numbers alone: total log-likelihood"):
+        assert new[name, "AUROC"] in paper
+        assert new[name, "AUROC"] in log
+    for metric in ("genuine before", "genuine after"):
+        assert new["filter by numbers", metric] in paper
+        assert new["filter by numbers", metric] in log
+    lost = {(r.arm, r.metric): r for r in real.break_rows(third["breaks"])}
+    for arm, metric in (("max rise − random step", "success lost at it"), ("second step − random step", "success lost at it"),
+                        ("max rise − new sample", "success of what is kept")):
+        assert with_interval(lost[arm, metric], "+") in paper
+        assert with_interval(lost[arm, metric], "+") in log
+    made = [r["mean"] for r in third["rows"] if r["part"] == "breaks"]
+    assert made == pytest.approx([r.mean for r in lost.values()])
     read = [t["reader"] for t in truth if (t["run"], t["source"]) == (2, "answer at rise")]
     agreed = f"agree on {sum(t['rule'] == t['reader'] for t in truth)} of {len(truth)}"
     assert agreed in paper
