@@ -206,7 +206,7 @@ class HealConfig(_Checked):
         # ones; hindsight steps no more than sampling again (notebook 06). Neither is good.
         gear = GearConfig(paths=2, hints=1, continuations=2, hint="bridge")
         # PURE's default told answer-led from unaided solutions (AUROC 0.946 of 64), but not forged
-        # from sound ones among helped ones (0.69); the largest surprise of a number did better, also
+        # from sound ones among helped ones (0.69); the largest surprise of a number better, also
         # on repairs that it was not chosen on (0.85 of 177; 0.67 of what passes is sound).
         pure = PureConfig(reading="numbers")
         # Learning rate: in float32, 40 updates at 1e-5 taught a very small chat model its target
