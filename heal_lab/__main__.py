@@ -169,8 +169,6 @@ def _pair(option: str, name: str, *needed: str) -> Path:
 
 def real(args: argparse.Namespace, command: str) -> None:
     began, out = time.monotonic(), Path(args.out)
-    if args.max_batch < 1:
-        raise InputError(f"--max-batch {args.max_batch}: at least one sequence must go through")
     teacher, student = (load_lm(folder, max_batch=args.max_batch)
                         for folder in (args.teacher, args.student))
     config = with_options(real_pair.settings(), args.set)

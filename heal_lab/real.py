@@ -17,7 +17,6 @@ Records hold numbers per problem and no texts of others.
 
 import json
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -360,7 +359,7 @@ def of_numbers(pieces: Sequence[str], steps: Sequence[tuple[int, int]], entropy:
         >>> of_numbers(["3", " and ", "4"], [(0, 2), (2, 3)], [0.5, 1.0, 0.5], [-1.0, -9.0, -2.0])
         {'count': 2, 'total': 3.0, 'largest': 2.0, 'worst': 1.5}
     """
-    digits = [i for i, piece in enumerate(pieces) if re.search(r"\d", piece)]
+    digits = pure.with_digit(pieces)
     surprise = [-logprob[i] for i in digits]
     excess = [[-logprob[i] - entropy[i] for i in digits if a <= i < b] for a, b in steps]
     return {"count": len(digits), "total": round(sum(surprise), 3),

@@ -119,8 +119,6 @@ def _run(args: argparse.Namespace, command: str) -> None:
     if not args.out.strip():
         raise InputError("--out is empty; give a folder")
     _refuse_splits(args, args.problems, args.heldout)
-    if args.max_batch < 1:
-        raise InputError(f"--max-batch {args.max_batch}: at least one sequence must go through")
     if out.exists() and not out.is_dir():
         raise InputError(f"--out {out} is a file; give a folder")
     config = _settings(args, preset := PRESETS[args.preset]())

@@ -19,6 +19,7 @@ shortcuts". The name gives a perplexity over an uncertainty; everything else is 
 from __future__ import annotations
 
 import math
+import re
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -57,10 +58,15 @@ def number_surprise(
     numbers per trajectory. `stats`: as in `step_surprise`."""
     out = []
     for t, (_, logprob) in zip(trajectories, stats, strict=True):
-        digit = [any(map(str.isdigit, piece)) for piece in lm.pieces(t.token_ids)]
-        out.append([max([-logprob[i] for i in range(a, b) if digit[i]], default=0.0)
+        digits = with_digit(lm.pieces(t.token_ids))
+        out.append([max([-logprob[i] for i in digits if a <= i < b], default=0.0)
                     for a, b in t.steps])
     return out
+
+
+def with_digit(pieces: Sequence[str]) -> list[int]:
+    """The places of the pieces (text of one token each) that hold a digit."""
+    return [i for i, piece in enumerate(pieces) if re.search(r"\d", piece)]
 
 
 def answer_uncertainty(

@@ -208,6 +208,12 @@ def test_the_command_makes_a_record_without_texts_and_goes_on(tmp_path, monkeypa
     assert main([*command, "--parts", "gear", "--set", "pace.updates=5", "--set", "eval_n=2"]) == 0  # what training may change
 
 
+def test_no_sequence_at_once_is_refused(capsys):
+    chat = str(DATA / "chat" / "teacher")
+    assert main(["real", "--teacher", chat, "--student", chat, "--max-batch", "0"]) == 2
+    assert "at least one sequence" in capsys.readouterr().err
+
+
 def test_all_arms_have_the_rate_that_is_best_for_rejection_sampling(tmp_path, monkeypatch):
     class Trial:
         def __init__(self, home, task, teacher, student, problems, config, **_):

@@ -23,6 +23,8 @@ def execute(parser: argparse.ArgumentParser,
     disable_progress_bars()
     again = "then start the same command again: what was finished is kept"
     try:
+        if getattr(args, "max_batch", 1) < 1:
+            raise InputError(f"--max-batch {args.max_batch}: at least one sequence must go through")
         commands[args.command](args, " ".join([parser.prog, *(argv or sys.argv[1:])]))
         return 0
     except (InputError, FloatingPointError) as e:
