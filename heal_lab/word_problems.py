@@ -3,8 +3,8 @@
 A generator tells one story with other names and numbers each time, and solves it line by line. The
 results on these lines are the step truth: a solution is *genuine* if its answer is right and it
 holds every one of them. That is a proxy: who takes another route to the same answer is counted as
-spurious, and a result that stands there by accident as a step. Of 73 right solutions a reader who
-did not see the rule's verdict agrees on 55 (`data/results/real-truth.json`).
+spurious, and a result that stands there by accident as a step. Of 416 right solutions readers who
+did not see the rule's verdict agree on 319 (`data/results/real-truth.json`).
 """
 
 from __future__ import annotations
