@@ -19,7 +19,7 @@ from heal_lab.arms import ARMS, TRAINED, TeacherData
 from heal_lab.compare import LONG, LONGEST_TRAINED, Results
 from heal_lab.pair import world_of
 from heal_ref import pace
-from heal_ref.config import HealConfig, SampleConfig
+from heal_ref.config import HealConfig
 from heal_ref.evaluate import is_genuine
 from heal_ref.generation import sample
 from heal_ref.model import LM, load_lm, processes
@@ -136,8 +136,8 @@ class Trial:
     def _measured(self, arm: str, lm: LM) -> dict[str, Any]:
         """`eval_n` sampled solutions and a greedy one per problem; the same seeds for every arm."""
         n, task = self.config.eval_n, self.task.for_tokenizer(lm.tokenizer)
-        sampled = SampleConfig(temperature=1.0, max_new_tokens=self.limit)
-        greedy = SampleConfig(temperature=0.0, max_new_tokens=self.limit)
+        sampled = replace(self.config.sample, max_new_tokens=self.limit)
+        greedy = replace(sampled, temperature=0.0)
         out: dict[str, Any] = {"n": n, "correct": [], "genuine": [], "greedy": []}
         parts = batches(self.problems, self.config.sample.batch)
         with self.folder.bar(f"evaluate {arm}", len(parts)) as bar:

@@ -83,7 +83,8 @@ ARMS = ("student", "teacher", "rft", "rft_adaptive", "heal", "heal_no_pure", "he
 def settings(seed: int = 0) -> HealConfig:
     """What is measured with: the preset `real`, as small as two CPU cores allow."""
     sampling = SampleConfig(n=2, temperature=0.7, max_new_tokens=512, batch=72)
-    pace = PaceConfig(updates=48, batch=8, per_problem=2, warmup=4, curve_every=0, save_every=16)
+    pace = PaceConfig(updates=20, batch=6, per_problem=2, warmup=2, curve_every=0, save_every=0,
+                      save_dtype="own")
     gear = GearConfig(paths=1, hints=1, continuations=2, hint="step")
     return replace(HealConfig.real(seed), sample=sampling, gear=gear, pace=pace, eval_n=4,
                    eval_limit=50)
@@ -427,28 +428,33 @@ def student_runs(world: World, student: LM, seeds: Sequence[int], arms: Sequence
                  quiet: bool = False) -> dict[str, Any]:
     """`rates`: pass@1 of rejection sampling's student on validation problems by learning rate.
     `runs`: every arm with every seed, of training and evaluation, at the best of these rates, on
-    held-out numbers and on stories never seen. What the teacher made is the same for all."""
-    made, config = TeacherData(world.method, world.splits["train"]), world.config
-
-    def trial(name: str, problems: Sequence[Problem], seed: int, rate: float) -> Trial:
-        settings = replace(config, seed=seed, pace=replace(config.pace, learning_rate=rate))
-        parts = {"train": world.splits["train"], "validation": [], "held-out": problems}
-        return Trial(world.path / name, world.task, world.teacher, student, parts, settings,
-                     quiet=quiet, made=made)
-
+    held-out numbers and on stories never seen; an untrained model with the first seed only. What
+    the teacher made is the same for all."""
     # 1) the rate for all arms: the one that is best for the baseline
     rates = dict[str, float]()
     for rate in RATES if {*arms} & {*TRAINED} else ():
-        of_rate = trial(f"rate-{rate:g}", world.splits["validation"], config.seed, rate)
-        result = of_rate.result("rft")
+        result = trial(world, student, rate, quiet=quiet).result("rft")
         rates[f"{rate:g}"] = sum(result["correct"]) / (result["n"] * len(result["correct"]))
     best = float(max(rates, key=lambda rate: rates[rate], default=RATES[0]))
     # 2) the arms
     runs = []
     for seed in seeds:
-        mine = trial(f"seed-{seed}", world.heldout, seed, best)
-        runs += [{"pair": "real", "seed": seed, "arm": arm, **mine.result(arm)} for arm in arms]
+        mine = trial(world, student, best, seed, quiet)
+        runs += [{"pair": "real", "seed": seed, "arm": arm, **mine.result(arm)} for arm in arms
+                 if arm in TRAINED or seed == seeds[0]]
     return {"rates": rates, "runs": runs}
+
+
+def trial(world: World, student: LM, rate: float, seed: int | None = None, quiet: bool = False
+          ) -> Trial:
+    """Students with this learning rate and seed; without a seed, on validation problems."""
+    c, name = world.config, f"rate-{rate:g}" if seed is None else f"seed-{seed}"
+    config = replace(c, seed=c.seed if seed is None else seed,
+                     pace=replace(c.pace, learning_rate=rate))
+    problems = {"train": world.splits["train"], "validation": [],
+                "held-out": world.splits["validation"] if seed is None else world.heldout}
+    return Trial(world.path / name, world.task, world.teacher, student, problems, config,
+                 quiet=quiet, made=TeacherData(world.method, world.splits["train"]))
 
 
 def own_examples(world: World) -> list[dict[str, Any]]:

@@ -227,6 +227,12 @@ class _Watch(TrainerCallback):
             control.should_save = False
 
 
+def fast_in_bfloat16() -> bool:
+    """Whether this CPU multiplies matrices of bfloat16 faster than of float32."""
+    found = torch.cpu.get_capabilities()
+    return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
+
+
 def last_complete_checkpoint(folder: Path) -> Path | None:
     """The newest checkpoint that was written to its end; incomplete ones are removed."""
     with processes().main_process_first():
@@ -239,11 +245,12 @@ def last_complete_checkpoint(folder: Path) -> Path | None:
 def train(model: Any, tokenizer: Any, data: Any, *, folder: Path, updates: int, batch: int,
           learning_rate: float, warmup: int = 0, seed: int = 0, accumulate: int = 1,
           save_every: int = 0, checkpointing: bool = False, progress: Any = None,
-          measure: Callable | None = None, measure_every: int = 0, save_to: Path | None = None
-          ) -> list[dict[str, Any]]:
+          measure: Callable | None = None, measure_every: int = 0, save_to: Path | None = None,
+          half: bool = False) -> list[dict[str, Any]]:
     """Fine-tune `model` in place; returns the log, lines of `step` with `loss` or `accuracy`.
 
-    Weights and optimizer keep the dtype of `model`; accelerators with bfloat16 compute in it.
+    Weights and optimizer keep the dtype of `model`; accelerators with bfloat16 compute in it, and
+    CPUs with instructions for it if `half`.
     The loss is a mean over an update's target tokens, in however many parts it is computed.
 
     Args:
@@ -266,9 +273,10 @@ def train(model: Any, tokenizer: Any, data: Any, *, folder: Path, updates: int, 
     # 1) The Trainer, silent and without its own progress bar.
     set_seed(seed)
     on_cpu = processes().device.type == "cpu"
+    bf16 = half and fast_in_bfloat16() if on_cpu else is_torch_bf16_gpu_available()
     args = TrainingArguments(
-        output_dir=str(folder), use_cpu=on_cpu, bf16=not on_cpu and is_torch_bf16_gpu_available(),
-        max_steps=updates, seed=seed, data_seed=seed, per_device_train_batch_size=batch // parts,
+        output_dir=str(folder), use_cpu=on_cpu, bf16=bf16, max_steps=updates, seed=seed,
+        data_seed=seed, per_device_train_batch_size=batch // parts,
         gradient_accumulation_steps=accumulate, learning_rate=learning_rate, warmup_steps=warmup,
         lr_scheduler_type="cosine", weight_decay=0.01, adam_beta2=0.98, logging_steps=10,
         logging_nan_inf_filter=False, report_to="none", disable_tqdm=True, log_level="error",
@@ -301,10 +309,11 @@ def train_stage(lm: LM, examples: Sequence[Any], folder: Path, config: PaceConfi
     """Train `lm` on one stage, or find it finished; returns the student as `folder` holds it.
 
     The weights are `lm.own_model()`'s, in float32: a step of 1e-5 is lost in the rounding of
-    bfloat16. The folder appears complete or not at all: weights (in dtype `save_as`, if the
-    configuration says so), tokenizer, learning curve (of the first stage, without one `before`,
-    from step 0). With `config.lora` an adapter to `base` is trained, on from that of the stage
-    before: it is kept in `folder`/adapter, beside the weights into which it is merged.
+    bfloat16. With a `base` in bfloat16, CPUs that are faster so compute in it. The folder appears
+    complete or not at all: weights (in dtype `save_as`, if the configuration says so), tokenizer,
+    learning curve (of the first stage, without one `before`, from step 0). With `config.lora` an
+    adapter to `base` is trained, on from that of the stage before: it is kept in `folder`/adapter,
+    beside the weights into which it is merged.
     """
     work = folder.with_name(f"{folder.name}.training")
     processes().wait_for_everyone()  # all processes look before one of them writes
@@ -324,7 +333,8 @@ def train_stage(lm: LM, examples: Sequence[Any], folder: Path, config: PaceConfi
             accumulate=parts_of_a_batch(config, own), save_every=config.save_every,
             checkpointing=config.checkpointing, progress=progress,
             measure=partial(measure, own) if measure else None, measure_every=config.curve_every,
-            save_to=work / "done" / (ADAPTER if config.lora else ""))
+            save_to=work / "done" / (ADAPTER if config.lora else ""),
+            half=base.dtype == torch.bfloat16)
         del own, model
         release_memory()  # the Trainer's: weights, gradients and optimizer
         length = sum(len(e["input_ids"]) for e in examples) / len(examples)

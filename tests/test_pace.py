@@ -435,6 +435,18 @@ def test_forward_passes_in_bfloat16_learn_as_well(random_lm, task, monkeypatch):
     assert "forward" not in vars(trained.model)
 
 
+@pytest.mark.parametrize(("dtype", "found", "half"), [
+    (torch.bfloat16, {"avx512_bf16": True}, True), (torch.bfloat16, {"avx512_bf16": False, "amx_bf16": True}, True),
+    (torch.bfloat16, {"avx512_bf16": False}, False), (torch.bfloat16, {}, False), (torch.float32, {"avx512_bf16": True}, False)])
+def test_a_bfloat16_student_is_computed_with_so_where_that_is_faster(random_lm, task, monkeypatch, dtype, found, half):
+    made, stages = [], {name: stage_of(random_lm)["foundation"] for name in ("foundation", "guided")}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found)
+    monkeypatch.setattr("heal_ref.train.TrainingArguments", lambda **more: made.append(more["bf16"]) or TrainingArguments(**more))
+    student = LM(random_lm.model.to(dtype), random_lm.tokenizer)
+    distill(student, task, stages, PaceConfig(updates=2, batch=2, shares=(0.5, 0.5, 0)))
+    assert made == [half, half]  # the second stage begins with float32 weights
+
+
 @pytest.mark.parametrize(("save", "kept"), [("float32", torch.float32), ("own", torch.bfloat16)])
 def test_the_last_student_is_saved_in_the_dtype_that_is_asked_for(random_lm, task, tmp_path, save, kept):
     student = LM(random_lm.model.to(torch.bfloat16), random_lm.tokenizer)
