@@ -17,6 +17,7 @@ Records hold numbers per problem and no texts of others.
 
 import json
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -41,10 +42,10 @@ from heal_lab.evidence_pure import (
     raw_scores,
     threshold_of,
 )
-from heal_lab.experiment import Trial
+from heal_lab.experiment import GENUINE, Count, Trial
 from heal_lab.real_examples import HINTS, examples
 from heal_lab.stats import auroc, cluster_interval, yield_difference
-from heal_lab.word_problems import WordProblems, make_problems
+from heal_lab.word_problems import _SUM, WordProblems, make_problems, wrong_sums
 from heal_ref import pure
 from heal_ref.config import GearConfig, HealConfig, PaceConfig, PureConfig, SampleConfig
 from heal_ref.evaluate import Row, interval
@@ -426,7 +427,8 @@ def as_read(raws: Sequence[Raw], truth: Sequence[Mapping[str, Any]]) -> list[Raw
 
 def student_runs(world: World, student: LM, seeds: Sequence[int], arms: Sequence[str],
                  quiet: bool = False) -> dict[str, Any]:
-    """`rates`: pass@1 of rejection sampling's student on validation problems by learning rate.
+    """`rates`: what share of its solutions of validation problems, sampled and greedy ones
+    together, rejection sampling's student gets right, by learning rate.
     `runs`: every arm with every seed, of training and evaluation, at the best of these rates, on
     held-out numbers and on stories never seen; an untrained model with the first seed only. What
     the teacher made is the same for all."""
@@ -434,7 +436,8 @@ def student_runs(world: World, student: LM, seeds: Sequence[int], arms: Sequence
     rates = dict[str, float]()
     for rate in RATES if {*arms} & {*TRAINED} else ():
         result = trial(world, student, rate, quiet=quiet).result("rft")
-        rates[f"{rate:g}"] = sum(result["correct"]) / (result["n"] * len(result["correct"]))
+        right = sum(result["correct"]) + sum(result["greedy"])
+        rates[f"{rate:g}"] = right / ((result["n"] + 1) * len(result["greedy"]))
     best = float(max(rates, key=lambda rate: rates[rate], default=RATES[0]))
     # 2) the arms
     runs = []
@@ -454,7 +457,27 @@ def trial(world: World, student: LM, rate: float, seed: int | None = None, quiet
     problems = {"train": world.splits["train"], "validation": [],
                 "held-out": world.splits["validation"] if seed is None else world.heldout}
     return Trial(world.path / name, world.task, world.teacher, student, problems, config,
-                 quiet=quiet, made=TeacherData(world.method, world.splits["train"]))
+                 quiet=quiet, made=TeacherData(world.method, world.splits["train"]),
+                 counts=COUNTED)
+
+
+def sums(text: str) -> tuple[int, int]:
+    """How many equations of plain numbers, such as "14 × 18 = 252", a solution holds, in LaTeX or
+    not, and how many of them are true.
+
+    Example:
+        >>> sums(r"So \\( 54 \\times 10 = 540 \\) and \\frac{12}{4} = 4, which is 540 + 4 = 544.")
+        (3, 2)
+    """
+    for latex, plain in ((r"\{,\}", ","), (r"\\(?:times|cdot)", "*"), (r"\\div", "/"),
+                         (r"\\(?:text|mathrm){[^{}]*}", " "),
+                         (r"\\[dt]?frac{([^{}]+)}{([^{}]+)}", r"\1 / \2"), (r"\\[a-z]+|[\\$]", " ")):
+        text = re.sub(latex, plain, text)
+    return len(_SUM.findall(text)), len(_SUM.findall(text)) - len(wrong_sums(text))
+
+
+COUNTED: Mapping[str, Count] = {**GENUINE, "sums": lambda lm, task, t: sums(t.text)[0],
+                                "true sums": lambda lm, task, t: sums(t.text)[1]}
 
 
 def own_examples(world: World) -> list[dict[str, Any]]:
@@ -492,6 +515,7 @@ def collect(world: World, student: LM, seeds: Sequence[int], parts: Sequence[str
         students = {"unit": "seed", "problems": about,
                     **student_runs(world, student, seeds, arms, quiet)}
         results = Results(students)
+        results.groups = {"all": np.arange(len(world.heldout)), **results.groups}
         rows = [*results.rows(), *results.differences(("heal", "rft", "rft_adaptive"))]
         record["students"] = students
         record["rows"] += [{"part": "students", **row.to_dict()} for row in rows]

@@ -204,6 +204,7 @@ def test_the_command_makes_a_record_without_texts_and_goes_on(tmp_path, monkeypa
     assert not any(p.question[:40] in text for part in splits.values() for p in part)
     assert len(record["examples"]) == 2
     assert record["students"]["rates"] == {}  # nothing is trained
+    assert {row["kind"] for row in record["rows"] if row["part"] == "students"} >= {"all", "heldout", "unseen"}
     monkeypatch.setattr(real, "gear_counts", lambda world: builtins.exit("made again"))
     assert main([*command, "--parts", "gear", "--set", "pace.updates=5", "--set", "eval_n=2"]) == 0  # what training may change
 
@@ -221,14 +222,14 @@ def test_all_arms_have_the_rate_that_is_best_for_rejection_sampling(tmp_path, mo
 
         def result(self, arm):
             asked.append((arm, self.rate, *self.about))
-            return {"n": 4, "correct": [2, 4] if self.rate == 1e-4 else [2, 0]}
+            return {"n": 4, "correct": [2, 4] if self.rate == 1e-4 else [2, 0], "greedy": [0, 1] if self.rate == 2e-4 else [0, 0]}
 
     asked = []
     lm = heal.load_lm(DATA / "chat" / "teacher")
     world = real.World.at(tmp_path, lm, real.settings(), 3, quiet=True)
     monkeypatch.setattr(real, "Trial", Trial)
     students = real.student_runs(world, lm, [0, 1], ["student", "heal"])
-    assert students["rates"] == {"5e-05": 0.25, "0.0001": 0.75, "0.0002": 0.25}
+    assert students["rates"] == {"5e-05": 0.2, "0.0001": 0.6, "0.0002": 0.3}
     assert [(r["arm"], r["seed"]) for r in students["runs"]] == [("student", 0), ("heal", 0), ("heal", 1)]
     assert asked == [*(("rft", rate, f"rate-{rate:g}", 50, 0) for rate in real.RATES),
                      *((arm, 1e-4, f"seed-{seed}", 100, seed) for seed, arm in ((0, "student"), (0, "heal"), (1, "heal")))]
