@@ -476,6 +476,29 @@ def sums(text: str) -> tuple[int, int]:
     return len(_SUM.findall(text)), len(_SUM.findall(text)) - len(wrong_sums(text))
 
 
+def sum_rows(students: Mapping[str, Any]) -> list[Row]:
+    """The share of the sums in sampled solutions that is true, by arm, over its seeds; each
+    other arm's share minus HEAL's, over the seeds that both have. Intervals over problems."""
+    seeds, rows = dict[str, set[int]](), list[Row]()
+    for run in students["runs"]:
+        seeds.setdefault(run["arm"], set()).add(run["seed"])
+
+    def counts(arm: str, among: set[int]) -> np.ndarray:  # (P, 2): true sums, sums
+        return np.sum([np.transpose([run["true sums"], run["sums"]]) for run in students["runs"]
+                       if run["arm"] == arm and run["seed"] in among], axis=0)
+
+    for arm, mine in seeds.items():
+        true, written = counts(arm, mine).T.tolist()
+        rows.append(Row(arm, "all", "true sums", *interval(true, written), n=len(true),
+                        seeds=len(mine)))
+    for arm in [arm for arm in seeds if "heal" in seeds and arm != "heal"]:
+        both = seeds["heal"] & seeds[arm]
+        values = yield_difference(counts(arm, both), counts("heal", both))
+        rows.append(Row(f"{arm} − heal", "all", "true sums", *(v / 1000 for v in values),
+                        n=len(students["problems"]["id"]), seeds=len(both)))
+    return rows
+
+
 COUNTED: Mapping[str, Count] = {**GENUINE, "sums": lambda lm, task, t: sums(t.text)[0],
                                 "true sums": lambda lm, task, t: sums(t.text)[1]}
 
@@ -516,7 +539,8 @@ def collect(world: World, student: LM, seeds: Sequence[int], parts: Sequence[str
                     **student_runs(world, student, seeds, arms, quiet)}
         results = Results(students)
         results.groups = {"all": np.arange(len(world.heldout)), **results.groups}
-        rows = [*results.rows(), *results.differences(("heal", "rft", "rft_adaptive"))]
+        rows = [*results.rows(), *results.differences(("heal", "rft", "rft_adaptive")),
+                *sum_rows(students)]
         record["students"] = students
         record["rows"] += [{"part": "students", **row.to_dict()} for row in rows]
     return record

@@ -110,8 +110,8 @@ def pairs_interval(matrix: np.ndarray) -> Interval:
     return mean, *two_way_interval(matrix)[1:]
 
 
-def yield_difference(ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]]
-                     ) -> Interval:
+def yield_difference(ours: Sequence[Sequence[float]] | np.ndarray,
+                     theirs: Sequence[Sequence[float]] | np.ndarray) -> Interval:
     """Per 1,000 tokens, ours − theirs, with its interval over problems. Of each a number and tokens
     per problem (P, 2), the problems in the same order."""
     counts = np.concatenate([ours, theirs], axis=1)

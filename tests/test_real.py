@@ -235,6 +235,27 @@ def test_all_arms_have_the_rate_that_is_best_for_rejection_sampling(tmp_path, mo
                      *((arm, 1e-4, f"seed-{seed}", 100, seed) for seed, arm in ((0, "student"), (0, "heal"), (1, "heal")))]
 
 
+def test_sums_are_read_in_latex_and_words():
+    cases = {"": (0, 0), "11 * 60 = 61 minutes": (1, 0), r"\[ 61 + 360 + 2120 = 2541 \]": (1, 1), r"\(54 \times \$2 = 108\)": (1, 1),
+             r"\frac{1,200}{4} = 300 and \dfrac{9}{4} = 2": (2, 1), r"1{,}000 - 1 = 999": (1, 1), r"7 \text{ boys} \cdot 3 = 21": (1, 1),
+             "x = 5 and 5 = 5": (0, 0), r"\boxed{8}": (0, 0), r"100 \div 8 = 12.5": (1, 1)}
+    assert {text: real.sums(text) for text in cases} == cases
+
+
+def test_true_sums_are_a_share_of_those_that_are_written():
+    def run(arm, seed, true, written):
+        return {"arm": arm, "seed": seed, "true sums": true, "sums": written}
+
+    students = {"problems": {"id": ["p", "q"]}, "runs": [run("student", 0, [0, 0], [4, 0]), run("heal", 0, [1, 2], [2, 2]), run("rft", 0, [1, 0], [2, 2]),
+                                                         run("heal", 1, [2, 2], [2, 2]), run("rft", 1, [2, 0], [2, 2])]}
+    rows = {row.arm: row for row in real.sum_rows(students)}
+    assert {arm: (row.mean, row.seeds, row.n) for arm, row in rows.items()} == {
+        "student": (0, 1, 2), "heal": (7 / 8, 2, 2), "rft": (3 / 8, 2, 2), "student − heal": (-3 / 4, 1, 2), "rft − heal": (-1 / 2, 2, 2)}
+    assert rows["rft − heal"].high == pytest.approx(0)  # of the first problem alone: 3 of 4 in both
+    assert rows["rft − heal"].low == pytest.approx(-1)
+    assert [row.arm for row in real.sum_rows({**students, "runs": students["runs"][:1]})] == ["student"]
+
+
 def test_difference_adds_up_the_runs_of_a_problem():
     counts = [{"arm": arm, "id": key, "genuine": n, "correct": 2 * n, "tokens": 100}
               for arm, key, n in (("a", "p", 1), ("b", "q", 0), ("a", "q", 2), ("b", "p", 1), ("a", "p", 0), ("b", "p", 1))]
