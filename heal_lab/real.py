@@ -461,6 +461,51 @@ def trial(world: World, student: LM, rate: float, seed: int | None = None, quiet
                  counts=COUNTED)
 
 
+def taught(world: World, arms: Sequence[str]) -> list[dict[str, Any]]:
+    """The different examples that students learn from at the end of training: `id` of the problem,
+    `source`, `tokens`, `genuine` by the rule, `sums` and `true sums`, `rows` by arm."""
+    problems, found = {p.id: p for p in world.splits["train"]}, dict[tuple[str, str], Any]()
+    for arm in [arm for arm in arms if arm in TRAINED]:
+        made = TeacherData(world.method, world.splits["train"])
+        *_, last = TRAINED[arm](made).stages.values()
+        for row in last:
+            key, text = row["id"], row["completion"]
+            written, true = sums(text)
+            example = found.setdefault((key, text), {
+                "id": key, "source": row["source"], "tokens": len(row["token_ids"]),
+                "genuine": bool(world.task.is_genuine(problems[key], [text])),
+                "sums": written, "true sums": true, "rows": {}})
+            example["rows"][arm] = example["rows"].get(arm, 0) + 1
+    return list(found.values())
+
+
+def taught_rows(examples: Sequence[Mapping[str, Any]], problems: int) -> list[Row]:
+    """By arm: the share of all training problems that have an example, and a genuine one; the share
+    of its examples that is genuine, and of their sums that is true. The same minus HEAL's.
+    Intervals over problems."""
+    keys = list(dict.fromkeys(e["id"] for e in examples))
+    arms = dict.fromkeys(arm for e in examples for arm in e["rows"])
+    rows, pairs = list[Row](), dict[tuple[str, str], np.ndarray]()
+    for arm in arms:
+        counts = np.zeros((problems, 4))  # examples, genuine ones, sums, true sums
+        for e in examples:
+            counts[keys.index(e["id"])] += e["rows"].get(arm, 0) * np.array(
+                [1, e["genuine"], e["sums"], e["true sums"]])
+        number, genuine, written, true = counts.T
+        for name, pair in {"problems with an example": (number > 0, np.ones(problems)),
+                           "problems with a genuine example": (genuine > 0, np.ones(problems)),
+                           "genuine examples": (genuine, number),
+                           "true sums in examples": (true, written)}.items():
+            pairs[arm, name] = np.array(pair, dtype=float).T
+            rows.append(Row(arm, "train", name, *interval(*map(list, pair)), n=problems))
+    for (arm, name), pair in pairs.items():
+        if "heal" in arms and arm != "heal":
+            values = yield_difference(pair, pairs["heal", name])
+            rows.append(Row(f"{arm} − heal", "train", name, *(v / 1000 for v in values),
+                            n=problems))
+    return rows
+
+
 def sums(text: str) -> tuple[int, int]:
     """How many equations of plain numbers, such as "14 × 18 = 252", a solution holds, in LaTeX or
     not, and how many of them are true.
@@ -474,6 +519,15 @@ def sums(text: str) -> tuple[int, int]:
                          (r"\\[dt]?frac{([^{}]+)}{([^{}]+)}", r"\1 / \2"), (r"\\[a-z]+|[\\$]", " ")):
         text = re.sub(latex, plain, text)
     return len(_SUM.findall(text)), len(_SUM.findall(text)) - len(wrong_sums(text))
+
+
+def student_rows(students: Mapping[str, Any], problems: int) -> list[Row]:
+    """All rows of this part: arms and differences, sums, and what was learnt from, of so many
+    training problems."""
+    results = Results(students)
+    results.groups = {"all": np.arange(len(students["problems"]["id"])), **results.groups}
+    return [*results.rows(), *results.differences(("heal", "rft", "rft_adaptive")),
+            *sum_rows(students), *taught_rows(students["taught"], problems)]
 
 
 def sum_rows(students: Mapping[str, Any]) -> list[Row]:
@@ -536,11 +590,9 @@ def collect(world: World, student: LM, seeds: Sequence[int], parts: Sequence[str
         about = {name: [getattr(p, name) for p in world.heldout]
                  for name in ("id", "kind", "length")}
         students = {"unit": "seed", "problems": about,
+                    "taught": taught(world, arms),
                     **student_runs(world, student, seeds, arms, quiet)}
-        results = Results(students)
-        results.groups = {"all": np.arange(len(world.heldout)), **results.groups}
-        rows = [*results.rows(), *results.differences(("heal", "rft", "rft_adaptive")),
-                *sum_rows(students)]
         record["students"] = students
-        record["rows"] += [{"part": "students", **row.to_dict()} for row in rows]
+        record["rows"] += [{"part": "students", **row.to_dict()}
+                           for row in student_rows(students, len(world.splits["train"]))]
     return record

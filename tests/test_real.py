@@ -246,14 +246,50 @@ def test_true_sums_are_a_share_of_those_that_are_written():
     def run(arm, seed, true, written):
         return {"arm": arm, "seed": seed, "true sums": true, "sums": written}
 
-    students = {"problems": {"id": ["p", "q"]}, "runs": [run("student", 0, [0, 0], [4, 0]), run("heal", 0, [1, 2], [2, 2]), run("rft", 0, [1, 0], [2, 2]),
-                                                         run("heal", 1, [2, 2], [2, 2]), run("rft", 1, [2, 0], [2, 2])]}
+    runs = [run("student", 0, [0, 0], [4, 0]), run("heal", 0, [1, 2], [2, 2]), run("rft", 0, [1, 0], [2, 2]),
+            run("heal", 1, [2, 2], [2, 2]), run("rft", 1, [2, 0], [2, 2])]
+    students = {"problems": {"id": ["p", "q"]}, "runs": runs}
     rows = {row.arm: row for row in real.sum_rows(students)}
     assert {arm: (row.mean, row.seeds, row.n) for arm, row in rows.items()} == {
         "student": (0, 1, 2), "heal": (7 / 8, 2, 2), "rft": (3 / 8, 2, 2), "student − heal": (-3 / 4, 1, 2), "rft − heal": (-1 / 2, 2, 2)}
     assert rows["rft − heal"].high == pytest.approx(0)  # of the first problem alone: 3 of 4 in both
     assert rows["rft − heal"].low == pytest.approx(-1)
     assert [row.arm for row in real.sum_rows({**students, "runs": students["runs"][:1]})] == ["student"]
+
+
+def test_what_students_learn_from_is_counted_by_problem_and_arm(tmp_path, monkeypatch):
+    def rows(*texts):
+        return [{"id": key, "completion": text, "source": source, "token_ids": [1] * len(text)} for key, text, source in texts]
+
+    world = real.World.at(tmp_path, heal.load_lm(DATA / "chat" / "teacher"), real.settings(), 3, quiet=True)
+    p, q, _ = world.splits["train"]
+    right = "so ".join(f"{r:g} " for r in world.task.truth[p.id]) + "2 + 2 = 5 and 1 + 1 = 2"
+    data = {"rft": rows((p.id, right, "base")), "heal": rows((p.id, right, "base"), (p.id, right, "base"), (q.id, "none", "repair"))}
+    monkeypatch.setattr(real, "TRAINED", {arm: lambda made, arm=arm: real_arm(arm) for arm in data})
+
+    def real_arm(arm):
+        return type("ArmData", (), {"stages": {"first": [], "last": data[arm]}})
+
+    examples = real.taught(world, ["student", "rft", "heal"])
+    assert examples == [
+        {"id": p.id, "source": "base", "tokens": len(right), "genuine": True, "sums": 2, "true sums": 1, "rows": {"rft": 1, "heal": 2}},
+        {"id": q.id, "source": "repair", "tokens": 4, "genuine": False, "sums": 0, "true sums": 0, "rows": {"heal": 1}}]
+    found = {(row.arm, row.metric): row.mean for row in real.taught_rows(examples, 4)}
+    names = ("problems with an example", "problems with a genuine example", "genuine examples", "true sums in examples")
+    assert [found["rft", name] for name in names] == [1 / 4, 1 / 4, 1, 1 / 2]
+    assert [found["heal", name] for name in names] == pytest.approx([1 / 2, 1 / 4, 2 / 3, 1 / 2])
+    assert [found["rft − heal", name] for name in names] == pytest.approx([-1 / 4, 0, 1 / 3, 0])
+    assert real.taught_rows([], 4) == []
+
+
+def test_the_rows_of_the_students_record_are_made_of_its_numbers():
+    record = read_record("real-students")
+    made = real.student_rows(record["students"], record["provenance"]["problems"]["train"])
+    rows = [{"part": "students", **row.to_dict()} for row in made]
+    assert record["rows"] == json.loads(json.dumps(rows))
+    text = json.dumps(record)
+    splits, _ = W.make_problems()
+    assert not any(p.question[:40] in text for part in splits.values() for p in part)
 
 
 def test_difference_adds_up_the_runs_of_a_problem():
