@@ -292,6 +292,26 @@ def test_the_rows_of_the_students_record_are_made_of_its_numbers():
     assert not any(p.question[:40] in text for part in splits.values() for p in part)
 
 
+def test_what_is_said_of_students_is_in_their_record():
+    record, verdicts = read_record("real-students"), read_record("real-truth")["taught"]
+    students, runs = record["students"], record["students"]["runs"]
+    judged = [{**e, "genuine": v["reader"]} for e, v in zip(students["taught"], verdicts, strict=True)]
+    rows = {(r.arm, r.metric): r for r in real.taught_rows(judged, record["provenance"]["problems"]["train"])}
+    texts = {name: " ".join((ROOT / name).read_text(encoding="utf-8").split()) for name in ("PAPER.md", "LOG.md", "README.md")}
+    sound = "problems with a genuine example"
+    for name in ("PAPER.md", "LOG.md"):
+        assert with_interval(rows["rft_adaptive − heal", sound], "+") in texts[name]
+    for metric in (sound, "genuine examples"):
+        assert with_interval(rows["heal_no_pure", metric]) in texts["PAPER.md"]
+        assert f"{rows['heal_no_pure', metric].mean:.2f}" in texts["LOG.md"]
+    ours, theirs = (f"{rows[arm, sound].mean:.2f}" for arm in ("heal", "rft_adaptive"))
+    assert f"({ours}) than sampling on ({theirs})" in texts["README.md"]
+    tokens = [run["generated"] + run["scored"] for run in runs if run["arm"] in ("heal", "rft_adaptive")]
+    assert max(tokens) < 1.01 * min(tokens)  # the sampler stops at the sample that reaches HEAL's
+    assert all(len(run["greedy"]) == 100 and run["n"] == 2 for run in runs)
+    assert max(sum(run["correct"]) for run in runs) == 2
+
+
 def test_difference_adds_up_the_runs_of_a_problem():
     counts = [{"arm": arm, "id": key, "genuine": n, "correct": 2 * n, "tokens": 100}
               for arm, key, n in (("a", "p", 1), ("b", "q", 0), ("a", "q", 2), ("b", "p", 1), ("a", "p", 0), ("b", "p", 1))]
