@@ -117,7 +117,8 @@ class Trial:
 
         Returns:
             `n` samples per problem; `correct` (how many of them), `greedy` (0 or 1) and what
-            `counts` says (`genuine`: how many) per problem; what `_trained` adds; `commit` of the run; `minutes`.
+            `counts` says (`genuine`: how many) per problem; what `_trained` adds; `commit` of the
+            run; `minutes`.
         """
         path, commit, began = self.file(arm), source_commit(), time.monotonic()
         if not path.exists():
