@@ -498,11 +498,10 @@ def taught_rows(examples: Sequence[Mapping[str, Any]], problems: int) -> list[Ro
                            "true sums in examples": (true, written)}.items():
             pairs[arm, name] = np.array(pair, dtype=float).T
             rows.append(Row(arm, "train", name, *interval(*map(list, pair)), n=problems))
-    for (arm, name), pair in pairs.items():
+    for (arm, name), counted in pairs.items():
         if "heal" in arms and arm != "heal":
-            values = yield_difference(pair, pairs["heal", name])
-            rows.append(Row(f"{arm} − heal", "train", name, *(v / 1000 for v in values),
-                            n=problems))
+            mean, low, high = np.array(yield_difference(counted, pairs["heal", name])) / 1000
+            rows.append(Row(f"{arm} − heal", "train", name, mean, low, high, n=problems))
     return rows
 
 
@@ -516,7 +515,8 @@ def sums(text: str) -> tuple[int, int]:
     """
     for latex, plain in ((r"\{,\}", ","), (r"\\(?:times|cdot)", "*"), (r"\\div", "/"),
                          (r"\\(?:text|mathrm){[^{}]*}", " "),
-                         (r"\\[dt]?frac{([^{}]+)}{([^{}]+)}", r"\1 / \2"), (r"\\[a-z]+|[\\$]", " ")):
+                         (r"\\[dt]?frac{([^{}]+)}{([^{}]+)}", r"\1 / \2"),
+                         (r"\\[a-z]+|[\\$]", " ")):
         text = re.sub(latex, plain, text)
     return len(_SUM.findall(text)), len(_SUM.findall(text)) - len(wrong_sums(text))
 
@@ -547,8 +547,8 @@ def sum_rows(students: Mapping[str, Any]) -> list[Row]:
                         seeds=len(mine)))
     for arm in [arm for arm in seeds if "heal" in seeds and arm != "heal"]:
         both = seeds["heal"] & seeds[arm]
-        values = yield_difference(counts(arm, both), counts("heal", both))
-        rows.append(Row(f"{arm} − heal", "all", "true sums", *(v / 1000 for v in values),
+        mean, low, high = np.array(yield_difference(counts(arm, both), counts("heal", both))) / 1000
+        rows.append(Row(f"{arm} − heal", "all", "true sums", mean, low, high,
                         n=len(students["problems"]["id"]), seeds=len(both)))
     return rows
 
