@@ -117,6 +117,7 @@ def yield_difference(ours: Sequence[Sequence[float]] | np.ndarray,
     counts = np.concatenate([ours, theirs], axis=1)
     picks = np.random.default_rng(0).integers(0, len(counts), (BOOTSTRAP, len(counts)))
     sums = np.vstack([counts.sum(0), counts[picks].sum(1)])  # first the problems themselves
-    values = 1000 * (sums[:, 0] / sums[:, 1] - sums[:, 2] / sums[:, 3])
-    low, high = np.percentile(values[1:], [2.5, 97.5])
+    with np.errstate(invalid="ignore"):  # resamples without anything to count are left out
+        values = 1000 * (sums[:, 0] / sums[:, 1] - sums[:, 2] / sums[:, 3])
+    low, high = np.nanpercentile(values[1:], [2.5, 97.5])
     return float(values[0]), float(low), float(high)
