@@ -23,15 +23,7 @@ from heal_ref.config import HealConfig
 from heal_ref.evaluate import is_genuine
 from heal_ref.generation import sample
 from heal_ref.model import LM, load_lm, processes
-from heal_ref.records import (
-    DATA,
-    InputError,
-    Problem,
-    Trajectory,
-    limit_by_kind,
-    source_commit,
-    write_text,
-)
+from heal_ref.records import DATA, InputError, Problem, limit_by_kind, source_commit, write_text
 from heal_ref.run.folder import RunFolder, batches, identity, shard_seed
 from heal_ref.run.pipeline import Method, provenance
 from heal_ref.run.sources import load_problems
@@ -40,7 +32,7 @@ from heal_ref.tasks.clock import MASTERED, Chain
 
 LONG_TOKENS = 160  # length limit in the evaluation: the longest chains need more than training ones
 CURVE_PROBLEMS = 40  # validation problems of each kind on a learning curve
-Count = Callable[[LM, Task, Trajectory], int]
+Count = Callable[[LM, Task, Any], int]  # of a trajectory
 GENUINE: Mapping[str, Count] = {"genuine": is_genuine}
 
 

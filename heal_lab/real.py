@@ -44,7 +44,7 @@ from heal_lab.evidence_pure import (
 )
 from heal_lab.experiment import GENUINE, Count, Trial
 from heal_lab.real_examples import HINTS, examples
-from heal_lab.stats import auroc, cluster_interval, yield_difference
+from heal_lab.stats import auroc, cluster_interval, ratio_difference
 from heal_lab.word_problems import _SUM, WordProblems, make_problems, wrong_sums
 from heal_ref import pure
 from heal_ref.config import GearConfig, HealConfig, PaceConfig, PureConfig, SampleConfig
@@ -126,6 +126,11 @@ class World:
     def base(self) -> Sequence[Trajectory]:
         """The teacher's first samples of the training problems."""
         return self.method.sampled(self.splits["train"])
+
+    @cached_property
+    def made(self) -> TeacherData:
+        """What the teacher makes for all students."""
+        return TeacherData(self.method, self.splits["train"])
 
     @cached_property
     def hard(self) -> Sequence[Trajectory]:
@@ -219,8 +224,8 @@ def difference(counts: Sequence[Counts], arm: str, other: str,
                 solutions, tokens = side.get(c["id"], (0.0, 0.0))
                 side[c["id"]] = [solutions + number(c), tokens + c["tokens"]]
     ours, theirs = sides
-    return Row(f"{arm} − {other}", "train", "genuine per 1,000 tokens", *yield_difference(
-        [*ours.values()], [theirs[key] for key in ours]), n=len(ours))
+    return Row(f"{arm} − {other}", "train", "genuine per 1,000 tokens", *ratio_difference(
+        [*ours.values()], [theirs[key] for key in ours], per=1000), n=len(ours))
 
 
 # --------------------------------------------------------------------------------------- breaks
@@ -457,8 +462,7 @@ def trial(world: World, student: LM, rate: float, seed: int | None = None, quiet
     problems = {"train": world.splits["train"], "validation": [],
                 "held-out": world.splits["validation"] if seed is None else world.heldout}
     return Trial(world.path / name, world.task, world.teacher, student, problems, config,
-                 quiet=quiet, made=TeacherData(world.method, world.splits["train"]),
-                 counts=COUNTED)
+                 quiet=quiet, made=world.made, counts=COUNTED)
 
 
 def taught(world: World, arms: Sequence[str]) -> list[dict[str, Any]]:
@@ -466,16 +470,16 @@ def taught(world: World, arms: Sequence[str]) -> list[dict[str, Any]]:
     `source`, `tokens`, `genuine` by the rule, `sums` and `true sums`, `rows` by arm."""
     problems, found = {p.id: p for p in world.splits["train"]}, dict[tuple[str, str], Any]()
     for arm in [arm for arm in arms if arm in TRAINED]:
-        made = TeacherData(world.method, world.splits["train"])
-        *_, last = TRAINED[arm](made).stages.values()
+        *_, last = TRAINED[arm](world.made).stages.values()
         for row in last:
             key, text = row["id"], row["completion"]
-            written, true = sums(text)
-            example = found.setdefault((key, text), {
-                "id": key, "source": row["source"], "tokens": len(row["token_ids"]),
-                "genuine": bool(world.task.is_genuine(problems[key], [text])),
-                "sums": written, "true sums": true, "rows": {}})
-            example["rows"][arm] = example["rows"].get(arm, 0) + 1
+            if (key, text) not in found:
+                found[key, text] = {
+                    "id": key, "source": row["source"], "tokens": len(row["token_ids"]),
+                    "genuine": bool(world.task.is_genuine(problems[key], [text])),
+                    **dict(zip(("sums", "true sums"), sums(text), strict=True)), "rows": {}}
+            rows = found[key, text]["rows"]
+            rows[arm] = rows.get(arm, 0) + 1
     return list(found.values())
 
 
@@ -498,11 +502,10 @@ def taught_rows(examples: Sequence[Mapping[str, Any]], problems: int) -> list[Ro
                            "true sums in examples": (true, written)}.items():
             pairs[arm, name] = np.array(pair, dtype=float).T
             rows.append(Row(arm, "train", name, *interval(*map(list, pair)), n=problems))
-    for (arm, name), counted in pairs.items():
-        if "heal" in arms and arm != "heal":
-            mean, low, high = np.array(yield_difference(counted, pairs["heal", name])) / 1000
-            rows.append(Row(f"{arm} − heal", "train", name, mean, low, high, n=problems))
-    return rows
+    return rows + [
+        Row(f"{arm} − heal", "train", name, *ratio_difference(pair, pairs["heal", name]),
+            n=problems)
+        for (arm, name), pair in pairs.items() if "heal" in arms and arm != "heal"]
 
 
 def sums(text: str) -> tuple[int, int]:
@@ -518,7 +521,8 @@ def sums(text: str) -> tuple[int, int]:
                          (r"\\[dt]?frac{([^{}]+)}{([^{}]+)}", r"\1 / \2"),
                          (r"\\[a-z]+|[\\$]", " ")):
         text = re.sub(latex, plain, text)
-    return len(_SUM.findall(text)), len(_SUM.findall(text)) - len(wrong_sums(text))
+    written = len(_SUM.findall(text))
+    return written, written - len(wrong_sums(text))
 
 
 def student_rows(students: Mapping[str, Any], problems: int) -> list[Row]:
@@ -547,9 +551,9 @@ def sum_rows(students: Mapping[str, Any]) -> list[Row]:
                         seeds=len(mine)))
     for arm in [arm for arm in seeds if "heal" in seeds and arm != "heal"]:
         both = seeds["heal"] & seeds[arm]
-        mean, low, high = np.array(yield_difference(counts(arm, both), counts("heal", both))) / 1000
-        rows.append(Row(f"{arm} − heal", "all", "true sums", mean, low, high,
-                        n=len(students["problems"]["id"]), seeds=len(both)))
+        ours, heals = counts(arm, both), counts("heal", both)
+        rows.append(Row(f"{arm} − heal", "all", "true sums", *ratio_difference(ours, heals),
+                        n=len(ours), seeds=len(both)))
     return rows
 
 

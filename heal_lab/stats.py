@@ -2,13 +2,14 @@
 
 `heal_ref.evaluate.interval` resamples problems for a mean or a ratio of sums, `cluster_interval`
 for any statistic of scores; `two_way_interval` resamples seeds *and* problems; `pairs_interval`
-pairs and problems; `yield_difference` problems, for two ratios of sums.
+pairs and problems; `ratio_difference` problems, for two ratios of sums.
 """
 
 import functools
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -110,14 +111,13 @@ def pairs_interval(matrix: np.ndarray) -> Interval:
     return mean, *two_way_interval(matrix)[1:]
 
 
-def yield_difference(ours: Sequence[Sequence[float]] | np.ndarray,
-                     theirs: Sequence[Sequence[float]] | np.ndarray) -> Interval:
-    """Per 1,000 tokens, ours − theirs, with its interval over problems. Of each a number and tokens
-    per problem (P, 2), the problems in the same order."""
+def ratio_difference(ours: Any, theirs: Any, per: float = 1.0) -> Interval:
+    """The difference of two ratios of sums, times `per`, with its interval over problems. Of each
+    numerator and denominator per problem (P, 2), the problems in the same order."""
     counts = np.concatenate([ours, theirs], axis=1)
     picks = np.random.default_rng(0).integers(0, len(counts), (BOOTSTRAP, len(counts)))
     sums = np.vstack([counts.sum(0), counts[picks].sum(1)])  # first the problems themselves
     with np.errstate(invalid="ignore"):  # resamples without anything to count are left out
-        values = 1000 * (sums[:, 0] / sums[:, 1] - sums[:, 2] / sums[:, 3])
+        values = per * (sums[:, 0] / sums[:, 1] - sums[:, 2] / sums[:, 3])
     low, high = np.nanpercentile(values[1:], [2.5, 97.5])
     return float(values[0]), float(low), float(high)
