@@ -23,6 +23,8 @@ from heal_lab.evidence import break_evidence, gear_evidence, hint_evidence, writ
 from heal_lab.evidence_pure import pure_evidence
 from heal_lab.figures import ARM_LABEL, draw_experiment, method_example
 from heal_lab.pair import build_clock, world_of
+from heal_lab.real_students import ARMS as STUDENTS
+from heal_lab.real_world import World, settings
 from heal_ref.config import PRESETS, HealConfig
 from heal_ref.drawings import draw_method
 from heal_ref.evaluate import Row
@@ -85,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     x("--parts", nargs="+", default=real_pair.PARTS, choices=real_pair.PARTS,
       help="what is measured; the record holds these and what was finished before")
     x("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of training, for `students`")
-    x("--arms", nargs="+", default=real_pair.ARMS, choices=ARMS, metavar="ARM", help="students")
+    x("--arms", nargs="+", default=STUDENTS, choices=ARMS, metavar="ARM", help="students")
     x("--limit", type=int, default=0, help="training problems, 0 for all; of the others as many as "
       "the setting eval_limit")
     x("--set", action="append", default=[], metavar="NAME=VALUE",
@@ -171,8 +173,8 @@ def real(args: argparse.Namespace, command: str) -> None:
     began, out = time.monotonic(), Path(args.out)
     teacher, student = (load_lm(folder, max_batch=args.max_batch)
                         for folder in (args.teacher, args.student))
-    config = with_options(real_pair.settings(), args.set)
-    world = real_pair.World.at(out, teacher, config, args.limit, args.quiet)
+    config = with_options(settings(), args.set)
+    world = World.at(out, teacher, config, args.limit, args.quiet)
     record = real_pair.collect(world, student, args.seeds, args.parts, args.arms, args.quiet)
     counts = {name: len(problems) for name, problems in world.splits.items()}
     origin = {**provenance(teacher, command, config.seed, began), "problems": counts,

@@ -21,10 +21,13 @@ SAMPLES = {"pass@1": 1, "pass@1_greedy": 1, "pass@4": 4, "pass@8": 8, "genuine":
 
 
 def values(run: Run, metric: str) -> np.ndarray:
-    """One number per problem (P) of one run: share of samples, pass@k, or greedy 0 or 1."""
+    """One number per problem (P) of one run: share of samples, pass@k, greedy 0 or 1, or what else
+    was measured under this name."""
     if metric == "pass@1_greedy":
         return np.array(run["greedy"], dtype=float)
     n = run["n"]
+    if metric not in SAMPLES:
+        return np.array(run[metric], dtype=float)
     if metric == "genuine":
         return np.array(run["genuine"]) / n
     return np.array([pass_at_k(n, c, SAMPLES[metric]) for c in range(n + 1)])[run["correct"]]

@@ -33,6 +33,7 @@ from heal_ref.tasks.clock import MASTERED, Chain
 LONG_TOKENS = 160  # length limit in the evaluation: the longest chains need more than training ones
 CURVE_PROBLEMS = 40  # validation problems of each kind on a learning curve
 Count = Callable[[LM, Task, Any], int]  # of a trajectory
+Measure = Callable[[LM, Task, Sequence[Problem]], Mapping[str, Sequence[float]]]
 GENUINE: Mapping[str, Count] = {"genuine": is_genuine}
 
 
@@ -75,15 +76,18 @@ class Trial:
         limit: new tokens in the evaluation; without it that of `config.sample`.
         made: what the teacher made, if it is not to be made in this folder.
         counts: what is counted in each sampled solution, by name.
+        measure: what else is measured of a model on these problems, by name: lists of one number
+            per problem.
     """
 
     def __init__(self, home: str | Path, task: Task, teacher: LM, student: LM,
                  problems: Mapping[str, Sequence[Problem]], config: HealConfig, *,
                  quiet: bool = False, limit: int = 0, made: TeacherData | None = None,
-                 counts: Mapping[str, Count] = GENUINE):
+                 counts: Mapping[str, Count] = GENUINE, measure: Measure | None = None):
         self.config, self.task, self.teacher, self.student = config, task, teacher, student
         self.problems, self.probe = problems["held-out"], problems["validation"]
         self.limit, self.counts = limit or config.sample.max_new_tokens, counts
+        self.measure = measure
         models = {"teacher": teacher, "student": student}
         self.folder = RunFolder(home, identity(config, task, models, problems), quiet)
         method = Method(self.folder, teacher, task, config)
@@ -157,7 +161,7 @@ class Trial:
                 once = sample(lm, task, part, 1, seed=seed, sampling=greedy)
                 out["greedy"] += [int(t.correct) for t in once]
                 bar.update()
-        return out
+        return {**out, **(self.measure(lm, task, self.problems) if self.measure else {})}
 
 
 def experiment(plan: Sequence[tuple[str, Path, int]], out: str | Path,

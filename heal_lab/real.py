@@ -15,20 +15,15 @@ Parts, each resumable and each collected into real.json as far as it is finished
 Records hold numbers per problem and no texts of others.
 """
 
-import json
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from dataclasses import replace
+from functools import partial
 from operator import itemgetter
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from heal_lab.arms import TRAINED, TeacherData
-from heal_lab.compare import Results
 from heal_lab.evidence import Counts, outcome_counts, reach_rows, repair_rows
 from heal_lab.evidence_pure import (
     BASELINES,
@@ -42,19 +37,18 @@ from heal_lab.evidence_pure import (
     raw_scores,
     threshold_of,
 )
-from heal_lab.experiment import GENUINE, Count, Trial
 from heal_lab.real_examples import HINTS, examples
+from heal_lab.real_students import ARMS, student_part
+from heal_lab.real_world import World
 from heal_lab.stats import auroc, cluster_interval, ratio_difference
-from heal_lab.word_problems import _SUM, WordProblems, make_problems, wrong_sums
 from heal_ref import pure
-from heal_ref.config import GearConfig, HealConfig, PaceConfig, PureConfig, SampleConfig
+from heal_ref.config import GearConfig, PureConfig
 from heal_ref.evaluate import Row, interval
 from heal_ref.gear import Cut, breakpoint_of, repair
 from heal_ref.model import LM
 from heal_ref.pace import solved_share
-from heal_ref.records import DATA, Problem, Trajectory, light, select, write_text
-from heal_ref.run.folder import RunFolder, batches, identity
-from heal_ref.run.pipeline import Method
+from heal_ref.records import DATA, Trajectory, light, select
+from heal_ref.run.folder import batches
 from heal_ref.run.sources import load_problems
 from heal_ref.scoring import text_stats
 
@@ -66,10 +60,8 @@ OTHERS = {f"{hint}-at-{place}": (hint, place) for place in PLACES for hint in HI
           if (hint, place) != FIRST}
 SAMPLES = "samples"  # the arm of the teacher's first ones
 GUIDED = "answer in view from the start"
-HARD = 96  # unsolved problems, at most, that are repaired and sampled again
 AGAIN = 2  # samples per problem of the control without GEAR
 CHAINS = 64  # failed chains, at most, that are continued from each prefix: one batch of 512
-RATES = (5e-5, 1e-4, 2e-4)  # learning rates tried on validation problems
 EXAMPLES = 6  # problems of our own
 CONTINUED = 8  # continuations from each prefix of a failed chain
 SIGNALS = {
@@ -78,85 +70,6 @@ SIGNALS = {
     "mean level": GearConfig(step="mean", signal="level"),
     "mean surge, first third": GearConfig(step="mean", signal="surge", window=1 / 3)}
 FIXED = {"first step": 0, "second step": 1, "last step": -1}  # places without a look at entropy
-ARMS = ("student", "teacher", "rft", "rft_adaptive", "heal", "heal_no_pure", "heal_no_pace")
-
-
-def settings(seed: int = 0) -> HealConfig:
-    """What is measured with: the preset `real`, as small as two CPU cores allow."""
-    sampling = SampleConfig(n=2, temperature=0.7, max_new_tokens=512, batch=72)
-    pace = PaceConfig(updates=20, batch=6, per_problem=2, warmup=2, curve_every=0, save_every=0,
-                      save_dtype="own")
-    gear = GearConfig(paths=1, hints=1, continuations=2, hint="step")
-    return replace(HealConfig.real(seed), sample=sampling, gear=gear, pace=pace, eval_n=4,
-                   eval_limit=50)
-
-
-@dataclass
-class World:
-    """The pair, the problems, and where everything is kept."""
-
-    path: Path
-    teacher: LM
-    task: WordProblems
-    splits: Mapping[str, list[Problem]]
-    config: HealConfig
-    method: Method
-
-    @classmethod
-    def at(cls, path: Path, teacher: LM, config: HealConfig, limit: int = 0,
-           quiet: bool = False) -> "World":
-        """The world in folder `path`, with at most `limit` training problems (0: all), and of the
-        other splits `config.eval_limit`. What students are trained with may change later."""
-        splits, truth = make_problems()
-        task = WordProblems(teacher.tokenizer, truth)
-        splits = {name: thinned(problems, limit if name == "train" else config.eval_limit)
-                  for name, problems in splits.items()}
-        made = replace(config, eval_n=1, eval_limit=0, pace=PaceConfig(
-            guided_below=config.pace.guided_below, per_problem=config.pace.per_problem))
-        what = identity(made, task, {"teacher": teacher}, {"train": splits["train"]})
-        folder = RunFolder(path / "teacher", what, quiet)
-        return cls(path, teacher, task, splits, config, Method(folder, teacher, task, config))
-
-    @property
-    def heldout(self) -> list[Problem]:
-        """What students are evaluated on: other numbers, and stories never seen."""
-        return [*self.splits["heldout"], *self.splits["unseen"]]
-
-    @cached_property
-    def base(self) -> Sequence[Trajectory]:
-        """The teacher's first samples of the training problems."""
-        return self.method.sampled(self.splits["train"])
-
-    @cached_property
-    def made(self) -> TeacherData:
-        """What the teacher makes for all students."""
-        return TeacherData(self.method, self.splits["train"])
-
-    @cached_property
-    def hard(self) -> Sequence[Trajectory]:
-        """The samples of problems without a correct one, of `HARD` problems at most."""
-        solved = solved_share(self.base)
-        never = {*thinned([key for key, share in solved.items() if not share], HARD)}
-        return select(self.base, [i for i, t in enumerate(light(self.base))
-                                  if t.problem.id in never])
-
-    def has(self, name: str) -> bool:
-        """Whether what is called `name` is finished."""
-        return (self.path / f"{name}.json").exists()
-
-    def kept(self, name: str, make: Any) -> Any:
-        """What `make()` returns, which is plain JSON; made once."""
-        file = self.path / f"{name}.json"
-        if not self.has(name):
-            write_text(file, json.dumps(make()) + "\n")
-        return json.loads(file.read_text(encoding="utf-8"))
-
-
-def thinned(items: Sequence[Any], limit: int) -> list[Any]:
-    """`limit` items (0: all), evenly from the whole list, so that every story has its share."""
-    if not limit or limit >= len(items):
-        return list(items)
-    return [items[i * len(items) // limit] for i in range(limit)]
 
 
 # ----------------------------------------------------------------------------------------- GEAR
@@ -427,140 +340,6 @@ def as_read(raws: Sequence[Raw], truth: Sequence[Mapping[str, Any]]) -> list[Raw
         for raw in raws]
 
 
-# ------------------------------------------------------------------------------------- students
-
-
-def student_runs(world: World, student: LM, seeds: Sequence[int], arms: Sequence[str],
-                 quiet: bool = False) -> dict[str, Any]:
-    """`rates`: what share of its solutions of validation problems, sampled and greedy ones
-    together, rejection sampling's student gets right, by learning rate.
-    `runs`: every arm with every seed, of training and evaluation, at the best of these rates, on
-    held-out numbers and on stories never seen; an untrained model with the first seed only. What
-    the teacher made is the same for all."""
-    # 1) the rate for all arms: the one that is best for the baseline
-    rates = dict[str, float]()
-    for rate in RATES if {*arms} & {*TRAINED} else ():
-        result = trial(world, student, rate, quiet=quiet).result("rft")
-        right = sum(result["correct"]) + sum(result["greedy"])
-        rates[f"{rate:g}"] = right / ((result["n"] + 1) * len(result["greedy"]))
-    best = float(max(rates, key=lambda rate: rates[rate], default=RATES[0]))
-    # 2) the arms
-    runs = []
-    for seed in seeds:
-        mine = trial(world, student, best, seed, quiet)
-        runs += [{"pair": "real", "seed": seed, "arm": arm, **mine.result(arm)} for arm in arms
-                 if arm in TRAINED or seed == seeds[0]]
-    return {"rates": rates, "runs": runs}
-
-
-def trial(world: World, student: LM, rate: float, seed: int | None = None, quiet: bool = False
-          ) -> Trial:
-    """Students with this learning rate and seed; without a seed, on validation problems."""
-    c, name = world.config, f"rate-{rate:g}" if seed is None else f"seed-{seed}"
-    config = replace(c, seed=c.seed if seed is None else seed,
-                     pace=replace(c.pace, learning_rate=rate))
-    problems = {"train": world.splits["train"], "validation": [],
-                "held-out": world.splits["validation"] if seed is None else world.heldout}
-    return Trial(world.path / name, world.task, world.teacher, student, problems, config,
-                 quiet=quiet, made=world.made, counts=COUNTED)
-
-
-def taught(world: World, arms: Sequence[str]) -> list[dict[str, Any]]:
-    """The different examples that students learn from at the end of training: `id` of the problem,
-    `source`, `tokens`, `genuine` by the rule, `sums` and `true sums`, `rows` by arm."""
-    problems, found = {p.id: p for p in world.splits["train"]}, dict[tuple[str, str], Any]()
-    for arm in [arm for arm in arms if arm in TRAINED]:
-        *_, last = TRAINED[arm](world.made).stages.values()
-        for row in last:
-            key, text = row["id"], row["completion"]
-            if (key, text) not in found:
-                found[key, text] = {
-                    "id": key, "source": row["source"], "tokens": len(row["token_ids"]),
-                    "genuine": bool(world.task.is_genuine(problems[key], [text])),
-                    **dict(zip(("sums", "true sums"), sums(text), strict=True)), "rows": {}}
-            rows = found[key, text]["rows"]
-            rows[arm] = rows.get(arm, 0) + 1
-    return list(found.values())
-
-
-def taught_rows(examples: Sequence[Mapping[str, Any]], problems: int) -> list[Row]:
-    """By arm: the share of all training problems that have an example, and a genuine one; the share
-    of its examples that is genuine, and of their sums that is true. The same minus HEAL's.
-    Intervals over problems."""
-    keys = list(dict.fromkeys(e["id"] for e in examples))
-    arms = dict.fromkeys(arm for e in examples for arm in e["rows"])
-    rows, pairs = list[Row](), dict[tuple[str, str], np.ndarray]()
-    for arm in arms:
-        counts = np.zeros((problems, 4))  # examples, genuine ones, sums, true sums
-        for e in examples:
-            counts[keys.index(e["id"])] += e["rows"].get(arm, 0) * np.array(
-                [1, e["genuine"], e["sums"], e["true sums"]])
-        number, genuine, written, true = counts.T
-        for name, pair in {"problems with an example": (number > 0, np.ones(problems)),
-                           "problems with a genuine example": (genuine > 0, np.ones(problems)),
-                           "genuine examples": (genuine, number),
-                           "true sums in examples": (true, written)}.items():
-            pairs[arm, name] = np.array(pair, dtype=float).T
-            rows.append(Row(arm, "train", name, *interval(*map(list, pair)), n=problems))
-    return rows + [
-        Row(f"{arm} − heal", "train", name, *ratio_difference(pair, pairs["heal", name]),
-            n=problems)
-        for (arm, name), pair in pairs.items() if "heal" in arms and arm != "heal"]
-
-
-def sums(text: str) -> tuple[int, int]:
-    """How many equations of plain numbers, such as "14 × 18 = 252", a solution holds, in LaTeX or
-    not, and how many of them are true.
-
-    Example:
-        >>> sums(r"So \\( 54 \\times 10 = 540 \\) and \\frac{12}{4} = 4, which is 540 + 4 = 544.")
-        (3, 2)
-    """
-    for latex, plain in ((r"\{,\}", ","), (r"\\(?:times|cdot)", "*"), (r"\\div", "/"),
-                         (r"\\(?:text|mathrm){[^{}]*}", " "),
-                         (r"\\[dt]?frac{([^{}]+)}{([^{}]+)}", r"\1 / \2"),
-                         (r"\\[a-z]+|[\\$]", " ")):
-        text = re.sub(latex, plain, text)
-    written = len(_SUM.findall(text))
-    return written, written - len(wrong_sums(text))
-
-
-def student_rows(students: Mapping[str, Any], problems: int) -> list[Row]:
-    """All rows of this part: arms and differences, sums, and what was learnt from, of so many
-    training problems."""
-    results = Results(students)
-    results.groups = {"all": np.arange(len(students["problems"]["id"])), **results.groups}
-    return [*results.rows(), *results.differences(("heal", "rft", "rft_adaptive")),
-            *sum_rows(students), *taught_rows(students["taught"], problems)]
-
-
-def sum_rows(students: Mapping[str, Any]) -> list[Row]:
-    """The share of the sums in sampled solutions that is true, by arm, over its seeds; each
-    other arm's share minus HEAL's, over the seeds that both have. Intervals over problems."""
-    seeds, rows = dict[str, set[int]](), list[Row]()
-    for run in students["runs"]:
-        seeds.setdefault(run["arm"], set()).add(run["seed"])
-
-    def counts(arm: str, among: set[int]) -> np.ndarray:  # (P, 2): true sums, sums
-        return np.sum([np.transpose([run["true sums"], run["sums"]]) for run in students["runs"]
-                       if run["arm"] == arm and run["seed"] in among], axis=0)
-
-    for arm, mine in seeds.items():
-        true, written = counts(arm, mine).T.tolist()
-        rows.append(Row(arm, "all", "true sums", *interval(true, written), n=len(true),
-                        seeds=len(mine)))
-    for arm in [arm for arm in seeds if "heal" in seeds and arm != "heal"]:
-        both = seeds["heal"] & seeds[arm]
-        ours, heals = counts(arm, both), counts("heal", both)
-        rows.append(Row(f"{arm} − heal", "all", "true sums", *ratio_difference(ours, heals),
-                        n=len(ours), seeds=len(both)))
-    return rows
-
-
-COUNTED: Mapping[str, Count] = {**GENUINE, "sums": lambda lm, task, t: sums(t.text)[0],
-                                "true sums": lambda lm, task, t: sums(t.text)[1]}
-
-
 def own_examples(world: World) -> list[dict[str, Any]]:
     """What `examples` keeps of the first problems of our own."""
     own = load_problems(DATA / "math" / "train.jsonl", world.task)
@@ -591,12 +370,6 @@ def collect(world: World, student: LM, seeds: Sequence[int], parts: Sequence[str
         rows = rows_of(record[part]) if part in record else []
         record["rows"] += [{"part": part, **row.to_dict()} for row in rows]
     if "students" in parts:
-        about = {name: [getattr(p, name) for p in world.heldout]
-                 for name in ("id", "kind", "length")}
-        students = {"unit": "seed", "problems": about,
-                    "taught": taught(world, arms),
-                    **student_runs(world, student, seeds, arms, quiet)}
-        record["students"] = students
-        record["rows"] += [{"part": "students", **row.to_dict()}
-                           for row in student_rows(students, len(world.splits["train"]))]
+        record["students"], rows = student_part(world, student, seeds, arms, quiet)
+        record["rows"] += [{"part": "students", **row.to_dict()} for row in rows]
     return record

@@ -32,8 +32,8 @@ PER_GENERATOR = {"train": 6, "validation": 3, "heldout": 4, "unseen": 8}
 _NUMBER = r"(?>\d+(?:,\d{3}(?!\d))*(?:\.\d+)?)"  # atomic: no match ends within a number
 _MONEY = r"[$€£]?\s*"
 _OPERATORS = r"\s*[-+*/×÷x]\s*"
-_RESULT = re.compile(rf"=\s*{_MONEY}({_NUMBER})(?!\s*[-+*/×÷(]|\s+x\s)")
-_SUM = re.compile(rf"(?<![-+*/×÷x=.\d)])(?<![-+*/×÷x=)]\s){_MONEY}({_NUMBER}(?:{_OPERATORS}{_MONEY}"
+RESULT = re.compile(rf"=\s*{_MONEY}({_NUMBER})(?!\s*[-+*/×÷(]|\s+x\s)")
+SUM = re.compile(rf"(?<![-+*/×÷x=.\d)])(?<![-+*/×÷x=)]\s){_MONEY}({_NUMBER}(?:{_OPERATORS}{_MONEY}"
                   rf"{_NUMBER})+)\s*=\s*{_MONEY}({_NUMBER})(?!\s*[-+*/×÷(]|\s+x\s)")
 
 
@@ -82,7 +82,7 @@ def gold_results(solution: str) -> list[float]:
         >>> gold_results("She has 3 + 4 = 7 apples.\\nThus T = 20 - 7 = 13.\\n#### 13")
         [7.0, 13.0]
     """
-    return [number for found in _RESULT.findall(solution.replace("{,}", ","))
+    return [number for found in RESULT.findall(solution.replace("{,}", ","))
             for number in numbers(found)]
 
 
@@ -94,7 +94,7 @@ def wrong_sums(solution: str) -> list[str]:
         ['13*0.5=6']
     """
     wrong = []
-    for term, result in _SUM.findall(solution):
+    for term, result in SUM.findall(solution):
         first, *others = numbers(term)
         value, operators = first, re.findall(r"[-+*/×÷x]", term)
         for operator, number in zip(operators, others, strict=True):
@@ -139,8 +139,10 @@ def is_sound(generate: Generator) -> bool:
         for _, answer, _, solution in usable)
 
 
-def make_problems() -> tuple[dict[str, list[Problem]], dict[str, tuple[float, ...]]]:
-    """Four splits, and the results that a genuine solution of each problem holds (by its id).
+def make_problems() -> tuple[dict[str, list[Problem]], dict[str, tuple[float, ...]],
+                             dict[str, str]]:
+    """Four splits; by problem id the results that a genuine solution holds, and the solution that
+    the generator gives.
 
     `train`, `validation` and `heldout` are of the same generators with other numbers; `unseen` are
     of generators that occur nowhere else. `kind` is the split's, `length` counts the results. No
@@ -148,7 +150,7 @@ def make_problems() -> tuple[dict[str, list[Problem]], dict[str, tuple[float, ..
     """
     sound = {number: generate for number, generate in generators().items() if is_sound(generate)}
     splits: dict[str, list[Problem]] = {name: [] for name in PER_GENERATOR}
-    truth, asked = dict[str, tuple[float, ...]](), set[str]()
+    truth, solutions, asked = dict[str, tuple[float, ...]](), dict[str, str](), set[str]()
     for place, (number, generate) in enumerate(sound.items()):
         new, rng = place % NEW == NEW - 1, Random(f"{number}/problems")
         for name in ("unseen",) if new else ("train", "validation", "heldout"):
@@ -158,13 +160,13 @@ def make_problems() -> tuple[dict[str, list[Problem]], dict[str, tuple[float, ..
                     break
                 story = read_story(generate(rng, 1.0))
                 if story and story[0] not in asked:
-                    question, answer, between, _ = story
+                    question, answer, between, solution = story
                     key = f"{name}-{number}-{len(made)}"
                     made.append(Problem(key, question, answer, name, len(between)))
-                    truth[key] = between
+                    truth[key], solutions[key] = between, solution
                     asked.add(question)
             splits[name] += made
-    return splits, truth
+    return splits, truth, solutions
 
 
 class WordProblems(ChatMathTask):

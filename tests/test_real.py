@@ -7,15 +7,17 @@ import os
 import sys
 from collections import Counter
 from dataclasses import replace
-from random import Random
 
 import pytest
 
 import heal_ref as heal
 from heal_lab import real
+from heal_lab import real_students as S
 from heal_lab import word_problems as W
 from heal_lab.__main__ import main
+from heal_lab.compare import Results
 from heal_lab.evidence import outcome_counts, read_record
+from heal_lab.real_world import World, settings
 from heal_ref.model import load_lm
 from heal_ref.plots import with_interval
 from heal_ref.records import InputError, Problem
@@ -38,7 +40,7 @@ def task(problems):
 
 
 def test_splits_share_no_question_and_unseen_stories_are_of_their_own(problems):
-    splits, truth = problems
+    splits, truth, _ = problems
     asked = [p.question for part in splits.values() for p in part]
     assert len(asked) == len(set(asked)) == len(truth)
     stories = {name: {p.id.split("-")[1] for p in part} for name, part in splits.items()}
@@ -53,20 +55,14 @@ def test_splits_share_no_question_and_unseen_stories_are_of_their_own(problems):
 
 
 def test_the_problems_are_the_same_each_time(problems):
-    again, truth = W.make_problems()
-    assert again == problems[0]
-    assert truth == problems[1]
+    assert W.make_problems() == problems
 
 
 def test_the_gold_solution_is_genuine_and_one_without_a_result_is_not(problems, task):
-    splits, truth = problems
-    made = W.generators()
+    splits, truth, solutions = problems
     for p in splits["train"][::13]:
-        generator = int(p.id.split("-")[1])
-        rng, found = Random(f"{generator}/problems"), None
-        while found is None or found[0] != p.question:
-            found = W.read_story(made[generator](rng, 1.0)) or found
-        solution = found[3]
+        solution = solutions[p.id]
+        assert W.gold_results(solution)[-1] == float(p.answer)
         assert task.is_genuine(p, [solution])
         result = truth[p.id][0]
         spellings = {f"{result:g}", f"{result:.0f}", f"{result:,.0f}", f"{result:.1f}", f"{result:.2f}"}
@@ -199,7 +195,7 @@ def test_the_command_makes_a_record_without_texts_and_goes_on(tmp_path, monkeypa
     assert {c["arm"] for c in record["gear"]} >= {*hints, real.SAMPLES, real.GUIDED}
     assert {r["arm"] for r in record["rows"]} >= {f"{arm} − sample again, 2 more" for arm in {*hints, real.GUIDED}}
     assert record["provenance"]["problems"] == {"train": 2, "validation": 3, "heldout": 3, "unseen": 3}
-    splits, _ = W.make_problems()
+    splits, *_ = W.make_problems()
     text = (tmp_path / "r" / "real.json").read_text()
     assert not any(p.question[:40] in text for part in splits.values() for p in part)
     assert len(record["examples"]) == 2
@@ -226,12 +222,12 @@ def test_all_arms_have_the_rate_that_is_best_for_rejection_sampling(tmp_path, mo
 
     asked = []
     lm = heal.load_lm(DATA / "chat" / "teacher")
-    world = real.World.at(tmp_path, lm, real.settings(), 3, quiet=True)
-    monkeypatch.setattr(real, "Trial", Trial)
-    students = real.student_runs(world, lm, [0, 1], ["student", "heal"])
+    world = World.at(tmp_path, lm, settings(), 3, quiet=True)
+    monkeypatch.setattr(S, "Trial", Trial)
+    students = S.student_runs(world, lm, [0, 1], ["student", "heal"])
     assert students["rates"] == {"5e-05": 0.2, "0.0001": 0.6, "0.0002": 0.3}
     assert [(r["arm"], r["seed"]) for r in students["runs"]] == [("student", 0), ("heal", 0), ("heal", 1)]
-    assert asked == [*(("rft", rate, f"rate-{rate:g}", 50, 0) for rate in real.RATES),
+    assert asked == [*(("rft", rate, f"rate-{rate:g}", 50, 0) for rate in S.RATES),
                      *((arm, 1e-4, f"seed-{seed}", 100, seed) for seed, arm in ((0, "student"), (0, "heal"), (1, "heal")))]
 
 
@@ -239,7 +235,7 @@ def test_sums_are_read_in_latex_and_words():
     cases = {"": (0, 0), "11 * 60 = 61 minutes": (1, 0), r"\[ 61 + 360 + 2120 = 2541 \]": (1, 1), r"\(54 \times \$2 = 108\)": (1, 1),
              r"\frac{1,200}{4} = 300 and \dfrac{9}{4} = 2": (2, 1), r"1{,}000 - 1 = 999": (1, 1), r"7 \text{ boys} \cdot 3 = 21": (1, 1),
              "x = 5 and 5 = 5": (0, 0), r"\boxed{8}": (0, 0), r"100 \div 8 = 12.5": (1, 1)}
-    assert {text: real.sums(text) for text in cases} == cases
+    assert {text: S.sums(text) for text in cases} == cases
 
 
 def test_true_sums_are_a_share_of_those_that_are_written():
@@ -249,46 +245,75 @@ def test_true_sums_are_a_share_of_those_that_are_written():
     runs = [run("student", 0, [0, 0], [4, 0]), run("heal", 0, [1, 2], [2, 2]), run("rft", 0, [1, 0], [2, 2]),
             run("heal", 1, [2, 2], [2, 2]), run("rft", 1, [2, 0], [2, 2])]
     students = {"problems": {"id": ["p", "q"]}, "runs": runs}
-    rows = {row.arm: row for row in real.sum_rows(students)}
+    rows = {row.arm: row for row in S.sum_rows(students)}
     assert {arm: (row.mean, row.seeds, row.n) for arm, row in rows.items()} == {
         "student": (0, 1, 2), "heal": (7 / 8, 2, 2), "rft": (3 / 8, 2, 2), "student − heal": (-3 / 4, 1, 2), "rft − heal": (-1 / 2, 2, 2)}
     assert rows["rft − heal"].high == pytest.approx(0)  # of the first problem alone: 3 of 4 in both
     assert rows["rft − heal"].low == pytest.approx(-1)
-    assert [row.arm for row in real.sum_rows({**students, "runs": students["runs"][:1]})] == ["student"]
+    assert [row.arm for row in S.sum_rows({**students, "runs": students["runs"][:1]})] == ["student"]
+
+
+def test_surprises_are_of_the_results_and_of_all_tokens():
+    lm = heal.load_lm(DATA / "chat" / "teacher")
+    task = heal.ChatMathTask(lm.tokenizer, verify=False)
+    problems = [Problem("p", "Add 3 and 4, then multiply the sum by 5.", "35"), Problem("q", "Add 1 and 1.", "2")]
+    references = {"p": "3 + 4 = 7. 7 * 5 = $35\n", "q": "1 + 1 = 2"}
+    found = S.surprises(references, lm, task, problems)
+    for i, p in enumerate(problems):
+        text = references[p.id].strip()
+        (_, logprob), = heal.text_stats(lm, [(lm.encode(task.prompt(p)), lm.encode(text))])
+        assert found["nats per solution"][i] == pytest.approx(-sum(logprob), abs=2e-3)
+        pieces, at, digits = lm.pieces(lm.encode(text)), 0, []
+        for piece in pieces:
+            digits.append(at in (7, 20, 21))
+            at += len(piece)
+        assert at == len(text)
+        mean = -sum(x for x, mine in zip(logprob, digits, strict=True) if mine) / (2 - i)
+        assert found["nats per result"][i] == pytest.approx(mean, abs=2e-3)
+
+
+def test_surprise_rows_compare_an_untrained_model_with_each_seed():
+    def run(arm, seed, *nats):
+        return {"pair": "real", "arm": arm, "seed": seed, "n": 1, "correct": [0, 0], **dict.fromkeys(S.SURPRISES, nats)}
+
+    runs = [run("student", 0, 3, 5), run("heal", 0, 1, 2), run("heal", 1, 2, 3), run("rft", 1, 4, 4)]
+    results = Results({"unit": "seed", "runs": runs, "problems": {"id": ["p", "q"], "kind": ["all"] * 2, "length": [1, 1]}})
+    rows = {r.arm: (r.mean, r.n, r.seeds) for r in S.surprise_rows(results) if r.metric == "nats per result"}
+    assert rows == {"student": (4, 2, 1), "heal": (2, 2, 2), "rft": (4, 2, 1), "student − heal": (2, 2, 2), "rft − heal": (1.5, 2, 1)}
 
 
 def test_what_students_learn_from_is_counted_by_problem_and_arm(tmp_path, monkeypatch):
     def rows(*texts):
         return [{"id": key, "completion": text, "source": source, "token_ids": [1] * len(text)} for key, text, source in texts]
 
-    world = real.World.at(tmp_path, heal.load_lm(DATA / "chat" / "teacher"), real.settings(), 3, quiet=True)
+    world = World.at(tmp_path, heal.load_lm(DATA / "chat" / "teacher"), settings(), 3, quiet=True)
     p, q, _ = world.splits["train"]
     right = "so ".join(f"{r:g} " for r in world.task.truth[p.id]) + "2 + 2 = 5 and 1 + 1 = 2"
     data = {"rft": rows((p.id, right, "base")), "heal": rows((p.id, right, "base"), (p.id, right, "base"), (q.id, "none", "repair"))}
-    monkeypatch.setattr(real, "TRAINED", {arm: lambda made, arm=arm: real_arm(arm) for arm in data})
+    monkeypatch.setattr(S, "TRAINED", {arm: lambda made, arm=arm: real_arm(arm) for arm in data})
 
     def real_arm(arm):
         return type("ArmData", (), {"stages": {"first": [], "last": data[arm]}})
 
-    examples = real.taught(world, ["student", "rft", "heal"])
+    examples = S.taught(world, ["student", "rft", "heal"])
     assert examples == [
         {"id": p.id, "source": "base", "tokens": len(right), "genuine": True, "sums": 2, "true sums": 1, "rows": {"rft": 1, "heal": 2}},
         {"id": q.id, "source": "repair", "tokens": 4, "genuine": False, "sums": 0, "true sums": 0, "rows": {"heal": 1}}]
-    found = {(row.arm, row.metric): row.mean for row in real.taught_rows(examples, 4)}
+    found = {(row.arm, row.metric): row.mean for row in S.taught_rows(examples, 4)}
     names = ("problems with an example", "problems with a genuine example", "genuine examples", "true sums in examples")
     assert [found["rft", name] for name in names] == [1 / 4, 1 / 4, 1, 1 / 2]
     assert [found["heal", name] for name in names] == pytest.approx([1 / 2, 1 / 4, 2 / 3, 1 / 2])
     assert [found["rft − heal", name] for name in names] == pytest.approx([-1 / 4, 0, 1 / 3, 0])
-    assert real.taught_rows([], 4) == []
+    assert S.taught_rows([], 4) == []
 
 
 def test_the_rows_of_the_students_record_are_made_of_its_numbers():
     record = read_record("real-students")
-    made = real.student_rows(record["students"], record["provenance"]["problems"]["train"])
+    made = S.student_rows(record["students"], record["provenance"]["problems"]["train"])
     rows = [{"part": "students", **row.to_dict()} for row in made]
     assert record["rows"] == json.loads(json.dumps(rows))
     text = json.dumps(record)
-    splits, _ = W.make_problems()
+    splits, *_ = W.make_problems()
     assert not any(p.question[:40] in text for part in splits.values() for p in part)
 
 
@@ -296,7 +321,7 @@ def test_what_is_said_of_students_is_in_their_record():
     record, verdicts = read_record("real-students"), read_record("real-truth")["taught"]
     students, runs = record["students"], record["students"]["runs"]
     judged = [{**e, "genuine": v["reader"]} for e, v in zip(students["taught"], verdicts, strict=True)]
-    rows = {(r.arm, r.metric): r for r in real.taught_rows(judged, record["provenance"]["problems"]["train"])}
+    rows = {(r.arm, r.metric): r for r in S.taught_rows(judged, record["provenance"]["problems"]["train"])}
     texts = {name: " ".join((ROOT / name).read_text(encoding="utf-8").split()) for name in ("PAPER.md", "LOG.md", "README.md")}
     sound = "problems with a genuine example"
     for name in ("PAPER.md", "LOG.md"):
@@ -375,7 +400,7 @@ def test_a_slice_of_the_record_is_made_again(tmp_path):
         pytest.skip("HEAL_REAL_TEACHER does not name the folder of the record's teacher")
     record = read_record("real")
     lm = load_lm(source)
-    world = real.World.at(tmp_path, lm, real.settings(), record["provenance"]["problems"]["train"], quiet=True)
+    world = World.at(tmp_path, lm, settings(), record["provenance"]["problems"]["train"], quiet=True)
     some = world.splits["train"][:24]
     made = outcome_counts(lm, world.task, real.SAMPLES, world.method.sampled(some))
     theirs = {c["id"]: c for c in record["gear"] if c["arm"] == real.SAMPLES}
@@ -384,3 +409,19 @@ def test_a_slice_of_the_record_is_made_again(tmp_path):
     assert sums["attempts"][0] == sums["attempts"][1]
     assert abs(sums["correct"][0] - sums["correct"][1]) <= 8
     assert sums["tokens"][0] == pytest.approx(sums["tokens"][1], rel=0.15)
+
+
+@pytest.mark.slow
+def test_the_surprise_of_the_base_student_is_measured_again():
+    """Of the first 12 held-out problems. Nothing is sampled, so that only rounding in bfloat16 differs."""
+    source = os.environ.get("HEAL_REAL_STUDENT")
+    if not source:
+        pytest.skip("HEAL_REAL_STUDENT does not name the folder of the record's student")
+    lm, (splits, _, references) = load_lm(source), W.make_problems()
+    students = read_record("real-students")["students"]
+    problems = {p.id: p for part in splits.values() for p in part}
+    task = heal.ChatMathTask(lm.tokenizer, verify=False)
+    made = S.surprises(references, lm, task, [problems[key] for key in students["problems"]["id"][:12]])
+    base = next(run for run in students["runs"] if run["arm"] == "student")
+    for metric, nats in made.items():
+        assert sum(nats) == pytest.approx(sum(base[metric][:12]), rel=0.02)

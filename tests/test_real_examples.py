@@ -3,8 +3,8 @@
 import json
 from dataclasses import replace
 
-from heal_lab import real
 from heal_lab.real_examples import as_json, examples, from_json
+from heal_lab.real_world import settings
 from heal_ref.config import SampleConfig
 from heal_ref.gear import breakpoint_of
 from heal_ref.model import load_lm
@@ -16,7 +16,7 @@ from tests.conftest import DATA
 def test_examples_keep_what_was_cut_and_every_repair():
     """With the small chat model, which solves none of these: the chain, its step, and four hints."""
     lm = load_lm(DATA / "chat" / "teacher")
-    config = replace(real.settings(), sample=SampleConfig(n=2, max_new_tokens=40, temperature=1.0))
+    config = replace(settings(), sample=SampleConfig(n=2, max_new_tokens=40, temperature=1.0))
     task = ChatMathTask(lm.tokenizer)
     problems = load_problems(DATA / "math" / "train.jsonl", task)[:4]
     rows = json.loads(json.dumps(examples(lm, task, problems, config)))
