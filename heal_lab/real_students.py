@@ -31,9 +31,11 @@ SURPRISES = ("nats per result", "nats per solution")
 
 def student_part(world: World, student: LM, seeds: Sequence[int], arms: Sequence[str],
                  quiet: bool = False) -> tuple[dict[str, Any], list[Row]]:
-    """The part `students` of the record, numbers and rows."""
+    """The part `students` of the record, numbers and rows. `teacher`: the teacher's surprises."""
     about = {name: [getattr(p, name) for p in world.heldout] for name in ("id", "kind", "length")}
     students = {"unit": "seed", "problems": about, "taught": taught(world, arms),
+                "teacher": world.kept("surprises-teacher", lambda: surprises(
+                    world.references, world.teacher, world.task, world.heldout)),
                 **student_runs(world, student, seeds, arms, quiet)}
     return students, student_rows(students, len(world.splits["train"]))
 
@@ -95,21 +97,23 @@ def surprises(references: Mapping[str, str], lm: LM, task: Task, problems: Seque
     return out
 
 
-def surprise_rows(results: Results) -> list[Row]:
-    """The surprise of each arm, and its surprise minus HEAL's; intervals over seeds and problems.
-    An untrained model has one run, which is compared with each seed of HEAL."""
-    rows, seeds = list[Row](), {arm: results.seeds(arm) for arm in results.arms}
+def surprise_rows(results: Results, teacher: Mapping[str, Sequence[float]]) -> list[Row]:
+    """The surprise of the teacher and of each arm, and an arm's minus HEAL's; intervals over seeds
+    and problems. An untrained model has one run, which is compared with each seed of HEAL."""
+    rows = list[Row]()
+
+    def add(arm: str, metric: str, nats: np.ndarray) -> None:  # (S, P)
+        rows.append(Row(arm, "all", metric, *two_way_interval(nats), n=nats.shape[1],
+                        seeds=len(nats)))
+
     for metric in SURPRISES:
-        made = {arm: results.matrix(arm, "all", metric) for arm in seeds}
-        for arm, mine in made.items():
-            rows.append(Row(arm, "all", metric, *two_way_interval(mine), n=mine.shape[1],
-                            seeds=len(mine)))
-        for arm in [arm for arm in made if "heal" in made and arm != "heal"]:
-            both = results.seeds(arm, "heal") if arm in TRAINED else seeds["heal"]
+        add("the teacher itself", metric, np.array([teacher[metric]]))
+        for arm in results.arms:
+            add(arm, metric, results.matrix(arm, "all", metric))
+        for arm in [arm for arm in results.arms if "heal" in results.arms and arm != "heal"]:
+            both = results.seeds(arm, "heal") if arm in TRAINED else results.seeds("heal")
             mine = results.matrix(arm, "all", metric, both if arm in TRAINED else None)
-            above = mine - results.matrix("heal", "all", metric, both)
-            rows.append(Row(f"{arm} − heal", "all", metric, *two_way_interval(above),
-                            n=above.shape[1], seeds=len(above)))
+            add(f"{arm} − heal", metric, mine - results.matrix("heal", "all", metric, both))
     return rows
 
 
@@ -179,7 +183,7 @@ def student_rows(students: Mapping[str, Any], problems: int) -> list[Row]:
     results = Results(students)
     results.groups = {"all": np.arange(len(students["problems"]["id"])), **results.groups}
     return [*results.rows(), *results.differences(("heal", "rft", "rft_adaptive")),
-            *sum_rows(students), *surprise_rows(results),
+            *sum_rows(students), *surprise_rows(results, students["teacher"]),
             *taught_rows(students["taught"], problems)]
 
 

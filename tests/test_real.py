@@ -278,8 +278,10 @@ def test_surprise_rows_compare_an_untrained_model_with_each_seed():
 
     runs = [run("student", 0, 3, 5), run("heal", 0, 1, 2), run("heal", 1, 2, 3), run("rft", 1, 4, 4)]
     results = Results({"unit": "seed", "runs": runs, "problems": {"id": ["p", "q"], "kind": ["all"] * 2, "length": [1, 1]}})
-    rows = {r.arm: (r.mean, r.n, r.seeds) for r in S.surprise_rows(results) if r.metric == "nats per result"}
-    assert rows == {"student": (4, 2, 1), "heal": (2, 2, 2), "rft": (4, 2, 1), "student − heal": (2, 2, 2), "rft − heal": (1.5, 2, 1)}
+    rows = {r.arm: (r.mean, r.n, r.seeds) for r in S.surprise_rows(results, dict.fromkeys(S.SURPRISES, [1, 0]))
+            if r.metric == "nats per result"}
+    assert rows == {"the teacher itself": (0.5, 2, 1), "student": (4, 2, 1), "heal": (2, 2, 2), "rft": (4, 2, 1),
+                    "student − heal": (2, 2, 2), "rft − heal": (1.5, 2, 1)}
 
 
 def test_what_students_learn_from_is_counted_by_problem_and_arm(tmp_path, monkeypatch):
