@@ -337,6 +337,26 @@ def test_what_is_said_of_students_is_in_their_record():
     assert max(tokens) < 1.01 * min(tokens)  # the sampler stops at the sample that reaches HEAL's
     assert all(len(run["greedy"]) == 100 and run["n"] == 2 for run in runs)
     assert max(sum(run["correct"]) for run in runs) == 2
+    assert {arm: sum(run["arm"] == arm for run in runs) for arm in S.ARMS if arm != "teacher"} == {
+        arm: 1 if arm == "student" else 3 for arm in S.ARMS if arm != "teacher"}
+    held = {(r["arm"], r["metric"]): heal.Row(**{k: v for k, v in r.items() if k != "part"}) for r in record["rows"] if r["kind"] == "all"}
+    for key in (("rft_adaptive − heal", "nats per result"), ("rft_adaptive − heal", "nats per solution")):
+        assert with_interval(held[key], "+") in texts["PAPER.md"]
+        assert with_interval(held[key], "+") in texts["LOG.md"]
+    for key in (("student − heal", "nats per result"), ("heal_no_pure − heal", "nats per solution"), ("heal_no_pure − heal", "true sums")):
+        assert with_interval(held[key], "+") in texts["PAPER.md"]
+
+
+def test_what_is_said_of_bridges_is_in_their_record():
+    counts, read = read_record("real-bridges")["gear"], read_record("real-truth")["bridges"]
+    mine = [c for c in counts if c["arm"] == "bridge at rise"]
+    assert [sum(c[key] for c in mine) for key in ("attempts", "correct")] == [192, len(read)] == [192, 9]
+    assert sum(t["reader"] for t in read) == 5
+    assert {c["id"] for c in mine} == {c["id"] for c in counts}
+    for name in ("PAPER.md", "LOG.md"):
+        text = " ".join((ROOT / name).read_text(encoding="utf-8").split())
+        for other in ("sample again, 2 more", "answer at rise"):
+            assert with_interval(real.difference(counts, "bridge at rise", other), "+") in text
 
 
 def test_difference_adds_up_the_runs_of_a_problem():
