@@ -23,6 +23,7 @@ from heal_ref.model import LM
 from heal_ref.records import Problem
 from heal_ref.scoring import text_stats
 from heal_ref.tasks import Task
+from heal_ref.train import positions
 
 RATES = (5e-5, 1e-4, 2e-4)  # learning rates tried on validation problems
 ARMS = ("student", "teacher", "rft", "rft_adaptive", "heal", "heal_no_pure", "heal_no_pace")
@@ -81,12 +82,16 @@ def surprises(references: Mapping[str, str], lm: LM, task: Task, problems: Seque
     """How surprising each problem's reference solution is to a model, −log p in nats: of all its
     tokens, and of those of its results, the mean over results. Each token is given what stands
     before it, so that a model too weak to solve a problem can still be better or worse at a step.
-    Lower is better; a number is worth no more than the style of the reference allows."""
+    Lower is better; a number is worth no more than the style of the reference allows. Nothing at
+    all if a text is longer than the model's context: arms are compared on the same problems."""
     texts = [references[p.id].strip() for p in problems]
     encoded = [lm.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
                for text in texts]
-    stats = text_stats(lm, [(lm.encode(task.prompt(p)), e["input_ids"])
-                            for p, e in zip(problems, encoded, strict=True)])
+    pairs = [(lm.encode(task.prompt(p)), e["input_ids"])
+             for p, e in zip(problems, encoded, strict=True)]
+    if any(len(prompt) + len(ids) > positions(lm) for prompt, ids in pairs):
+        return {}
+    stats = text_stats(lm, pairs)
     out: dict[str, list[float]] = {name: [] for name in SURPRISES}
     for text, e, (_, logprob) in zip(texts, encoded, stats, strict=True):
         results = [found.span(1) for found in RESULT.finditer(text)]
@@ -106,7 +111,8 @@ def surprise_rows(results: Results, teacher: Mapping[str, Sequence[float]]) -> l
         rows.append(Row(arm, "all", metric, *two_way_interval(nats), n=nats.shape[1],
                         seeds=len(nats)))
 
-    for metric in SURPRISES:
+    runs = [teacher, *results.runs.values()]
+    for metric in [name for name in SURPRISES if all(name in run for run in runs)]:
         add("the teacher itself", metric, np.array([teacher[metric]]))
         for arm in results.arms:
             add(arm, metric, results.matrix(arm, "all", metric))

@@ -90,7 +90,7 @@ def examples_of(student: LM, task: Task, stage: Any, thoughts: str = "keep",
     than its positions, are left out with a warning; InputError if that is more than 1 in 100, or
     all of them, or if thoughts mean nothing to the student.
     """
-    limit, counts = _positions(student), Counter[str]()
+    limit, counts = positions(student), Counter[str]()
     data = data_set(_examples(student, task, stage, thoughts, counts), EXAMPLE, path)
     unwritten, too_long, tokenizer = counts["unwritten"], counts["too long"], student.tokenizer
     if unwritten > FOREIGN * len(stage):
@@ -108,7 +108,7 @@ def examples_of(student: LM, task: Task, stage: Any, thoughts: str = "keep",
     return data
 
 
-def _positions(lm: LM) -> float:
+def positions(lm: LM) -> float:
     """The longest text that a model can take, in tokens."""
     return getattr(lm.config.get_text_config(), "max_position_embeddings", math.inf)
 
@@ -117,7 +117,7 @@ def _examples(student: LM, task: Task, stage: Any, thoughts: str, counts: Counte
               ) -> Iterator[dict[str, Any]]:
     """The examples of `examples_of` one by one; how many rows are left out is added to `counts`."""
     own, tokenizer = task.for_tokenizer(student.tokenizer), student.tokenizer
-    limit = _positions(student)
+    limit = positions(student)
     for row in stage:
         # 1) The prompt.
         problem = Problem(row["id"], row.get("question") or "", row.get("answer") or "")

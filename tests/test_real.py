@@ -272,6 +272,15 @@ def test_surprises_are_of_the_results_and_of_all_tokens():
         assert found["nats per result"][i] == pytest.approx(mean, abs=2e-3)
 
 
+def test_no_surprise_of_texts_longer_than_the_context():
+    lm = heal.load_lm(DATA / "chat" / "teacher")
+    task, problem = heal.ChatMathTask(lm.tokenizer, verify=False), Problem("p", "Add 1 and 1.", "2")
+    assert S.surprises({"p": "1 + 1 = 2. " * 100}, lm, task, [problem]) == {}
+    run = {"pair": "real", "arm": "heal", "seed": 0, "n": 1, "correct": [0]}
+    results = Results({"unit": "seed", "runs": [run], "problems": {"id": ["p"], "kind": ["all"], "length": [1]}})
+    assert S.surprise_rows(results, {}) == []
+
+
 def test_surprise_rows_compare_an_untrained_model_with_each_seed():
     def run(arm, seed, *nats):
         return {"pair": "real", "arm": arm, "seed": seed, "n": 1, "correct": [0, 0], **dict.fromkeys(S.SURPRISES, nats)}
