@@ -21,9 +21,8 @@ from heal_lab.word_problems import RESULT, SUM, wrong_sums
 from heal_ref.evaluate import Row, interval
 from heal_ref.model import LM
 from heal_ref.records import Problem
-from heal_ref.scoring import text_stats
+from heal_ref.scoring import positions, text_stats
 from heal_ref.tasks import Task
-from heal_ref.train import positions
 
 RATES = (5e-5, 1e-4, 2e-4)  # learning rates tried on validation problems
 ARMS = ("student", "teacher", "rft", "rft_adaptive", "heal", "heal_no_pure", "heal_no_pace")
@@ -35,7 +34,7 @@ def student_part(world: World, student: LM, seeds: Sequence[int], arms: Sequence
     """The part `students` of the record, numbers and rows. `teacher`: the teacher's surprises."""
     about = {name: [getattr(p, name) for p in world.heldout] for name in ("id", "kind", "length")}
     students = {"unit": "seed", "problems": about, "taught": taught(world, arms),
-                "teacher": world.kept("surprises-teacher", lambda: surprises(
+                "teacher": world.kept(f"surprises-teacher-{len(world.heldout)}", lambda: surprises(
                     world.references, world.teacher, world.task, world.heldout)),
                 **student_runs(world, student, seeds, arms, quiet)}
     return students, student_rows(students, len(world.splits["train"]))
@@ -89,7 +88,7 @@ def surprises(references: Mapping[str, str], lm: LM, task: Task, problems: Seque
                for text in texts]
     pairs = [(lm.encode(task.prompt(p)), e["input_ids"])
              for p, e in zip(problems, encoded, strict=True)]
-    if any(len(prompt) + len(ids) > positions(lm) for prompt, ids in pairs):
+    if any(len(prompt) + len(ids) > positions(lm.config) for prompt, ids in pairs):
         return {}
     stats = text_stats(lm, pairs)
     out: dict[str, list[float]] = {name: [] for name in SURPRISES}
@@ -117,9 +116,9 @@ def surprise_rows(results: Results, teacher: Mapping[str, Sequence[float]]) -> l
         for arm in results.arms:
             add(arm, metric, results.matrix(arm, "all", metric))
         for arm in [arm for arm in results.arms if "heal" in results.arms and arm != "heal"]:
-            both = results.seeds(arm, "heal") if arm in TRAINED else results.seeds("heal")
-            mine = results.matrix(arm, "all", metric, both if arm in TRAINED else None)
-            add(f"{arm} − heal", metric, mine - results.matrix("heal", "all", metric, both))
+            both = results.seeds(arm, "heal") if arm in TRAINED else None  # all that each has
+            mine, heals = (results.matrix(name, "all", metric, both) for name in (arm, "heal"))
+            add(f"{arm} − heal", metric, mine - heals)
     return rows
 
 

@@ -34,7 +34,7 @@ _MONEY = r"[$€£]?\s*"
 _OPERATORS = r"\s*[-+*/×÷x]\s*"
 RESULT = re.compile(rf"=\s*{_MONEY}({_NUMBER})(?!\s*[-+*/×÷(]|\s+x\s)")
 SUM = re.compile(rf"(?<![-+*/×÷x=.\d)])(?<![-+*/×÷x=)]\s){_MONEY}({_NUMBER}(?:{_OPERATORS}{_MONEY}"
-                  rf"{_NUMBER})+)\s*=\s*{_MONEY}({_NUMBER})(?!\s*[-+*/×÷(]|\s+x\s)")
+                 rf"{_NUMBER})+)\s*=\s*{_MONEY}({_NUMBER})(?!\s*[-+*/×÷(]|\s+x\s)")
 
 
 def generators() -> dict[int, Generator]:

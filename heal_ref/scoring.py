@@ -142,9 +142,14 @@ def _scale_and_cap(model: Any, ids: Ids) -> tuple[float, float | None] | None:
     return None
 
 
+def positions(config: Any) -> float:
+    """The longest text that a model with this configuration can take, in tokens."""
+    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return limit if limit and limit > 0 else math.inf
+
+
 def _check_length(model: Any, length: int) -> None:
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if limit and 0 < limit < length:
+    if length > (limit := positions(model.config)):
         raise InputError(
             f"a text has {length:,} tokens, but {type(model).__name__} has {limit:,} "
             "positions; shorten the text, or load a model with a longer context")

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import shutil
 import unicodedata
@@ -34,6 +33,7 @@ from heal_ref.lora import ADAPTER, adapted, import_peft, merged
 from heal_ref.memory import lazy_lm, release_memory
 from heal_ref.model import LM, load_lm, processes
 from heal_ref.records import InputError, Problem, read_json, write_text
+from heal_ref.scoring import positions
 from heal_ref.tasks.base import Task
 
 IGNORE = -100  # label of a position that is not learnt
@@ -90,7 +90,7 @@ def examples_of(student: LM, task: Task, stage: Any, thoughts: str = "keep",
     than its positions, are left out with a warning; InputError if that is more than 1 in 100, or
     all of them, or if thoughts mean nothing to the student.
     """
-    limit, counts = positions(student), Counter[str]()
+    limit, counts = positions(student.config), Counter[str]()
     data = data_set(_examples(student, task, stage, thoughts, counts), EXAMPLE, path)
     unwritten, too_long, tokenizer = counts["unwritten"], counts["too long"], student.tokenizer
     if unwritten > FOREIGN * len(stage):
@@ -108,16 +108,11 @@ def examples_of(student: LM, task: Task, stage: Any, thoughts: str = "keep",
     return data
 
 
-def positions(lm: LM) -> float:
-    """The longest text that a model can take, in tokens."""
-    return getattr(lm.config.get_text_config(), "max_position_embeddings", math.inf)
-
-
 def _examples(student: LM, task: Task, stage: Any, thoughts: str, counts: Counter
               ) -> Iterator[dict[str, Any]]:
     """The examples of `examples_of` one by one; how many rows are left out is added to `counts`."""
     own, tokenizer = task.for_tokenizer(student.tokenizer), student.tokenizer
-    limit = positions(student)
+    limit = positions(student.config)
     for row in stage:
         # 1) The prompt.
         problem = Problem(row["id"], row.get("question") or "", row.get("answer") or "")
