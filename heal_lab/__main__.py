@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 from heal_lab import bench as speed
 from heal_lab import experiment as lab
 from heal_lab import real as real_pair
+from heal_lab import real_students
 from heal_lab.arms import ARMS
 from heal_lab.chat_world import build_chat
 from heal_lab.clock_corpus import Dials
@@ -23,7 +24,6 @@ from heal_lab.evidence import break_evidence, gear_evidence, hint_evidence, writ
 from heal_lab.evidence_pure import pure_evidence
 from heal_lab.figures import ARM_LABEL, draw_experiment, method_example
 from heal_lab.pair import build_clock, world_of
-from heal_lab.real_students import ARMS as STUDENTS
 from heal_lab.real_world import World, settings
 from heal_ref.config import PRESETS, HealConfig
 from heal_ref.drawings import draw_method
@@ -36,6 +36,7 @@ from heal_ref.run.pipeline import provenance
 from heal_ref.run.report import table, text_table
 from heal_ref.run.sources import load_problems
 from heal_ref.settings import with_options
+from heal_ref.train import check_training
 
 DIALS = {f.name: type(f.default) for f in fields(Dials) if f.default is not MISSING}
 
@@ -87,7 +88,8 @@ def _parser() -> argparse.ArgumentParser:
     x("--parts", nargs="+", default=real_pair.PARTS, choices=real_pair.PARTS,
       help="what is measured; the record holds these and what was finished before")
     x("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of training, for `students`")
-    x("--arms", nargs="+", default=STUDENTS, choices=ARMS, metavar="ARM", help="students")
+    x("--arms", nargs="+", default=real_students.ARMS, metavar="ARM", help="students",
+      choices=[arm for arm in ARMS if arm not in real_students.ELSEWHERE])
     x("--limit", type=int, default=0, help="training problems, 0 for all; of the others as many as "
       "the setting eval_limit")
     x("--set", action="append", default=[], metavar="NAME=VALUE",
@@ -170,25 +172,41 @@ def _pair(option: str, name: str, *needed: str) -> Path:
 
 
 def real(args: argparse.Namespace, command: str) -> None:
-    began, out = time.monotonic(), Path(args.out)
+    began, path = time.monotonic(), Path(args.out) / "real.json"
+    # 1) what is asked for
+    if args.limit < 0:
+        raise InputError(f"--limit {args.limit}: a number of training problems, or 0 for all")
+    if len({*args.seeds}) < len(args.seeds):
+        raise InputError(f"--seeds {' '.join(map(str, args.seeds))}: name each seed once")
+    config = with_options(settings(), args.set)
+    for seed in args.seeds:
+        replace(config, seed=seed)  # which refuses what is no seed
     teacher, student = (load_lm(folder, max_batch=args.max_batch)
                         for folder in (args.teacher, args.student))
-    config = with_options(settings(), args.set)
-    world = World.at(out, teacher, config, args.limit, args.quiet)
-    record = real_pair.collect(world, student, args.seeds, args.parts, args.arms, args.quiet)
-    counts = {name: len(problems) for name, problems in world.splits.items()}
-    origin = {**provenance(teacher, command, config.seed, began), "problems": counts,
-              "processes": processes().num_processes,
-              "teacher": Path(args.teacher).name, "student": Path(args.student).name,
-              "dtype": str(teacher.dtype).removeprefix("torch.")}
-    if not processes().is_main_process:
-        return
-    path = out / "real.json"
-    if path.exists():  # of a launch that made other parts
-        old = read_json(path, "a record; delete it", provenance=dict)["provenance"]
-        origin["minutes"] = round(origin["minutes"] + old["minutes"], 2)
-    write_record(path, {"provenance": origin, **record})
-    print(f"{len(record['rows'])} rows and the numbers they are made of: {path}")
+    check_training(student, config.pace)
+    old = read_json(path, "a record; delete it", provenance=dict) if path.exists() else {}
+    minutes = old.get("provenance", {}).get("minutes", 0)  # of launches that made other parts
+    world = World.at(path.parent, teacher, config, args.limit, args.quiet)
+    world.task.for_tokenizer(student.tokenizer)  # which refuses one without a chat template
+
+    def write() -> None:
+        record = real_pair.collect(world, student, args.parts)
+        origin = {**provenance(teacher, command, config.seed, began),
+                  "problems": {name: len(some) for name, some in world.splits.items()},
+                  "processes": processes().num_processes,
+                  "teacher": Path(args.teacher).name, "student": Path(args.student).name,
+                  "dtype": str(teacher.dtype).removeprefix("torch.")}
+        origin["minutes"] = round(origin["minutes"] + minutes, 2)
+        origin["commit"] = ", ".join(world.commits) or origin["commit"]
+        if processes().is_main_process:
+            write_record(path, {"provenance": origin, **record})
+            print(f"{len(record['rows'])} rows and the numbers they are made of: {path}")
+
+    # 2) the teacher's parts, then the students, which may fail: a weak teacher leaves them nothing
+    write()
+    if "students" in args.parts:
+        real_students.student_part(world, student, args.seeds, args.arms, args.quiet)
+        write()
 
 
 def build_pair(args: argparse.Namespace, command: str) -> None:

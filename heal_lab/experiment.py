@@ -32,9 +32,7 @@ from heal_ref.tasks.clock import MASTERED, Chain
 
 LONG_TOKENS = 160  # length limit in the evaluation: the longest chains need more than training ones
 CURVE_PROBLEMS = 40  # validation problems of each kind on a learning curve
-Count = Callable[[LM, Task, Any], int]  # of a trajectory
 Measure = Callable[[LM, Task, Sequence[Problem]], Mapping[str, Sequence[float]]]
-GENUINE: Mapping[str, Count] = {"genuine": is_genuine}
 
 
 def problems_of(name: str, pair: Path = DATA) -> list[Problem]:
@@ -75,7 +73,6 @@ class Trial:
             second round.
         limit: new tokens in the evaluation; without it that of `config.sample`.
         made: what the teacher made, if it is not to be made in this folder.
-        counts: what is counted in each sampled solution, by name.
         measure: what else is measured of a model on these problems, by name: lists of one number
             per problem.
     """
@@ -83,11 +80,10 @@ class Trial:
     def __init__(self, home: str | Path, task: Task, teacher: LM, student: LM,
                  problems: Mapping[str, Sequence[Problem]], config: HealConfig, *,
                  quiet: bool = False, limit: int = 0, made: TeacherData | None = None,
-                 counts: Mapping[str, Count] = GENUINE, measure: Measure | None = None):
+                 measure: Measure | None = None):
         self.config, self.task, self.teacher, self.student = config, task, teacher, student
         self.problems, self.probe = problems["held-out"], problems["validation"]
-        self.limit, self.counts = limit or config.sample.max_new_tokens, counts
-        self.measure = measure
+        self.limit, self.measure = limit or config.sample.max_new_tokens, measure
         models = {"teacher": teacher, "student": student}
         self.folder = RunFolder(home, identity(config, task, models, problems), quiet)
         method = Method(self.folder, teacher, task, config)
@@ -112,9 +108,8 @@ class Trial:
         """Train and evaluate one arm, or read what was measured.
 
         Returns:
-            `n` samples per problem; `correct` (how many of them), `greedy` (0 or 1) and what
-            `counts` says (`genuine`: how many) per problem; what `_trained` adds; `commit` of the
-            run; `minutes`.
+            `n` samples per problem; `correct` and `genuine` (how many of them) and `greedy` (0 or
+            1) per problem; what `_trained` adds; `commit` of the run; `minutes`.
         """
         path, commit, began = self.file(arm), source_commit(), time.monotonic()
         if not path.exists():
@@ -147,8 +142,7 @@ class Trial:
         n, task = self.config.eval_n, self.task.for_tokenizer(lm.tokenizer)
         sampled = replace(self.config.sample, max_new_tokens=self.limit)
         greedy = replace(sampled, temperature=0.0)
-        out: dict[str, Any] = {"n": n, "correct": [], "greedy": [],
-                               **{name: [] for name in self.counts}}
+        out: dict[str, Any] = {"n": n, "correct": [], "greedy": [], "genuine": []}
         parts = batches(self.problems, self.config.sample.batch)
         with self.folder.bar(f"evaluate {arm}", len(parts)) as bar:
             for number, part in enumerate(parts):
@@ -156,8 +150,7 @@ class Trial:
                 tried = sample(lm, task, part, n, seed=seed, sampling=sampled)
                 for mine in batches(tried, n):  # the samples of one problem
                     out["correct"].append(sum(t.correct for t in mine))
-                    for name, count in self.counts.items():
-                        out[name].append(sum(count(lm, task, t) for t in mine))
+                    out["genuine"].append(sum(is_genuine(lm, task, t) for t in mine))
                 once = sample(lm, task, part, 1, seed=seed, sampling=greedy)
                 out["greedy"] += [int(t.correct) for t in once]
                 bar.update()

@@ -38,7 +38,7 @@ from heal_lab.evidence_pure import (
     threshold_of,
 )
 from heal_lab.real_examples import HINTS, examples
-from heal_lab.real_students import ARMS, student_part
+from heal_lab.real_students import kept_students, student_rows
 from heal_lab.real_world import World
 from heal_lab.stats import auroc, cluster_interval, ratio_difference
 from heal_ref import pure
@@ -53,7 +53,7 @@ from heal_ref.run.sources import load_problems
 from heal_ref.scoring import text_stats
 
 PLACES: dict[str, dict[str, Any]] = {
-    "rise": {}, "level": {"signal": "level"}, "random": {"signal": "random"}}
+    place: {"signal": place} for place in ("rise", "level", "random")}
 PARTS = ("gear", *PLACES, "breaks", "pure", "students", "examples")
 FIRST = (HINTS[0], "rise")  # the hint and place that `gear` measures
 OTHERS = {f"{hint}-at-{place}": (hint, place) for place in PLACES for hint in HINTS
@@ -92,7 +92,7 @@ def hint_counts(world: World, hint: Any, place: str) -> list[Counts]:
     """Per problem: attempts, right ones, genuine ones, tokens, usable hints."""
     gear, arm = world.config.gear, f"{hint} at {place}"
     counts = outcome_counts(world.teacher, world.task, arm, repaired(world, hint, place))
-    most = gear.paths * gear.hints * gear.continuations
+    most = min(gear.paths, world.config.sample.n) * gear.hints * gear.continuations
     return [{**c, "usable": c["attempts"] / most} for c in counts]
 
 
@@ -122,7 +122,8 @@ def gear_rows(counts: Sequence[Counts]) -> list[Row]:
 def difference(counts: Sequence[Counts], arm: str, other: str,
                number: Callable[[Counts], float] = itemgetter("genuine")) -> Row:
     """How many more solutions per 1,000 tokens an arm gives than another: genuine ones, or those
-    that `number` counts. Counts of one problem, such as those of two runs, are added up.
+    that `number` counts, over the problems of both; ValueError if there are none. Counts of one
+    problem, such as those of two runs, are added up.
 
     Example:
         >>> counts = [{"arm": arm, "id": "p", "genuine": n, "tokens": 500}
@@ -137,8 +138,11 @@ def difference(counts: Sequence[Counts], arm: str, other: str,
                 solutions, tokens = side.get(c["id"], (0.0, 0.0))
                 side[c["id"]] = [solutions + number(c), tokens + c["tokens"]]
     ours, theirs = sides
+    both = [key for key in ours if key in theirs]
+    if not both:
+        raise ValueError(f"{arm} and {other} have no problem in common")
     return Row(f"{arm} − {other}", "train", "genuine per 1,000 tokens", *ratio_difference(
-        [*ours.values()], [theirs[key] for key in ours], per=1000), n=len(ours))
+        [ours[key] for key in both], [theirs[key] for key in both], per=1000), n=len(both))
 
 
 # --------------------------------------------------------------------------------------- breaks
@@ -242,17 +246,18 @@ def break_rows(chains: Sequence[Mapping[str, Any]]) -> list[Row]:
 # ----------------------------------------------------------------------------------------- PURE
 
 
-def pure_raws(world: World) -> list[Raw]:
+def pure_raws(world: World, make: bool = True) -> list[Raw]:
     """Raw scores of right solutions: unaided ones, and those of the parts that are finished: the
-    answer in view from the start, each hint at each place. Each source is kept when it is made."""
+    answer in view from the start, each hint at each place. Each source is kept when it is made;
+    without `make` only those that are kept count."""
     arms = {"gear": FIRST, **OTHERS}
     guided = {"guided": lambda: world.method.guided(world.base)} if world.has("guided") else {}
     sources: dict[str, Any] = {**guided, UNAIDED: lambda: pure.unaided(world.base, seldom=1.0),
                                **{" at ".join(pair): partial(repaired, world, *pair)
                                   for arm, pair in arms.items() if world.has(arm)}}
-    return [raw for name, make in sources.items()
-            for raw in world.kept(f"pure-{name}".replace(" ", "-"),
-                                  partial(source_raws, world, name, make))]
+    files = {name: f"pure-{name}".replace(" ", "-") for name in sources}
+    return [raw for name, source in sources.items() if make or world.has(files[name])
+            for raw in world.kept(files[name], partial(source_raws, world, name, source))]
 
 
 def source_raws(world: World, name: str, make: Any) -> list[Raw]:
@@ -333,8 +338,13 @@ def pure_rows(raws: Sequence[Raw]) -> list[Row]:
 
 def as_read(raws: Sequence[Raw], truth: Sequence[Mapping[str, Any]]) -> list[Raw]:
     """Raw scores with a reader's verdicts (`rows` of real-truth.json, of one run) in the place of
-    the rule's. Unaided solutions stay as they are. KeyError if one was not read."""
-    verdict = {(t["source"], t["id"], t["tokens"]): t["reader"] for t in truth}
+    the rule's. Unaided solutions stay as they are. KeyError if one was not read, ValueError if
+    different verdicts are of one source, problem and length."""
+    verdict = dict[Any, bool]()
+    for t in truth:
+        key = t["source"], t["id"], t["tokens"]
+        if verdict.setdefault(key, t["reader"]) != t["reader"]:
+            raise ValueError(f"two solutions cannot be told apart, and only one is sound: {key}")
     return [raw if raw["source"] == UNAIDED else {**raw, "genuine": verdict[
         {"guided": GUIDED}.get(raw["source"], raw["source"]), raw["id"], sum(raw["tokens"])]}
         for raw in raws]
@@ -349,27 +359,28 @@ def own_examples(world: World) -> list[dict[str, Any]]:
 # --------------------------------------------------------------------------------------- record
 
 
-def collect(world: World, student: LM, seeds: Sequence[int], parts: Sequence[str],
-            arms: Sequence[str] = ARMS, quiet: bool = False) -> dict[str, Any]:
-    """Make what is missing of `parts`; all finished ones as a record: `rows`, and for each part the
-    numbers per problem that they are made of; of `examples` there are no rows."""
+def collect(world: World, student: LM, parts: Sequence[str]) -> dict[str, Any]:
+    """Make what is missing of `parts`, but for `students`; all finished ones as a record: `rows`,
+    and for each part the numbers per problem that they are made of; of `examples` there are no
+    rows. `students`: what `student_part` kept of this student."""
     # 1) per problem or chain
     make = {"gear": lambda: gear_counts(world),
             **{arm: partial(hint_counts, world, *pair) for arm, pair in OTHERS.items()},
             "guided": lambda: guided_counts(world), "breaks": lambda: break_counts(world),
-            "pure": lambda: pure_raws(world), "examples": lambda: own_examples(world)}
+            "examples": lambda: own_examples(world)}
     wanted = {*parts, *(arm for arm, (_, place) in OTHERS.items() if place in parts),
               *(["guided"] if "rise" in parts else [])}
     made = {name: world.kept(name, make[name]) for name in make
             if name in wanted or world.has(name)}
     # 2) one list of GEAR, since every arm is compared with sampling again
     gear = [c for name in ("gear", "guided", *OTHERS) for c in made.pop(name, [])]
-    record = {"rows": [], **({"gear": gear} if gear else {}), **made}
+    found = {"gear": gear, **made, "pure": pure_raws(world, "pure" in parts),
+             "students": kept_students(world, student)}
+    record: dict[str, Any] = {"rows": [], **{name: x for name, x in found.items() if x}}
     # 3) means and intervals
-    for part, rows_of in (("gear", gear_rows), ("breaks", break_rows), ("pure", pure_rows)):
-        rows = rows_of(record[part]) if part in record else []
-        record["rows"] += [{"part": part, **row.to_dict()} for row in rows]
-    if "students" in parts:
-        record["students"], rows = student_part(world, student, seeds, arms, quiet)
-        record["rows"] += [{"part": "students", **row.to_dict()} for row in rows]
+    rows_of: dict[str, Callable[[Any], list[Row]]] = {
+        "gear": gear_rows, "breaks": break_rows, "pure": pure_rows,
+        "students": lambda found: student_rows(found, len(world.splits["train"]))}
+    for part in [part for part in rows_of if part in record]:
+        record["rows"] += [{"part": part, **row.to_dict()} for row in rows_of[part](record[part])]
     return record

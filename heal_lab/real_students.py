@@ -4,20 +4,20 @@ Rejection sampling, adaptive rejection sampling, HEAL and its controls, with equ
 `students` of `python -m heal_lab real`.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import permutations
 from typing import Any
 
 import numpy as np
 
 from heal_lab.arms import TRAINED
 from heal_lab.compare import Results
-from heal_lab.experiment import GENUINE, Count, Trial
+from heal_lab.experiment import Trial
 from heal_lab.real_world import World
 from heal_lab.stats import ratio_difference, two_way_interval
-from heal_lab.word_problems import RESULT, SUM, wrong_sums
+from heal_lab.word_problems import RESULT
 from heal_ref.evaluate import Row, interval
 from heal_ref.model import LM
 from heal_ref.records import Problem
@@ -25,19 +25,26 @@ from heal_ref.scoring import positions, text_stats
 from heal_ref.tasks import Task
 
 RATES = (5e-5, 1e-4, 2e-4)  # learning rates tried on validation problems
-ARMS = ("student", "teacher", "rft", "rft_adaptive", "heal", "heal_no_pure", "heal_no_pace")
+ARMS = ("student", "rft", "rft_adaptive", "heal", "heal_no_pure", "heal_no_pace")
+ELSEWHERE = ("gold", "second_round", "second_round_teacher", "rft_adaptive_frontier")  # the clock's
 SURPRISES = ("nats per result", "nats per solution")
 
 
 def student_part(world: World, student: LM, seeds: Sequence[int], arms: Sequence[str],
-                 quiet: bool = False) -> tuple[dict[str, Any], list[Row]]:
-    """The part `students` of the record, numbers and rows. `teacher`: the teacher's surprises."""
+                 quiet: bool = False) -> None:
+    """Make and keep the part `students` of the record. `teacher`: the teacher's surprises."""
     about = {name: [getattr(p, name) for p in world.heldout] for name in ("id", "kind", "length")}
     students = {"unit": "seed", "problems": about, "taught": taught(world, arms),
                 "teacher": world.kept(f"surprises-teacher-{len(world.heldout)}", lambda: surprises(
                     world.references, world.teacher, world.task, world.heldout)),
                 **student_runs(world, student, seeds, arms, quiet)}
-    return students, student_rows(students, len(world.splits["train"]))
+    world.keep("students", {"weights": student.weights, "students": students})
+
+
+def kept_students(world: World, student: LM) -> dict[str, Any]:
+    """What `student_part` kept; nothing if that was of another student."""
+    kept = world.kept("students", dict) if world.has("students") else {}
+    return kept["students"] if kept.get("weights") == student.weights else {}
 
 
 def student_runs(world: World, student: LM, seeds: Sequence[int], arms: Sequence[str],
@@ -72,8 +79,7 @@ def trial(world: World, student: LM, rate: float, seed: int | None = None, quiet
     problems = {"train": world.splits["train"], "validation": [],
                 "held-out": world.splits["validation"] if seed is None else world.heldout}
     return Trial(world.path / name, world.task, world.teacher, student, problems, config,
-                 quiet=quiet, made=world.made, counts=COUNTED,
-                 measure=partial(surprises, world.references))
+                 quiet=quiet, made=world.made, measure=partial(surprises, world.references))
 
 
 def surprises(references: Mapping[str, str], lm: LM, task: Task, problems: Sequence[Problem]
@@ -102,8 +108,9 @@ def surprises(references: Mapping[str, str], lm: LM, task: Task, problems: Seque
 
 
 def surprise_rows(results: Results, teacher: Mapping[str, Sequence[float]]) -> list[Row]:
-    """The surprise of the teacher and of each arm, and an arm's minus HEAL's; intervals over seeds
-    and problems. An untrained model has one run, which is compared with each seed of HEAL."""
+    """The surprise of the teacher and of each arm, and an arm's minus HEAL's and minus the base
+    student's; intervals over seeds and problems. An untrained model has one run, which is compared
+    with each seed of the other."""
     rows = list[Row]()
 
     def add(arm: str, metric: str, nats: np.ndarray) -> None:  # (S, P)
@@ -115,16 +122,18 @@ def surprise_rows(results: Results, teacher: Mapping[str, Sequence[float]]) -> l
         add("the teacher itself", metric, np.array([teacher[metric]]))
         for arm in results.arms:
             add(arm, metric, results.matrix(arm, "all", metric))
-        for arm in [arm for arm in results.arms if "heal" in results.arms and arm != "heal"]:
-            both = results.seeds(arm, "heal") if arm in TRAINED else None  # all that each has
-            mine, heals = (results.matrix(name, "all", metric, both) for name in (arm, "heal"))
-            add(f"{arm} − heal", metric, mine - heals)
+        for arm, other in permutations(results.arms, 2):
+            trained = {arm, other} <= {*TRAINED}
+            both = results.seeds(arm, other) if trained else None  # all that each has
+            if other in ("heal", "student") and both != []:
+                mine, theirs = (results.matrix(a, "all", metric, both) for a in (arm, other))
+                add(f"{arm} − {other}", metric, mine - theirs)
     return rows
 
 
 def taught(world: World, arms: Sequence[str]) -> list[dict[str, Any]]:
     """The different examples that students learn from at the end of training: `id` of the problem,
-    `source`, `tokens`, `genuine` by the rule, `sums` and `true sums`, `rows` by arm."""
+    `source`, `tokens`, `genuine` by the rule, `rows` by arm."""
     problems, found = {p.id: p for p in world.splits["train"]}, dict[tuple[str, str], Any]()
     for arm in [arm for arm in arms if arm in TRAINED]:
         *_, last = TRAINED[arm](world.made).stages.values()
@@ -133,87 +142,40 @@ def taught(world: World, arms: Sequence[str]) -> list[dict[str, Any]]:
             if (key, text) not in found:
                 found[key, text] = {
                     "id": key, "source": row["source"], "tokens": len(row["token_ids"]),
-                    "genuine": bool(world.task.is_genuine(problems[key], [text])),
-                    **dict(zip(("sums", "true sums"), sums(text), strict=True)), "rows": {}}
+                    "genuine": bool(world.task.is_genuine(problems[key], [text])), "rows": {}}
             rows = found[key, text]["rows"]
             rows[arm] = rows.get(arm, 0) + 1
     return list(found.values())
 
 
-def taught_rows(examples: Sequence[Mapping[str, Any]], problems: int) -> list[Row]:
+def taught_rows(examples: Sequence[Mapping[str, Any]], problems: int, arms: Sequence[str]
+                ) -> list[Row]:
     """By arm: the share of all training problems that have an example, and a genuine one; the share
-    of its examples that is genuine, and of their sums that is true. The same minus HEAL's.
-    Intervals over problems."""
+    of its examples that is genuine. The same minus HEAL's. Intervals over problems."""
     keys = list(dict.fromkeys(e["id"] for e in examples))
-    arms = dict.fromkeys(arm for e in examples for arm in e["rows"])
     rows, pairs = list[Row](), dict[tuple[str, str], np.ndarray]()
     for arm in arms:
-        counts = np.zeros((problems, 4))  # examples, genuine ones, sums, true sums
+        counts = np.zeros((problems, 2))  # examples, genuine ones
         for e in examples:
-            counts[keys.index(e["id"])] += e["rows"].get(arm, 0) * np.array(
-                [1, e["genuine"], e["sums"], e["true sums"]])
-        number, genuine, written, true = counts.T
+            counts[keys.index(e["id"])] += e["rows"].get(arm, 0) * np.array([1, e["genuine"]])
+        number, genuine = counts.T
         for name, pair in {"problems with an example": (number > 0, np.ones(problems)),
                            "problems with a genuine example": (genuine > 0, np.ones(problems)),
-                           "genuine examples": (genuine, number),
-                           "true sums in examples": (true, written)}.items():
-            pairs[arm, name] = np.array(pair, dtype=float).T
-            rows.append(Row(arm, "train", name, *interval(*map(list, pair)), n=problems))
+                           "genuine examples": (genuine, number)}.items():
+            if any(pair[1]):  # an arm without examples has no share of genuine ones
+                pairs[arm, name] = np.array(pair, dtype=float).T
+                rows.append(Row(arm, "train", name, *interval(*map(list, pair)), n=problems))
     return rows + [
         Row(f"{arm} − heal", "train", name, *ratio_difference(pair, pairs["heal", name]),
             n=problems)
-        for (arm, name), pair in pairs.items() if "heal" in arms and arm != "heal"]
-
-
-def sums(text: str) -> tuple[int, int]:
-    """How many equations of plain numbers, such as "14 × 18 = 252", a solution holds, in LaTeX or
-    not, and how many of them are true.
-
-    Example:
-        >>> sums(r"So \\( 54 \\times 10 = 540 \\) and \\frac{12}{4} = 4, which is 540 + 4 = 544.")
-        (3, 2)
-    """
-    for latex, plain in ((r"\{,\}", ","), (r"\\(?:times|cdot)", "*"), (r"\\div", "/"),
-                         (r"\\(?:text|mathrm){[^{}]*}", " "),
-                         (r"\\[dt]?frac{([^{}]+)}{([^{}]+)}", r"\1 / \2"),
-                         (r"\\[a-z]+|[\\$]", " ")):
-        text = re.sub(latex, plain, text)
-    written = len(SUM.findall(text))
-    return written, written - len(wrong_sums(text))
+        for (arm, name), pair in pairs.items() if ("heal", name) in pairs and arm != "heal"]
 
 
 def student_rows(students: Mapping[str, Any], problems: int) -> list[Row]:
-    """All rows of this part: arms and differences, sums, and what was learnt from, of so many
+    """All rows of this part: arms and differences, surprises, and what was learnt from, of so many
     training problems."""
     results = Results(students)
     results.groups = {"all": np.arange(len(students["problems"]["id"])), **results.groups}
     return [*results.rows(), *results.differences(("heal", "rft", "rft_adaptive")),
-            *sum_rows(students), *surprise_rows(results, students["teacher"]),
-            *taught_rows(students["taught"], problems)]
-
-
-def sum_rows(students: Mapping[str, Any]) -> list[Row]:
-    """The share of the sums in sampled solutions that is true, by arm, over its seeds; each
-    other arm's share minus HEAL's, over the seeds that both have. Intervals over problems."""
-    seeds, rows = dict[str, set[int]](), list[Row]()
-    for run in students["runs"]:
-        seeds.setdefault(run["arm"], set()).add(run["seed"])
-
-    def counts(arm: str, among: set[int]) -> np.ndarray:  # (P, 2): true sums, sums
-        return np.sum([np.transpose([run["true sums"], run["sums"]]) for run in students["runs"]
-                       if run["arm"] == arm and run["seed"] in among], axis=0)
-
-    for arm, mine in seeds.items():
-        true, written = counts(arm, mine).T.tolist()
-        rows.append(Row(arm, "all", "true sums", *interval(true, written), n=len(true),
-                        seeds=len(mine)))
-    for arm in [arm for arm in seeds if "heal" in seeds and arm != "heal"]:
-        both = seeds["heal"] & seeds[arm]
-        ours, heals = counts(arm, both), counts("heal", both)
-        rows.append(Row(f"{arm} − heal", "all", "true sums", *ratio_difference(ours, heals),
-                        n=len(ours), seeds=len(both)))
-    return rows
-
-
-COUNTED: Mapping[str, Count] = {**GENUINE, "sums": lambda lm, task, t: sums(t.text)[0],
-                                "true sums": lambda lm, task, t: sums(t.text)[1]}
+            *surprise_rows(results, students["teacher"]),
+            *taught_rows(students["taught"], problems, [a for a in results.arms if a in TRAINED])]

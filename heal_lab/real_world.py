@@ -5,7 +5,7 @@ What is measured there is in `real` (the teacher) and `real_students`.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,15 @@ from heal_lab.word_problems import WordProblems, make_problems
 from heal_ref.config import GearConfig, HealConfig, PaceConfig, SampleConfig
 from heal_ref.model import LM
 from heal_ref.pace import solved_share
-from heal_ref.records import Problem, Trajectory, light, select, write_text
+from heal_ref.records import (
+    Problem,
+    Trajectory,
+    light,
+    read_json,
+    select,
+    source_commit,
+    write_text,
+)
 from heal_ref.run.folder import RunFolder, identity
 from heal_ref.run.pipeline import Method
 
@@ -43,12 +51,13 @@ class World:
     references: Mapping[str, str]  # solutions by their generators, by problem id
     config: HealConfig
     method: Method
+    commits: dict[str, None] = field(default_factory=dict)  # by which kept parts were made
 
     @classmethod
     def at(cls, path: Path, teacher: LM, config: HealConfig, limit: int = 0,
            quiet: bool = False) -> "World":
         """The world in folder `path`, with at most `limit` training problems (0: all), and of the
-        other splits `config.eval_limit`. What students are trained with may change later."""
+        other splits `config.eval_limit`. How students are trained may change until one is."""
         splits, truth, references = make_problems()
         task = WordProblems(teacher.tokenizer, truth)
         splits = {name: thinned(problems, limit if name == "train" else config.eval_limit)
@@ -85,14 +94,27 @@ class World:
 
     def has(self, name: str) -> bool:
         """Whether what is called `name` is finished."""
-        return (self.path / f"{name}.json").exists()
+        return self._file(name).exists()
 
     def kept(self, name: str, make: Any) -> Any:
         """What `make()` returns, which is plain JSON; made once."""
-        file = self.path / f"{name}.json"
-        if not self.has(name):
-            write_text(file, json.dumps(make()) + "\n")
-        return json.loads(file.read_text(encoding="utf-8"))
+        return self._read(name) if self.has(name) else self.keep(name, make())
+
+    def keep(self, name: str, made: Any) -> Any:
+        """Keep `made` as `name`, whatever was kept so before."""
+        write_text(self._file(name), json.dumps({"commit": source_commit(), "made": made}) + "\n")
+        return self._read(name)
+
+    def _read(self, name: str) -> Any:
+        file = self._file(name)
+        content = read_json(file, "a part of a record; delete it, so that it is made again",
+                            commit=str)
+        self.commits[content["commit"]] = None
+        return content["made"]
+
+    def _file(self, name: str) -> Path:
+        """In the folder with the run's identity, so that no other run's is read."""
+        return self.method.folder.path / "parts" / f"{name}.json"
 
 
 def thinned(items: Sequence[Any], limit: int) -> list[Any]:

@@ -33,8 +33,8 @@ _NUMBER = r"(?>\d+(?:,\d{3}(?!\d))*(?:\.\d+)?)"  # atomic: no match ends within 
 _MONEY = r"[$€£]?\s*"
 _OPERATORS = r"\s*[-+*/×÷x]\s*"
 RESULT = re.compile(rf"=\s*{_MONEY}({_NUMBER})(?!\s*[-+*/×÷(]|\s+x\s)")
-SUM = re.compile(rf"(?<![-+*/×÷x=.\d)])(?<![-+*/×÷x=)]\s){_MONEY}({_NUMBER}(?:{_OPERATORS}{_MONEY}"
-                 rf"{_NUMBER})+)\s*=\s*{_MONEY}({_NUMBER})(?!\s*[-+*/×÷(]|\s+x\s)")
+_SUM = re.compile(rf"(?<![-+*/×÷x.\d)])(?<![-+*/×÷x)]\s){_MONEY}({_NUMBER}(?:{_OPERATORS}{_MONEY}"
+                  rf"{_NUMBER})+)\s*=\s*{_MONEY}({_NUMBER})(?!\s*[-+*/×÷(]|\s+x\s)")
 
 
 def generators() -> dict[int, Generator]:
@@ -87,21 +87,22 @@ def gold_results(solution: str) -> list[float]:
 
 
 def wrong_sums(solution: str) -> list[str]:
-    """The equations "a + b − c = d" or "a × b / c = d" of a gold solution that do not hold.
+    """The equations of plain numbers, such as "a + b × c = d", of a gold solution that do not hold.
 
     Example:
-        >>> wrong_sums("13*0.5=6 tubes, and 2 x 6 = 12 brushes")
+        >>> wrong_sums("13*0.5=6 tubes, and 2 x 6 + 1 = 13 brushes")
         ['13*0.5=6']
     """
     wrong = []
-    for term, result in SUM.findall(solution):
+    for term, result in _SUM.findall(solution):
         first, *others = numbers(term)
-        value, operators = first, re.findall(r"[-+*/×÷x]", term)
-        for operator, number in zip(operators, others, strict=True):
-            value = {"+": value + number, "-": value - number, "/": value / (number or math.nan),
-                     "÷": value / (number or math.nan)}.get(operator, value * number)
-        mixed = {o in "+-" for o in operators} == {True, False}  # which is first, is not said
-        if not mixed and not abs(value - numbers(result)[0]) <= 0.01:
+        parts = [first]  # of the sum: products come before sums
+        for operator, number in zip(re.findall(r"[-+*/×÷x]", term), others, strict=True):
+            if operator in "+-":
+                parts.append(number if operator == "+" else -number)
+            else:
+                parts[-1] *= 1 / (number or math.nan) if operator in "/÷" else number
+        if not abs(sum(parts) - numbers(result)[0]) <= 0.01:
             wrong.append(f"{term}={result}")
     return wrong
 
@@ -120,23 +121,30 @@ def read_story(made: Mapping[str, Any]) -> tuple[str, str, tuple[float, ...], st
     answer = numbers(made["answer"])
     if len(answer) != 1 or not answer[0].is_integer() or re.search(r"\.\d{3}", question + solution):
         return None
+    sign = "-" if "-" in made["answer"] else ""  # of a debt: `holds` refuses it
     between = intermediate(question, made["answer"], solution)
-    return (question, f"{answer[0]:.0f}", between, solution) if between else None
+    return (question, f"{sign}{answer[0]:.0f}", between, solution) if between else None
+
+
+def told(generate: Generator, rng: Random) -> tuple[str, str, tuple[float, ...], str] | None:
+    """The next story of a generator that can be used, else None: some fail on some numbers."""
+    try:
+        return read_story(generate(rng, 1.0))
+    except (ValueError, ArithmeticError, IndexError):
+        return None
+
+
+def holds(answer: str, solution: str) -> bool:
+    """Whether the equations of a gold solution hold and its last result is the answer."""
+    return not wrong_sums(solution) and gold_results(solution)[-1] == float(answer)
 
 
 def is_sound(generate: Generator) -> bool:
     """Whether a generator's gold solutions can be a truth: of 40 stories at least half can be used,
     and in all of these the equations hold and the last result is the answer."""
-    stories = []
-    for seed in range(DRAWS):
-        try:
-            stories.append(read_story(generate(Random(seed), 1.0)))
-        except (ValueError, ArithmeticError, IndexError):  # some generators fail on some numbers
-            continue
-    usable = [story for story in stories if story]
+    usable = [story for seed in range(DRAWS) if (story := told(generate, Random(seed)))]
     return len(usable) >= DRAWS / 2 and all(
-        not wrong_sums(solution) and gold_results(solution)[-1] == float(answer)
-        for _, answer, _, solution in usable)
+        holds(answer, solution) for _, answer, _, solution in usable)
 
 
 def make_problems() -> tuple[dict[str, list[Problem]], dict[str, tuple[float, ...]],
@@ -158,8 +166,8 @@ def make_problems() -> tuple[dict[str, list[Problem]], dict[str, tuple[float, ..
             for _ in range(100):  # some generators tell few different stories
                 if len(made) == PER_GENERATOR[name]:
                     break
-                story = read_story(generate(rng, 1.0))
-                if story and story[0] not in asked:
+                story = told(generate, rng)
+                if story and story[0] not in asked and holds(story[1], story[3]):
                     question, answer, between, solution = story
                     key = f"{name}-{number}-{len(made)}"
                     made.append(Problem(key, question, answer, name, len(between)))
@@ -182,7 +190,9 @@ class WordProblems(ChatMathTask):
         self.truth = dict(truth)
 
     def for_tokenizer(self, tokenizer: Any) -> WordProblems:
-        return type(self)(tokenizer, self.truth, verify=self.verify, time_limit=self.time_limit)
+        known = "enable_thinking" in str(tokenizer.chat_template)
+        return type(self)(tokenizer, self.truth, thinking=self.thinking if known else None,
+                          verify=self.verify, time_limit=self.time_limit)
 
     def is_genuine(self, problem: Problem, steps: Sequence[str]) -> bool | None:
         """Whether a right solution holds all intermediate results; None for unknown problems."""

@@ -4,6 +4,7 @@ import builtins
 import importlib.util
 import json
 import os
+import shutil
 import sys
 from collections import Counter
 from dataclasses import replace
@@ -92,7 +93,8 @@ def test_results_of_a_gold_solution(solution, found):
 
 @pytest.mark.parametrize(("solution", "wrong"), [
     ("222 - 137=85", 0), ("222 - 137=86", 1), ("20 boxes * $3 = $60", 0), ("$34.96 + $5 = $39.96", 0), ("12÷5=2", 1),
-    ("2(76+35) = 222", 0), ("1 + 2 * 3 = 7", 0), ("5/0 = 1", 1)])
+    ("2(76+35) = 222", 0), ("1 + 2 * 3 = 7", 0), ("1 + 2 * 3 = 9", 1), ("12 - 60/2/3 = 2", 0), ("12 - 60/2/3 = 3", 1), ("5/0 = 1", 1),
+    ("T = 3 + 4 = 8", 1)])
 def test_sums_that_do_not_hold(solution, wrong):
     assert len(W.wrong_sums(solution)) == wrong
 
@@ -182,13 +184,15 @@ def test_rows_of_pure_by_hand():
     assert halves == [{10}, {10}]
 
 
-def test_the_command_makes_a_record_without_texts_and_goes_on(tmp_path, monkeypatch):
+def test_the_command_makes_a_record_without_texts_and_goes_on(tmp_path, monkeypatch, capsys):
     chat = str(DATA / "chat" / "teacher")
     command = ["real", "--teacher", chat, "--student", chat, "--out", str(tmp_path / "r"), "--limit", "2", "--seeds", "0", "--quiet",
                "--arms", "student", "--set", "sample.max_new_tokens=12", "--set", "eval_limit=3"]
     monkeypatch.setattr(real, "EXAMPLES", 2)
-    assert main([*command, "--parts", "gear", "breaks"]) == 0
-    assert main(command) == 0
+    assert main([*command, "--parts", "gear", "pure", "breaks", "students"]) == 0
+    record = json.loads((tmp_path / "r" / "real.json").read_text())
+    assert {row["part"] for row in record["rows"]} >= {"gear", "students"}
+    assert main([*command, "--parts", *real.PLACES, "pure", "examples"]) == 0
     record = json.loads((tmp_path / "r" / "real.json").read_text())
     assert {row["part"] for row in record["rows"]} >= {"gear", "students"}
     hints = {f"{hint} at {place}" for hint in real.HINTS for place in real.PLACES}
@@ -203,6 +207,47 @@ def test_the_command_makes_a_record_without_texts_and_goes_on(tmp_path, monkeypa
     assert {row["kind"] for row in record["rows"] if row["part"] == "students"} >= {"all", "heldout", "unseen"}
     monkeypatch.setattr(real, "gear_counts", lambda world: builtins.exit("made again"))
     assert main([*command, "--parts", "gear", "--set", "pace.updates=5", "--set", "eval_n=2"]) == 0  # what training may change
+    again = json.loads((tmp_path / "r" / "real.json").read_text())
+    assert {**again, "provenance": None} == {**record, "provenance": None}  # what was finished before stays
+    assert again["provenance"]["minutes"] >= record["provenance"]["minutes"]
+    (tmp_path / "r" / "teacher" / "parts" / "breaks.json").write_text('{"commit": "torn')
+    assert main([*command, "--parts", "gear"]) == 2
+    assert "breaks.json is not a part of a record; delete it" in capsys.readouterr().err
+    shutil.rmtree(tmp_path / "r" / "teacher")  # as the refusal of other settings advises
+    monkeypatch.setattr(real, "gear_counts", lambda world: [])
+    assert main([*command, "--parts", "gear", "--set", "gear.hint=none"]) == 0
+    assert not {"breaks", "examples", "students"} & {*json.loads((tmp_path / "r" / "real.json").read_text())}
+
+
+@pytest.mark.parametrize(("options", "said"), [
+    (["--limit", "-1"], "--limit -1: a number of training problems"), (["--seeds", "0", "0"], "name each seed once"),
+    (["--seeds", "-1"], "seed"), (["--arms", "gold"], "invalid choice: 'gold'"), (["--student", str(DATA / "teacher")], "chat template"),
+    (["--set", "pace.lora=-1"], "lora")])
+def test_bad_input_is_refused_before_anything_is_made(options, said, tmp_path, capsys):
+    chat, out = str(DATA / "chat" / "teacher"), tmp_path / "r"
+    try:
+        code = main(["real", "--teacher", chat, "--student", chat, "--out", str(out), "--quiet", "--limit", "2", *options])
+    except SystemExit as e:  # by argparse
+        code = e.code
+    assert code == 2
+    assert said in capsys.readouterr().err
+    assert not [*out.glob("teacher/*-*")]  # no samples
+
+
+def test_a_difference_is_of_the_problems_that_both_have():
+    counts = [{"arm": arm, "id": key, "genuine": 1, "tokens": 500} for arm, keys in {"a": "pq", "b": "qr", "c": "s"}.items() for key in keys]
+    assert real.difference(counts, "a", "b").n == 1
+    for other in ("c", "none"):
+        with pytest.raises(ValueError, match="no problem in common"):
+            real.difference(counts, "a", other)
+
+
+def test_a_verdict_that_could_be_of_two_solutions_is_refused():
+    t = {"source": "answer at rise", "id": "p", "tokens": 5}
+    raw = {**t, "tokens": [2, 3], "genuine": True}
+    assert not real.as_read([raw], [{**t, "reader": False}, {**t, "reader": False}])[0]["genuine"]
+    with pytest.raises(ValueError, match="cannot be told apart"):
+        real.as_read([raw], [{**t, "reader": False}, {**t, "reader": True}])
 
 
 def test_no_sequence_at_once_is_refused(capsys):
@@ -229,28 +274,6 @@ def test_all_arms_have_the_rate_that_is_best_for_rejection_sampling(tmp_path, mo
     assert [(r["arm"], r["seed"]) for r in students["runs"]] == [("student", 0), ("heal", 0), ("heal", 1)]
     assert asked == [*(("rft", rate, f"rate-{rate:g}", 50, 0) for rate in S.RATES),
                      *((arm, 1e-4, f"seed-{seed}", 100, seed) for seed, arm in ((0, "student"), (0, "heal"), (1, "heal")))]
-
-
-def test_sums_are_read_in_latex_and_words():
-    cases = {"": (0, 0), "11 * 60 = 61 minutes": (1, 0), r"\[ 61 + 360 + 2120 = 2541 \]": (1, 1), r"\(54 \times \$2 = 108\)": (1, 1),
-             r"\frac{1,200}{4} = 300 and \dfrac{9}{4} = 2": (2, 1), r"1{,}000 - 1 = 999": (1, 1), r"7 \text{ boys} \cdot 3 = 21": (1, 1),
-             "x = 5 and 5 = 5": (0, 0), r"\boxed{8}": (0, 0), r"100 \div 8 = 12.5": (1, 1)}
-    assert {text: S.sums(text) for text in cases} == cases
-
-
-def test_true_sums_are_a_share_of_those_that_are_written():
-    def run(arm, seed, true, written):
-        return {"arm": arm, "seed": seed, "true sums": true, "sums": written}
-
-    runs = [run("student", 0, [0, 0], [4, 0]), run("heal", 0, [1, 2], [2, 2]), run("rft", 0, [1, 0], [2, 2]),
-            run("heal", 1, [2, 2], [2, 2]), run("rft", 1, [2, 0], [2, 2])]
-    students = {"problems": {"id": ["p", "q"]}, "runs": runs}
-    rows = {row.arm: row for row in S.sum_rows(students)}
-    assert {arm: (row.mean, row.seeds, row.n) for arm, row in rows.items()} == {
-        "student": (0, 1, 2), "heal": (7 / 8, 2, 2), "rft": (3 / 8, 2, 2), "student − heal": (-3 / 4, 1, 2), "rft − heal": (-1 / 2, 2, 2)}
-    assert rows["rft − heal"].high == pytest.approx(0)  # of the first problem alone: 3 of 4 in both
-    assert rows["rft − heal"].low == pytest.approx(-1)
-    assert [row.arm for row in S.sum_rows({**students, "runs": students["runs"][:1]})] == ["student"]
 
 
 def test_surprises_are_of_the_results_and_of_all_tokens():
@@ -290,7 +313,7 @@ def test_surprise_rows_compare_an_untrained_model_with_each_seed():
     rows = {r.arm: (r.mean, r.n, r.seeds) for r in S.surprise_rows(results, dict.fromkeys(S.SURPRISES, [1, 0]))
             if r.metric == "nats per result"}
     assert rows == {"the teacher itself": (0.5, 2, 1), "student": (4, 2, 1), "heal": (2, 2, 2), "rft": (4, 2, 1),
-                    "student − heal": (2, 2, 2), "rft − heal": (1.5, 2, 1)}
+                    "student − heal": (2, 2, 2), "heal − student": (-2, 2, 2), "rft − heal": (1.5, 2, 1), "rft − student": (0, 2, 1)}
 
 
 def test_what_students_learn_from_is_counted_by_problem_and_arm(tmp_path, monkeypatch):
@@ -299,7 +322,7 @@ def test_what_students_learn_from_is_counted_by_problem_and_arm(tmp_path, monkey
 
     world = World.at(tmp_path, heal.load_lm(DATA / "chat" / "teacher"), settings(), 3, quiet=True)
     p, q, _ = world.splits["train"]
-    right = "so ".join(f"{r:g} " for r in world.task.truth[p.id]) + "2 + 2 = 5 and 1 + 1 = 2"
+    right = "so ".join(f"{r:g} " for r in world.task.truth[p.id])
     data = {"rft": rows((p.id, right, "base")), "heal": rows((p.id, right, "base"), (p.id, right, "base"), (q.id, "none", "repair"))}
     monkeypatch.setattr(S, "TRAINED", {arm: lambda made, arm=arm: real_arm(arm) for arm in data})
 
@@ -308,14 +331,16 @@ def test_what_students_learn_from_is_counted_by_problem_and_arm(tmp_path, monkey
 
     examples = S.taught(world, ["student", "rft", "heal"])
     assert examples == [
-        {"id": p.id, "source": "base", "tokens": len(right), "genuine": True, "sums": 2, "true sums": 1, "rows": {"rft": 1, "heal": 2}},
-        {"id": q.id, "source": "repair", "tokens": 4, "genuine": False, "sums": 0, "true sums": 0, "rows": {"heal": 1}}]
-    found = {(row.arm, row.metric): row.mean for row in S.taught_rows(examples, 4)}
-    names = ("problems with an example", "problems with a genuine example", "genuine examples", "true sums in examples")
-    assert [found["rft", name] for name in names] == [1 / 4, 1 / 4, 1, 1 / 2]
-    assert [found["heal", name] for name in names] == pytest.approx([1 / 2, 1 / 4, 2 / 3, 1 / 2])
-    assert [found["rft − heal", name] for name in names] == pytest.approx([-1 / 4, 0, 1 / 3, 0])
-    assert S.taught_rows([], 4) == []
+        {"id": p.id, "source": "base", "tokens": len(right), "genuine": True, "rows": {"rft": 1, "heal": 2}},
+        {"id": q.id, "source": "repair", "tokens": 4, "genuine": False, "rows": {"heal": 1}}]
+    found = {(row.arm, row.metric): row.mean for row in S.taught_rows(examples, 4, ["rft", "heal", "star"])}
+    names = ("problems with an example", "problems with a genuine example", "genuine examples")
+    assert [found["rft", name] for name in names] == [1 / 4, 1 / 4, 1]
+    assert [found["heal", name] for name in names] == pytest.approx([1 / 2, 1 / 4, 2 / 3])
+    assert [found["rft − heal", name] for name in names] == pytest.approx([-1 / 4, 0, 1 / 3])
+    assert [found.get(("star", name)) for name in names] == [0, 0, None]  # an arm without examples
+    assert found["star − heal", names[0]] == -1 / 2
+    assert S.taught_rows([], 4, []) == []
 
 
 def test_the_rows_of_the_students_record_are_made_of_its_numbers():
@@ -332,7 +357,7 @@ def test_what_is_said_of_students_is_in_their_record():
     record, verdicts = read_record("real-students"), read_record("real-truth")["taught"]
     students, runs = record["students"], record["students"]["runs"]
     judged = [{**e, "genuine": v["reader"]} for e, v in zip(students["taught"], verdicts, strict=True)]
-    rows = {(r.arm, r.metric): r for r in S.taught_rows(judged, record["provenance"]["problems"]["train"])}
+    rows = {(r.arm, r.metric): r for r in S.taught_rows(judged, record["provenance"]["problems"]["train"], S.ARMS[1:])}
     texts = {name: " ".join((ROOT / name).read_text(encoding="utf-8").split()) for name in ("PAPER.md", "LOG.md", "README.md")}
     sound = "problems with a genuine example"
     for name in ("PAPER.md", "LOG.md"):
@@ -346,13 +371,12 @@ def test_what_is_said_of_students_is_in_their_record():
     assert max(tokens) < 1.01 * min(tokens)  # the sampler stops at the sample that reaches HEAL's
     assert all(len(run["greedy"]) == 100 and run["n"] == 2 for run in runs)
     assert max(sum(run["correct"]) for run in runs) == 2
-    assert {arm: sum(run["arm"] == arm for run in runs) for arm in S.ARMS if arm != "teacher"} == {
-        arm: 1 if arm == "student" else 3 for arm in S.ARMS if arm != "teacher"}
+    assert {arm: sum(run["arm"] == arm for run in runs) for arm in S.ARMS} == {arm: 1 if arm == "student" else 3 for arm in S.ARMS}
     held = {(r["arm"], r["metric"]): heal.Row(**{k: v for k, v in r.items() if k != "part"}) for r in record["rows"] if r["kind"] == "all"}
     for key in (("rft_adaptive − heal", "nats per result"), ("rft_adaptive − heal", "nats per solution")):
         assert with_interval(held[key], "+") in texts["PAPER.md"]
         assert with_interval(held[key], "+") in texts["LOG.md"]
-    for key in (("student − heal", "nats per result"), ("heal_no_pure − heal", "nats per solution"), ("heal_no_pure − heal", "true sums")):
+    for key in (("student − heal", "nats per result"), ("heal_no_pure − heal", "nats per solution")):
         assert with_interval(held[key], "+") in texts["PAPER.md"]
 
 
