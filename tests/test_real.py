@@ -235,7 +235,8 @@ def test_bad_input_is_refused_before_anything_is_made(options, said, tmp_path, c
 
 
 def test_a_difference_is_of_the_problems_that_both_have():
-    counts = [{"arm": arm, "id": key, "genuine": 1, "tokens": 500} for arm, keys in {"a": "pq", "b": "qr", "c": "s"}.items() for key in keys]
+    solved = {"a": "pq", "b": "qr", "c": "s"}
+    counts = [{"arm": arm, "id": key, "genuine": 1, "tokens": 500} for arm, keys in solved.items() for key in keys]
     assert real.difference(counts, "a", "b").n == 1
     for other in ("c", "none"):
         with pytest.raises(ValueError, match="no problem in common"):

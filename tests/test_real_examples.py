@@ -53,6 +53,6 @@ def test_each_right_repair_gets_its_own_score(monkeypatch):
     config = replace(settings(), sample=SampleConfig(n=2, max_new_tokens=40, temperature=1.0))
     rows = examples(lm, task, load_problems(DATA / "math" / "train.jsonl", task)[:3], config)
     made = [t for row in rows for repairs in row.get("repairs", {}).values() for t in repairs]
-    assert sum(t["correct"] for t in made) >= 8
+    assert sum(t["correct"] for t in made) >= 4
     for t in made:
         assert t["ratio"] == ([float(len(from_json(t).token_ids))] if t["correct"] else None)
