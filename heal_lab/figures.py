@@ -104,8 +104,10 @@ def plot_aligned_entropy(failed: Sequence[Trajectory], wrong: Sequence[int],
 
 
 @styled
-def plot_intervals(rows: Sequence[Row], metric: str, title: str, xlabel: str = "") -> Figure:
-    """Means with 95 % intervals, one line per arm, one colour and marker per kind of problem."""
+def plot_intervals(rows: Sequence[Row], metric: str, title: str, xlabel: str = "",
+                   line: float | None = None) -> Figure:
+    """Means with 95 % intervals, one line per arm, one colour and marker per kind of problem (no
+    legend if the only one is ""). `line`: a value to compare with, such as no difference."""
     rows = [r for r in rows if r.metric == metric and r.mean is not None and not math.isnan(r.mean)]
     arms = list(dict.fromkeys(r.arm for r in rows))
     kinds = list(dict.fromkeys(r.kind for r in rows))
@@ -121,8 +123,11 @@ def plot_intervals(rows: Sequence[Row], metric: str, title: str, xlabel: str = "
     axes.invert_yaxis()
     axes.set_xlabel(xlabel or metric)
     axes.grid(axis="x", color="#DDDDDD", lw=0.6)
+    if line is not None:
+        axes.axvline(line, color="#555555", lw=0.8)
     figure.suptitle(title, fontsize=11, x=0.01, ha="left")  # the arms' names take room on the left
-    figure.legend(loc="outside lower center", ncols=len(kinds), handlelength=1.5)
+    if any(kinds):
+        figure.legend(loc="outside lower center", ncols=len(kinds), handlelength=1.5)
     return figure
 
 

@@ -187,13 +187,12 @@ class HealConfig(_Checked):
             pace=PaceConfig(updates=5000, per_problem=30, batch=8, learning_rate=1e-5, warmup=100),
         )
 
-
     @classmethod
     def real(cls, seed: int = 0) -> HealConfig:
-        """For pretrained chat models on word problems: what one pair was measured with.
+        """For pretrained chat models on word problems: leads from one pair, not a tuned setting.
 
         Measured: Qwen2.5-Coder-0.5B-Instruct (4-bit weights, dequantised) as the teacher, 32 GSM8K
-        problems, one run: leads, not a tuned setting. Each line says what is known of it.
+        problems; reasoning-gym's with smaller settings (`heal_lab.real_world.settings`).
         """
         # 22 % of the samples were right at temperature 0.7; no other was tried. A nucleus was
         # not: it adds half of a forward pass on a CPU (`python -m heal_lab bench nucleus`). With
@@ -207,7 +206,8 @@ class HealConfig(_Checked):
         gear = GearConfig(paths=2, hints=1, continuations=2, hint="answer")
         # PURE's default told answer-led from unaided solutions (AUROC 0.946 of 64), but not forged
         # from sound ones among helped ones (0.69); the largest surprise of a number better, also
-        # on repairs that it was not chosen on (0.85 of 177; 0.67 of what passes is sound).
+        # on repairs that it was not chosen on (AUROC by a reader 0.85 of 177, 0.62 by the rule;
+        # 0.67 of what passes is sound; it keeps 0.38 of the sound ones).
         pure = PureConfig(reading="numbers")
         # Learning rate: in float32, 40 updates at 1e-5 taught a very small chat model its target
         # (log-probability +0.27), 3 at 1e-4 the pretrained SmolLM2-135M (tests/test_real_model.py).
