@@ -40,7 +40,7 @@ from heal_lab.evidence_pure import (
 from heal_lab.real_examples import HINTS, examples
 from heal_lab.real_students import kept_students, student_rows
 from heal_lab.real_world import World
-from heal_lab.stats import auroc, cluster_interval, ratio_difference
+from heal_lab.stats import auroc, cluster_interval, ratio_difference, ratio_of_ratios
 from heal_ref import pure
 from heal_ref.config import GearConfig, PureConfig
 from heal_ref.evaluate import Row, interval
@@ -131,6 +131,29 @@ def difference(counts: Sequence[Counts], arm: str, other: str,
         >>> difference(counts, "step", "none").mean
         3.0
     """
+    ours, theirs = _yields(counts, arm, other, number)
+    return Row(f"{arm} − {other}", "train", "genuine per 1,000 tokens",
+               *ratio_difference(ours, theirs, per=1000), n=len(ours))
+
+
+def times(counts: Sequence[Counts], arm: str, other: str,
+          number: Callable[[Counts], float] = itemgetter("genuine")) -> Row:
+    """How many times the solutions per token of another arm an arm gives: `difference` as a ratio.
+
+    Example:
+        >>> counts = [{"arm": arm, "id": "p", "genuine": n, "tokens": 500}
+        ...           for arm, n in (("step", 3), ("none", 1))]
+        >>> times(counts, "step", "none").mean
+        3.0
+    """
+    ours, theirs = _yields(counts, arm, other, number)
+    return Row(f"{arm} / {other}", "train", "genuine per token", *ratio_of_ratios(ours, theirs),
+               n=len(ours))
+
+
+def _yields(counts: Sequence[Counts], arm: str, other: str, number: Callable[[Counts], float]
+            ) -> tuple[list[list[float]], list[list[float]]]:
+    """Solutions and tokens per problem of two arms, for the problems of both."""
     sides: list[dict[str, list[float]]] = [{}, {}]
     for side, name in zip(sides, (arm, other), strict=True):
         for c in counts:
@@ -141,8 +164,7 @@ def difference(counts: Sequence[Counts], arm: str, other: str,
     both = [key for key in ours if key in theirs]
     if not both:
         raise ValueError(f"{arm} and {other} have no problem in common")
-    return Row(f"{arm} − {other}", "train", "genuine per 1,000 tokens", *ratio_difference(
-        [ours[key] for key in both], [theirs[key] for key in both], per=1000), n=len(both))
+    return [ours[key] for key in both], [theirs[key] for key in both]
 
 
 # --------------------------------------------------------------------------------------- breaks

@@ -2,7 +2,7 @@
 
 `heal_ref.evaluate.interval` resamples problems for a mean or a ratio of sums, `cluster_interval`
 for any statistic of scores; `two_way_interval` resamples seeds *and* problems; `pairs_interval`
-pairs and problems; `ratio_difference` problems, for two ratios of sums.
+pairs and problems; `ratio_difference` and `ratio_of_ratios` problems, for two ratios of sums.
 """
 
 import functools
@@ -114,10 +114,19 @@ def pairs_interval(matrix: np.ndarray) -> Interval:
 def ratio_difference(ours: Any, theirs: Any, per: float = 1.0) -> Interval:
     """The difference of two ratios of sums, times `per`, with its interval over problems. Of each
     numerator and denominator per problem (P, 2), the problems in the same order."""
+    return _of_ratios(ours, theirs, lambda a, b: per * (a - b))
+
+
+def ratio_of_ratios(ours: Any, theirs: Any) -> Interval:
+    """The quotient of two such ratios; it is infinite if the second one is 0."""
+    return _of_ratios(ours, theirs, np.divide)
+
+
+def _of_ratios(ours: Any, theirs: Any, compare: Callable[[Any, Any], Any]) -> Interval:
     counts = np.concatenate([ours, theirs], axis=1)
     picks = np.random.default_rng(0).integers(0, len(counts), (BOOTSTRAP, len(counts)))
     sums = np.vstack([counts.sum(0), counts[picks].sum(1)])  # first the problems themselves
-    with np.errstate(invalid="ignore"):  # resamples without anything to count are left out
-        values = per * (sums[:, 0] / sums[:, 1] - sums[:, 2] / sums[:, 3])
+    with np.errstate(invalid="ignore", divide="ignore"):  # resamples without anything are left out
+        values = compare(sums[:, 0] / sums[:, 1], sums[:, 2] / sums[:, 3])
     low, high = np.nanpercentile(values[1:], [2.5, 97.5])
     return float(values[0]), float(low), float(high)
