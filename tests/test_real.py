@@ -363,11 +363,13 @@ def test_what_is_said_of_students_is_in_their_record():
     sound = "problems with a genuine example"
     for name in ("PAPER.md", "LOG.md"):
         assert with_interval(rows["rft_adaptive − heal", sound], "+") in texts[name]
-    for metric in (sound, "genuine examples"):
-        assert with_interval(rows["heal_no_pure", metric]) in texts["PAPER.md"]
-        assert f"{rows['heal_no_pure', metric].mean:.2f}" in texts["LOG.md"]
+        assert with_interval(rows["heal_no_pure − heal", sound], "+") in texts[name]
+    assert with_interval(rows["rft_adaptive − heal", "problems with an example"], "+") in texts["PAPER.md"]
+    assert with_interval(rows["heal_no_pure", "genuine examples"]) in texts["PAPER.md"]
     ours, theirs = (f"{rows[arm, sound].mean:.2f}" for arm in ("heal", "rft_adaptive"))
-    assert f"({ours}) than sampling on ({theirs})" in texts["README.md"]
+    assert f"a sound example for {ours} of the training problems, continued sampling for {theirs}" in texts["README.md"]
+    sources = Counter(e["source"] for e in students["taught"] if "heal" in e["rows"])
+    assert f"{sources['base']} unaided, {sources['guided']} guided and {sources['repair']} repaired" in texts["PAPER.md"]
     tokens = [run["generated"] + run["scored"] for run in runs if run["arm"] in ("heal", "rft_adaptive")]
     assert max(tokens) < 1.01 * min(tokens)  # the sampler stops at the sample that reaches HEAL's
     assert all(len(run["greedy"]) == 100 and run["n"] == 2 for run in runs)
@@ -377,20 +379,31 @@ def test_what_is_said_of_students_is_in_their_record():
     for key in (("rft_adaptive − heal", "nats per result"), ("rft_adaptive − heal", "nats per solution")):
         assert with_interval(held[key], "+") in texts["PAPER.md"]
         assert with_interval(held[key], "+") in texts["LOG.md"]
-    for key in (("student − heal", "nats per result"), ("heal_no_pure − heal", "nats per solution")):
+    more = (("student − heal", "nats per result"), ("heal_no_pure − heal", "nats per solution"), ("student − heal", "nats per solution"))
+    for key in more:
         assert with_interval(held[key], "+") in texts["PAPER.md"]
 
 
-def test_what_is_said_of_bridges_is_in_their_record():
-    counts, read = read_record("real-bridges")["gear"], read_record("real-truth")["bridges"]
-    mine = [c for c in counts if c["arm"] == "bridge at rise"]
-    assert [sum(c[key] for c in mine) for key in ("attempts", "correct")] == [192, len(read)] == [192, 9]
-    assert sum(t["reader"] for t in read) == 5
-    assert {c["id"] for c in mine} == {c["id"] for c in counts}
+def test_what_is_said_of_hints_is_in_their_record():
+    counts, read, again = read_record("real-hints")["gear"], read_record("real-truth")["hints"], "sample again, 2 more"
+    ids = {c["id"] for c in counts if c["arm"] == again}
+    assert len(ids) == 96
+    for arm in dict.fromkeys(c["arm"] for c in counts):
+        mine = [c for c in counts if c["arm"] == arm]
+        all_read = Counter(t["id"] for t in read if t["source"] == arm)
+        assert {c["id"]: c["correct"] for c in mine if c["correct"]} == all_read
+        assert {c["id"] for c in mine} == ids
+    sound = Counter((t["source"], t["id"]) for t in read if t["reader"])
+    here = [{**c, "genuine": sound[c["arm"], c["id"]]} for c in counts]
+    before = Counter((t["source"], t["id"]) for t in read_record("real-truth")["rows"] if t["run"] == 2 and t["reader"])
+    both = [{**c, "genuine": before[c["arm"], c["id"]]} for c in read_record("real")["gear"]] + here
+    texts = {name: " ".join((ROOT / name).read_text(encoding="utf-8").split()) for name in ("PAPER.md", "LOG.md", "README.md")}
+    ratio = real.times(both, "answer at rise", again)
+    for text in texts.values():
+        assert f"{ratio.mean:.1f} [{ratio.low:.1f}, {ratio.high:.1f}]" in text
     for name in ("PAPER.md", "LOG.md"):
-        text = " ".join((ROOT / name).read_text(encoding="utf-8").split())
-        for other in ("sample again, 2 more", "answer at rise"):
-            assert with_interval(real.difference(counts, "bridge at rise", other), "+") in text
+        for some, arm in ((both, "answer at rise"), (here, "answer at rise"), (here, "bridge at rise")):
+            assert with_interval(real.difference(some, arm, again), "+") in texts[name]
 
 
 def test_difference_adds_up_the_runs_of_a_problem():
@@ -399,6 +412,7 @@ def test_difference_adds_up_the_runs_of_a_problem():
     assert real.difference(counts, "a", "b").mean == pytest.approx(1000 * (3 / 300 - 2 / 300))
     assert real.difference(counts, "a", "b", lambda c: c["correct"]).mean == pytest.approx(1000 * 2 / 300)
     assert real.difference(counts, "a", "b").n == 2
+    assert real.times(counts, "a", "b").mean == pytest.approx((3 / 300) / (2 / 300))
 
 
 def test_paper_and_log_say_what_the_records_say():
@@ -428,9 +442,19 @@ def test_paper_and_log_say_what_the_records_say():
     third = read_record("real-breaks")
     new = {(r.arm, r.metric): with_interval(r) for r in real.pure_rows(real.as_read(third["pure"], [t for t in truth if t["run"] == 3]))
            if r.kind == "all helped"}
+    ruled = {r["arm"]: heal.Row(**{k: v for k, v in r.items() if k != "part"}) for r in third["rows"]
+             if (r["part"], r["kind"], r["metric"]) == ("pure", "all helped", "AUROC")}
     for name in ("typicality, worst", "numbers alone: total log-likelihood"):
         assert new[name, "AUROC"] in paper
         assert new[name, "AUROC"] in log
+        assert with_interval(ruled[name]) in paper
+    assert f"by the rule {ruled['numbers alone: total log-likelihood'].mean:.2f}" in log
+    of_repairs = {r.arm: r for r in real.pure_rows(judged) if (r.kind, r.metric) == ("answer at rise", "AUROC")}
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    default, numbers = (of_repairs[name] for name in ("typicality, worst", "numbers alone: total log-likelihood"))
+    assert f"(AUROC {default.mean:.2f}); the surprise of their numbers finds more ({numbers.mean:.2f};" in readme
+    assert with_interval(default) in paper
+    assert with_interval(numbers) in paper
     for metric in ("genuine before", "genuine after"):
         assert new["filter by numbers", metric] in paper
         assert new["filter by numbers", metric] in log
