@@ -180,14 +180,15 @@ def real(args: argparse.Namespace, command: str) -> None:
         raise InputError(f"--seeds {' '.join(map(str, args.seeds))}: name each seed once")
     config = with_options(settings(), args.set)
     for seed in args.seeds:
-        replace(config, seed=seed)  # which refuses what is no seed
+        replace(config, seed=seed)  # raises InputError for an invalid one
     teacher, student = (load_lm(folder, max_batch=args.max_batch)
                         for folder in (args.teacher, args.student))
     check_training(student, config.pace)
-    old = read_json(path, "a record; delete it", provenance=dict) if path.exists() else {}
+    parts = [*path.parent.glob("teacher/parts/*.json")] if path.exists() else []
+    old = read_json(path, "a record; delete it", provenance=dict) if parts else {}
     minutes = old.get("provenance", {}).get("minutes", 0)  # of launches that made other parts
     world = World.at(path.parent, teacher, config, args.limit, args.quiet)
-    world.task.for_tokenizer(student.tokenizer)  # which refuses one without a chat template
+    world.task.for_tokenizer(student.tokenizer)  # raises InputError without a chat template
 
     def write() -> None:
         record = real_pair.collect(world, student, args.parts)
@@ -202,10 +203,11 @@ def real(args: argparse.Namespace, command: str) -> None:
             write_record(path, {"provenance": origin, **record})
             print(f"{len(record['rows'])} rows and the numbers they are made of: {path}")
 
-    # 2) the teacher's parts, then the students, which may fail: a weak teacher leaves them nothing
+    # 2) students come last: with a weak teacher they may have nothing to learn from
     write()
     if "students" in args.parts:
-        real_students.student_part(world, student, args.seeds, args.arms, args.quiet)
+        arms = list(dict.fromkeys(args.arms))
+        real_students.student_part(world, student, args.seeds, arms, args.quiet)
         write()
 
 

@@ -52,8 +52,7 @@ from heal_ref.run.folder import batches
 from heal_ref.run.sources import load_problems
 from heal_ref.scoring import text_stats
 
-PLACES: dict[str, dict[str, Any]] = {
-    place: {"signal": place} for place in ("rise", "level", "random")}
+PLACES = ("rise", "level", "random")  # of the cut: `GearConfig.signal`
 PARTS = ("gear", *PLACES, "breaks", "pure", "students", "examples")
 FIRST = (HINTS[0], "rise")  # the hint and place that `gear` measures
 OTHERS = {f"{hint}-at-{place}": (hint, place) for place in PLACES for hint in HINTS
@@ -96,9 +95,9 @@ def hint_counts(world: World, hint: Any, place: str) -> list[Counts]:
     return [{**c, "usable": c["attempts"] / most} for c in counts]
 
 
-def repaired(world: World, hint: Any, place: str = "rise") -> Sequence[Trajectory]:
+def repaired(world: World, hint: Any, place: Any = "rise") -> Sequence[Trajectory]:
     """What this hint makes of the unsolved samples, cut at this place."""
-    config = replace(world.config.gear, hint=hint, **PLACES[place])
+    config = replace(world.config.gear, hint=hint, signal=place)
     return world.method.repaired(world.hard, f"3-{hint}-at-{place}", config)
 
 
@@ -138,7 +137,7 @@ def difference(counts: Sequence[Counts], arm: str, other: str,
 
 def times(counts: Sequence[Counts], arm: str, other: str,
           number: Callable[[Counts], float] = itemgetter("genuine")) -> Row:
-    """How many times the solutions per token of another arm an arm gives: `difference` as a ratio.
+    """The ratio of two arms' solutions per token; see `difference`.
 
     Example:
         >>> counts = [{"arm": arm, "id": "p", "genuine": n, "tokens": 500}
@@ -147,7 +146,7 @@ def times(counts: Sequence[Counts], arm: str, other: str,
         3.0
     """
     ours, theirs = _yields(counts, arm, other, number)
-    return Row(f"{arm} / {other}", "train", "genuine per token", *ratio_of_ratios(ours, theirs),
+    return Row(f"{arm} / {other}", "train", "ratio", *ratio_of_ratios(ours, theirs),
                n=len(ours))
 
 
@@ -382,7 +381,7 @@ def own_examples(world: World) -> list[dict[str, Any]]:
 
 
 def collect(world: World, student: LM, parts: Sequence[str]) -> dict[str, Any]:
-    """Make what is missing of `parts`, but for `students`; all finished ones as a record: `rows`,
+    """Make the missing `parts`, except `students`, and return all finished ones as a record: `rows`,
     and for each part the numbers per problem that they are made of; of `examples` there are no
     rows. `students`: what `student_part` kept of this student."""
     # 1) per problem or chain
@@ -402,7 +401,7 @@ def collect(world: World, student: LM, parts: Sequence[str]) -> dict[str, Any]:
     # 3) means and intervals
     rows_of: dict[str, Callable[[Any], list[Row]]] = {
         "gear": gear_rows, "breaks": break_rows, "pure": pure_rows,
-        "students": lambda found: student_rows(found, len(world.splits["train"]))}
+        "students": lambda part: student_rows(part, len(world.splits["train"]))}
     for part in [part for part in rows_of if part in record]:
         record["rows"] += [{"part": part, **row.to_dict()} for row in rows_of[part](record[part])]
     return record

@@ -5,7 +5,7 @@ Rejection sampling, adaptive rejection sampling, HEAL and its controls, with equ
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from itertools import permutations
 from typing import Any
@@ -21,6 +21,7 @@ from heal_lab.word_problems import RESULT
 from heal_ref.evaluate import Row, interval
 from heal_ref.model import LM
 from heal_ref.records import Problem
+from heal_ref.run.folder import short_hash
 from heal_ref.scoring import positions, text_stats
 from heal_ref.tasks import Task
 
@@ -32,17 +33,25 @@ SURPRISES = ("nats per result", "nats per solution")
 
 def student_part(world: World, student: LM, seeds: Sequence[int], arms: Sequence[str],
                  quiet: bool = False) -> None:
-    """Make and keep the part `students` of the record. `teacher`: the teacher's surprises."""
+    """Make and keep the part `students` of the record, with the runs of earlier launches that had
+    the same settings. `teacher`: the teacher's surprises."""
+    settings = short_hash(asdict(world.config))
+    before = kept_students(world, student)
+    earlier = before["runs"] if before.get("settings") == settings else []
+    made = student_runs(world, student, seeds, arms, quiet)
+    new = {(run["arm"], run["seed"]) for run in made["runs"]}
+    runs = made["runs"] + [run for run in earlier if (run["arm"], run["seed"]) not in new]
     about = {name: [getattr(p, name) for p in world.heldout] for name in ("id", "kind", "length")}
-    students = {"unit": "seed", "problems": about, "taught": taught(world, arms),
+    students = {"unit": "seed", "problems": about, "settings": settings,
+                "taught": taught(world, list(dict.fromkeys(run["arm"] for run in runs))),
                 "teacher": world.kept(f"surprises-teacher-{len(world.heldout)}", lambda: surprises(
                     world.references, world.teacher, world.task, world.heldout)),
-                **student_runs(world, student, seeds, arms, quiet)}
+                "rates": made["rates"] or before.get("rates", {}), "runs": runs}
     world.keep("students", {"weights": student.weights, "students": students})
 
 
 def kept_students(world: World, student: LM) -> dict[str, Any]:
-    """What `student_part` kept; nothing if that was of another student."""
+    """What `student_part` stored, or {} if it was for another student."""
     kept = world.kept("students", dict) if world.has("students") else {}
     return kept["students"] if kept.get("weights") == student.weights else {}
 

@@ -51,13 +51,14 @@ class World:
     references: Mapping[str, str]  # solutions by their generators, by problem id
     config: HealConfig
     method: Method
-    commits: dict[str, None] = field(default_factory=dict)  # by which kept parts were made
+    commits: dict[str, None] = field(default_factory=dict)  # that made the stored parts
 
     @classmethod
     def at(cls, path: Path, teacher: LM, config: HealConfig, limit: int = 0,
            quiet: bool = False) -> "World":
         """The world in folder `path`, with at most `limit` training problems (0: all), and of the
-        other splits `config.eval_limit`. How students are trained may change until one is."""
+        other splits `config.eval_limit`. How students are trained (but for what they
+        are shown) may change until one is."""
         splits, truth, references = make_problems()
         task = WordProblems(teacher.tokenizer, truth)
         splits = {name: thinned(problems, limit if name == "train" else config.eval_limit)
@@ -93,7 +94,7 @@ class World:
                                   if t.problem.id in never])
 
     def has(self, name: str) -> bool:
-        """Whether what is called `name` is finished."""
+        """Whether part `name` is finished."""
         return self._file(name).exists()
 
     def kept(self, name: str, make: Any) -> Any:
@@ -101,7 +102,7 @@ class World:
         return self._read(name) if self.has(name) else self.keep(name, make())
 
     def keep(self, name: str, made: Any) -> Any:
-        """Keep `made` as `name`, whatever was kept so before."""
+        """Store `made` under `name`, in place of any earlier version."""
         write_text(self._file(name), json.dumps({"commit": source_commit(), "made": made}) + "\n")
         return self._read(name)
 

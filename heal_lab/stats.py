@@ -114,19 +114,20 @@ def pairs_interval(matrix: np.ndarray) -> Interval:
 def ratio_difference(ours: Any, theirs: Any, per: float = 1.0) -> Interval:
     """The difference of two ratios of sums, times `per`, with its interval over problems. Of each
     numerator and denominator per problem (P, 2), the problems in the same order."""
-    return _of_ratios(ours, theirs, lambda a, b: per * (a - b))
+    return _of_ratios(ours, theirs, lambda a, b: per * (a - b), "linear")
 
 
 def ratio_of_ratios(ours: Any, theirs: Any) -> Interval:
-    """The quotient of two such ratios; it is infinite if the second one is 0."""
-    return _of_ratios(ours, theirs, np.divide)
+    """The quotient of two such ratios; infinite, as an end of the interval may be, if the second
+    one is 0."""
+    return _of_ratios(ours, theirs, np.divide, "nearest")  # nothing is between two infinities
 
 
-def _of_ratios(ours: Any, theirs: Any, compare: Callable[[Any, Any], Any]) -> Interval:
+def _of_ratios(ours: Any, theirs: Any, compare: Callable[[Any, Any], Any], method: Any) -> Interval:
     counts = np.concatenate([ours, theirs], axis=1)
     picks = np.random.default_rng(0).integers(0, len(counts), (BOOTSTRAP, len(counts)))
     sums = np.vstack([counts.sum(0), counts[picks].sum(1)])  # first the problems themselves
-    with np.errstate(invalid="ignore", divide="ignore"):  # resamples without anything are left out
+    with np.errstate(invalid="ignore", divide="ignore"):  # 0 / 0: such resamples are left out
         values = compare(sums[:, 0] / sums[:, 1], sums[:, 2] / sums[:, 3])
-    low, high = np.nanpercentile(values[1:], [2.5, 97.5])
+    low, high = np.nanpercentile(values[1:], [2.5, 97.5], method=method)
     return float(values[0]), float(low), float(high)

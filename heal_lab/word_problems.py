@@ -121,7 +121,7 @@ def read_story(made: Mapping[str, Any]) -> tuple[str, str, tuple[float, ...], st
     answer = numbers(made["answer"])
     if len(answer) != 1 or not answer[0].is_integer() or re.search(r"\.\d{3}", question + solution):
         return None
-    sign = "-" if "-" in made["answer"] else ""  # of a debt: `holds` refuses it
+    sign = "-" if "-" in made["answer"] else ""  # kept, so that `holds` refuses it
     between = intermediate(question, made["answer"], solution)
     return (question, f"{sign}{answer[0]:.0f}", between, solution) if between else None
 

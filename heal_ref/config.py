@@ -200,12 +200,12 @@ class HealConfig(_Checked):
         # time gave 75 to 110 tokens/s on one thread.
         sample = SampleConfig(n=4, temperature=0.7, top_p=1.0, max_new_tokens=1024, batch=16)
         # 19 of the 32 problems were unsolved in 4 samples; stated answers repaired 16. On other
-        # problems they gave 4.1 times the sound solutions of sampling again, per token, and twice
-        # as many forged ones; hindsight steps and bridges are not shown to give more than sampling
-        # again (notebook 06). So a filter has to come after stated answers.
+        # problems, in two runs, they gave 2.7 times the sound solutions of sampling again, per
+        # token, and two to three forged ones for each; hindsight steps and bridges are not shown
+        # to give more than sampling again (notebook 06). So a filter has to come after them.
         gear = GearConfig(paths=2, hints=1, continuations=2, hint="answer")
         # PURE's default told answer-led from unaided solutions (AUROC 0.946 of 64), but not forged
-        # from sound ones among helped ones (0.69); the largest surprise of a number better, also
+        # from sound ones among helped ones (0.69); the largest surprise of any number does better, also
         # on repairs that it was not chosen on (AUROC by a reader 0.85 of 177, 0.62 by the rule;
         # 0.67 of what passes is sound; it keeps 0.38 of the sound ones).
         pure = PureConfig(reading="numbers")

@@ -192,6 +192,7 @@ def test_the_command_makes_a_record_without_texts_and_goes_on(tmp_path, monkeypa
     assert main([*command, "--parts", "gear", "pure", "breaks", "students"]) == 0
     record = json.loads((tmp_path / "r" / "real.json").read_text())
     assert {row["part"] for row in record["rows"]} >= {"gear", "students"}
+    assert main([*command, "--parts", "students", "--arms", "teacher", "teacher"]) == 0
     assert main([*command, "--parts", *real.PLACES, "pure", "examples"]) == 0
     record = json.loads((tmp_path / "r" / "real.json").read_text())
     assert {row["part"] for row in record["rows"]} >= {"gear", "students"}
@@ -204,6 +205,7 @@ def test_the_command_makes_a_record_without_texts_and_goes_on(tmp_path, monkeypa
     assert not any(p.question[:40] in text for part in splits.values() for p in part)
     assert len(record["examples"]) == 2
     assert record["students"]["rates"] == {}  # nothing is trained
+    assert [run["arm"] for run in record["students"]["runs"]] == ["teacher", "student"]
     assert {row["kind"] for row in record["rows"] if row["part"] == "students"} >= {"all", "heldout", "unseen"}
     monkeypatch.setattr(real, "gear_counts", lambda world: builtins.exit("made again"))
     assert main([*command, "--parts", "gear", "--set", "pace.updates=5", "--set", "eval_n=2"]) == 0  # what training may change
@@ -216,13 +218,15 @@ def test_the_command_makes_a_record_without_texts_and_goes_on(tmp_path, monkeypa
     shutil.rmtree(tmp_path / "r" / "teacher")  # as the refusal of other settings advises
     monkeypatch.setattr(real, "gear_counts", lambda world: [])
     assert main([*command, "--parts", "gear", "--set", "gear.hint=none"]) == 0
-    assert not {"breaks", "examples", "students"} & {*json.loads((tmp_path / "r" / "real.json").read_text())}
+    new = json.loads((tmp_path / "r" / "real.json").read_text())
+    assert not {"examples", "students"} & {*new}
+    assert new["provenance"]["minutes"] < again["provenance"]["minutes"]
 
 
 @pytest.mark.parametrize(("options", "said"), [
     (["--limit", "-1"], "--limit -1: a number of training problems"), (["--seeds", "0", "0"], "name each seed once"),
-    (["--seeds", "-1"], "seed"), (["--arms", "gold"], "invalid choice: 'gold'"), (["--student", str(DATA / "teacher")], "chat template"),
-    (["--set", "pace.lora=-1"], "lora")])
+    (["--seeds", "-1"], "HealConfig.seed is -1"), (["--arms", "gold"], "invalid choice: 'gold'"), (["--student", str(DATA / "teacher")], "chat template"),
+    (["--set", "pace.lora=-1"], "pace.lora is -1")])
 def test_bad_input_is_refused_before_anything_is_made(options, said, tmp_path, capsys):
     chat, out = str(DATA / "chat" / "teacher"), tmp_path / "r"
     try:
@@ -358,6 +362,7 @@ def test_what_is_said_of_students_is_in_their_record():
     record, verdicts = read_record("real-students"), read_record("real-truth")["taught"]
     students, runs = record["students"], record["students"]["runs"]
     judged = [{**e, "genuine": v["reader"]} for e, v in zip(students["taught"], verdicts, strict=True)]
+    assert all(e[key] == v[key] for e, v in zip(students["taught"], verdicts, strict=True) for key in ("id", "source", "tokens"))
     rows = {(r.arm, r.metric): r for r in S.taught_rows(judged, record["provenance"]["problems"]["train"], S.ARMS[1:])}
     texts = {name: " ".join((ROOT / name).read_text(encoding="utf-8").split()) for name in ("PAPER.md", "LOG.md", "README.md")}
     sound = "problems with a genuine example"
