@@ -389,6 +389,20 @@ def test_what_is_said_of_students_is_in_their_record():
         assert with_interval(held[key], "+") in texts["PAPER.md"]
 
 
+def test_pass_at_8_is_made_of_its_runs_and_said():
+    record = read_record("real-pass8")
+    results = Results(record["students"])
+    results.groups = {"all": range(100), **results.groups}
+    made = [*results.rows(), *results.differences(("heal",))]
+    assert record["rows"] == json.loads(json.dumps([{"part": "students", **row.to_dict()} for row in made]))
+    assert record["students"]["problems"] == read_record("real-students")["students"]["problems"]
+    rows = {r.arm: r for r in made if (r.kind, r.metric) == ("all", "pass@8")}
+    texts = {name: " ".join((ROOT / name).read_text(encoding="utf-8").split()) for name in ("PAPER.md", "LOG.md")}
+    for arm, label in {"student": "base", "heal": "HEAL", "rft_adaptive": "adaptive"}.items():
+        assert f"{label} {with_interval(rows[arm])}" in texts["PAPER.md"]
+        assert f"{label} {rows[arm].mean:.2f}" in texts["LOG.md"]
+
+
 def test_what_is_said_of_hints_is_in_their_record():
     counts, read, again = read_record("real-hints")["gear"], read_record("real-truth")["hints"], "sample again, 2 more"
     ids = {c["id"] for c in counts if c["arm"] == again}
