@@ -421,8 +421,18 @@ def test_what_is_said_of_hints_is_in_their_record():
     for text in texts.values():
         assert f"{ratio.mean:.1f} [{ratio.low:.1f}, {ratio.high:.1f}]" in text
     for name in ("PAPER.md", "LOG.md"):
-        for some, arm in ((both, "answer at rise"), (here, "answer at rise"), (here, "bridge at rise")):
+        said = [(here, f"answer at {place}") for place in real.PLACES]
+        for some, arm in [*said, (both, "answer at rise"), (here, "bridge at rise")]:
             assert with_interval(real.difference(some, arm, again), "+") in texts[name]
+        for gap in (real.difference(here, "answer at rise", "answer at random"),
+                    real.difference(counts, "answer at rise", "answer at random", lambda c: c["correct"])):
+            assert with_interval(gap, "+") in texts[name]
+    for arm in dict.fromkeys(c["arm"] for c in counts if c["arm"] != again):
+        hint, place = arm.split(" at ")
+        assert (real.difference(here, arm, again).low > 0) == (hint == "answer" and place != "rise")  # "at no place more"
+        if place != "random":
+            assert real.difference(here, arm, f"{hint} at random").low <= 0
+            assert real.difference(counts, arm, f"{hint} at random").low <= 0
 
 
 def test_difference_adds_up_the_runs_of_a_problem():
