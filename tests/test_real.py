@@ -225,7 +225,8 @@ def test_the_command_makes_a_record_without_texts_and_goes_on(tmp_path, monkeypa
 
 @pytest.mark.parametrize(("options", "said"), [
     (["--limit", "-1"], "--limit -1: a number of training problems"), (["--seeds", "0", "0"], "name each seed once"),
-    (["--seeds", "-1"], "HealConfig.seed is -1"), (["--arms", "gold"], "invalid choice: 'gold'"), (["--student", str(DATA / "teacher")], "chat template"),
+    (["--seeds", "-1"], "HealConfig.seed is -1"), (["--arms", "gold"], "invalid choice: 'gold'"),
+    (["--student", str(DATA / "teacher")], "chat template"),
     (["--set", "pace.lora=-1"], "pace.lora is -1")])
 def test_bad_input_is_refused_before_anything_is_made(options, said, tmp_path, capsys):
     chat, out = str(DATA / "chat" / "teacher"), tmp_path / "r"
