@@ -381,9 +381,9 @@ def own_examples(world: World) -> list[dict[str, Any]]:
 
 
 def collect(world: World, student: LM, parts: Sequence[str]) -> dict[str, Any]:
-    """Make the missing `parts`, except `students`, and return all finished ones as a record: `rows`,
-    and for each part the numbers per problem that they are made of; of `examples` there are no
-    rows. `students`: what `student_part` kept of this student."""
+    """Make the missing `parts`, except `students`, and return all finished ones as a record:
+    `rows`, and for each part the numbers per problem that they are made of; of `examples` there are
+    no rows. `students`: what `student_part` kept of this student."""
     # 1) per problem or chain
     make = {"gear": lambda: gear_counts(world),
             **{arm: partial(hint_counts, world, *pair) for arm, pair in OTHERS.items()},

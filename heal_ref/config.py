@@ -205,8 +205,8 @@ class HealConfig(_Checked):
         # to give more than sampling again (notebook 06). So a filter has to come after them.
         gear = GearConfig(paths=2, hints=1, continuations=2, hint="answer")
         # PURE's default told answer-led from unaided solutions (AUROC 0.946 of 64), but not forged
-        # from sound ones among helped ones (0.69); the largest surprise of any number does better, also
-        # on repairs that it was not chosen on (AUROC by a reader 0.85 of 177, 0.62 by the rule;
+        # from sound ones among helped ones (0.69). The largest surprise of any number does better,
+        # also on repairs that it was not chosen on (177; AUROC by a reader 0.85, by the rule 0.62;
         # 0.67 of what passes is sound; it keeps 0.38 of the sound ones).
         pure = PureConfig(reading="numbers")
         # Learning rate: in float32, 40 updates at 1e-5 taught a very small chat model its target
