@@ -57,8 +57,8 @@ class World:
     def at(cls, path: Path, teacher: LM, config: HealConfig, limit: int = 0,
            quiet: bool = False) -> "World":
         """The world in folder `path`, with at most `limit` training problems (0: all), and of the
-        other splits `config.eval_limit`. How students are trained (but for what they
-        are shown) may change until one is."""
+        other splits `config.eval_limit`. What students are shown may not change later; how
+        they are trained may, until one is."""
         splits, truth, references = make_problems()
         task = WordProblems(teacher.tokenizer, truth)
         splits = {name: thinned(problems, limit if name == "train" else config.eval_limit)
@@ -108,8 +108,7 @@ class World:
 
     def _read(self, name: str) -> Any:
         file = self._file(name)
-        content = read_json(file, "a part of a record; delete it, so that it is made again",
-                            commit=str)
+        content = read_json(file, "a part of a record; delete it, so that it is made again", commit=str)
         self.commits[content["commit"]] = None
         return content["made"]
 
