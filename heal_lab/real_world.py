@@ -108,7 +108,8 @@ class World:
 
     def _read(self, name: str) -> Any:
         file = self._file(name)
-        content = read_json(file, "a part of a record; delete it, so that it is made again", commit=str)
+        content = read_json(file, "a part of a record; delete it, so that it is made again",
+                            commit=str)
         self.commits[content["commit"]] = None
         return content["made"]
 
