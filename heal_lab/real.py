@@ -16,6 +16,7 @@ Records hold numbers per problem and no texts of others.
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -355,6 +356,12 @@ def pure_rows(raws: Sequence[Raw]) -> list[Row]:
         rows += [r for name, config in FILTERS.items()
                  for r in passing_rows(name, kind, mine, limits[name], config) if r.n]
     return rows
+
+
+def counted_as_read(counts: Sequence[Counts], truth: Sequence[Mapping[str, Any]]) -> list[Counts]:
+    """Counts of one run whose genuine solutions are those that a reader finds sound (`as_read`)."""
+    sound = Counter((t["source"], t["id"]) for t in truth if t["reader"])
+    return [{**c, "genuine": sound[c["arm"], c["id"]]} for c in counts]
 
 
 def as_read(raws: Sequence[Raw], truth: Sequence[Mapping[str, Any]]) -> list[Raw]:

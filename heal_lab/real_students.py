@@ -53,7 +53,7 @@ def student_part(world: World, student: LM, seeds: Sequence[int], arms: Sequence
 def kept_students(world: World, student: LM) -> dict[str, Any]:
     """What `student_part` stored, or {} if it was for another student."""
     kept = world.kept("students", dict) if world.has("students") else {}
-    return kept["students"] if kept.get("weights") == student.weights else {}
+    return kept["students"] if kept and kept["weights"] == student.weights else {}
 
 
 def student_runs(world: World, student: LM, seeds: Sequence[int], arms: Sequence[str],

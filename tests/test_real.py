@@ -27,6 +27,16 @@ from tests.conftest import DATA, ROOT
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("reasoning_gym") is None, reason="reasoning-gym is not installed")
 
 
+def said_in(page):
+    """The text of a page of this project, on one line."""
+    return " ".join((ROOT / page).read_text(encoding="utf-8").split())
+
+
+def row_of(entry):
+    """The row that an entry of a record's `rows` is made of."""
+    return heal.Row(**{k: v for k, v in entry.items() if k != "part"})
+
+
 @pytest.fixture(scope="module")
 def problems():
     return W.make_problems()
@@ -365,7 +375,7 @@ def test_what_is_said_of_students_is_in_their_record():
     judged = [{**e, "genuine": v["reader"]} for e, v in zip(students["taught"], verdicts, strict=True)]
     assert all(e[key] == v[key] for e, v in zip(students["taught"], verdicts, strict=True) for key in ("id", "source", "tokens"))
     rows = {(r.arm, r.metric): r for r in S.taught_rows(judged, record["provenance"]["problems"]["train"], S.ARMS[1:])}
-    texts = {name: " ".join((ROOT / name).read_text(encoding="utf-8").split()) for name in ("PAPER.md", "LOG.md", "README.md")}
+    texts = {name: said_in(name) for name in ("PAPER.md", "LOG.md", "README.md")}
     sound = "problems with a genuine example"
     for name in ("PAPER.md", "LOG.md"):
         assert with_interval(rows["rft_adaptive − heal", sound], "+") in texts[name]
@@ -381,7 +391,7 @@ def test_what_is_said_of_students_is_in_their_record():
     assert all(len(run["greedy"]) == 100 and run["n"] == 2 for run in runs)
     assert max(sum(run["correct"]) for run in runs) == 2
     assert {arm: sum(run["arm"] == arm for run in runs) for arm in S.ARMS} == {arm: 1 if arm == "student" else 3 for arm in S.ARMS}
-    held = {(r["arm"], r["metric"]): heal.Row(**{k: v for k, v in r.items() if k != "part"}) for r in record["rows"] if r["kind"] == "all"}
+    held = {(r["arm"], r["metric"]): row_of(r) for r in record["rows"] if r["kind"] == "all"}
     for key in (("rft_adaptive − heal", "nats per result"), ("rft_adaptive − heal", "nats per solution")):
         assert with_interval(held[key], "+") in texts["PAPER.md"]
         assert with_interval(held[key], "+") in texts["LOG.md"]
@@ -398,7 +408,7 @@ def test_pass_at_8_is_made_of_its_runs_and_said():
     assert record["rows"] == json.loads(json.dumps([{"part": "students", **row.to_dict()} for row in made]))
     assert record["students"]["problems"] == read_record("real-students")["students"]["problems"]
     rows = {r.arm: r for r in made if (r.kind, r.metric) == ("all", "pass@8")}
-    texts = {name: " ".join((ROOT / name).read_text(encoding="utf-8").split()) for name in ("PAPER.md", "LOG.md")}
+    texts = {name: said_in(name) for name in ("PAPER.md", "LOG.md")}
     for arm, label in {"student": "base", "heal": "HEAL", "rft_adaptive": "adaptive"}.items():
         assert f"{label} {with_interval(rows[arm])}" in texts["PAPER.md"]
         assert f"{label} {rows[arm].mean:.2f}" in texts["LOG.md"]
@@ -413,11 +423,9 @@ def test_what_is_said_of_hints_is_in_their_record():
         all_read = Counter(t["id"] for t in read if t["source"] == arm)
         assert {c["id"]: c["correct"] for c in mine if c["correct"]} == all_read
         assert {c["id"] for c in mine} == ids
-    sound = Counter((t["source"], t["id"]) for t in read if t["reader"])
-    here = [{**c, "genuine": sound[c["arm"], c["id"]]} for c in counts]
-    before = Counter((t["source"], t["id"]) for t in read_record("real-truth")["rows"] if t["run"] == 2 and t["reader"])
-    both = [{**c, "genuine": before[c["arm"], c["id"]]} for c in read_record("real")["gear"]] + here
-    texts = {name: " ".join((ROOT / name).read_text(encoding="utf-8").split()) for name in ("PAPER.md", "LOG.md", "README.md")}
+    here, second = real.counted_as_read(counts, read), [t for t in read_record("real-truth")["rows"] if t["run"] == 2]
+    both = real.counted_as_read(read_record("real")["gear"], second) + here
+    texts = {name: said_in(name) for name in ("PAPER.md", "LOG.md", "README.md")}
     ratio = real.times(both, "answer at rise", again)
     for text in texts.values():
         assert f"{ratio.mean:.1f} [{ratio.low:.1f}, {ratio.high:.1f}]" in text
@@ -447,7 +455,7 @@ def test_difference_adds_up_the_runs_of_a_problem():
 
 def test_paper_and_log_say_what_the_records_say():
     runs, truth = {1: read_record("real-first"), 2: read_record("real")}, read_record("real-truth")["rows"]
-    at = {(r["arm"], r["metric"]): heal.Row(**{k: v for k, v in r.items() if k != "part"}) for r in runs[2]["rows"] if r["part"] == "gear"}
+    at = {(r["arm"], r["metric"]): row_of(r) for r in runs[2]["rows"] if r["part"] == "gear"}
     counts = [{**c, "run": run} for run, record in runs.items() for c in record["gear"]]
     sound = Counter((t["run"], t["source"], t["id"]) for t in truth if t["reader"])
     again, second = "sample again, 2 more", [c for c in counts if c["run"] == 2]
@@ -455,7 +463,7 @@ def test_paper_and_log_say_what_the_records_say():
     def reader(arm, other, some):
         return with_interval(real.difference(some, arm, other, lambda c: sound[c["run"], c["arm"], c["id"]]), "+")
 
-    paper, log = (" ".join((ROOT / name).read_text(encoding="utf-8").split()) for name in ("PAPER.md", "LOG.md"))
+    paper, log = (said_in(name) for name in ("PAPER.md", "LOG.md"))
     both = (reader("answer at rise", again, second), reader("answer at rise", real.GUIDED, second), reader("step at rise", again, counts),
             with_interval(real.difference(counts, "step at rise", again), "+"))
     for said in (*both, reader("none at rise", again, second), with_interval(at["step at rise", "usable hints"]),
@@ -472,7 +480,7 @@ def test_paper_and_log_say_what_the_records_say():
     third = read_record("real-breaks")
     new = {(r.arm, r.metric): with_interval(r) for r in real.pure_rows(real.as_read(third["pure"], [t for t in truth if t["run"] == 3]))
            if r.kind == "all helped"}
-    ruled = {r["arm"]: heal.Row(**{k: v for k, v in r.items() if k != "part"}) for r in third["rows"]
+    ruled = {r["arm"]: row_of(r) for r in third["rows"]
              if (r["part"], r["kind"], r["metric"]) == ("pure", "all helped", "AUROC")}
     for name in ("typicality, worst", "numbers alone: total log-likelihood"):
         assert new[name, "AUROC"] in paper
@@ -480,7 +488,7 @@ def test_paper_and_log_say_what_the_records_say():
         assert with_interval(ruled[name]) in paper
     assert f"by the rule {ruled['numbers alone: total log-likelihood'].mean:.2f}" in log
     of_repairs = {r.arm: r for r in real.pure_rows(judged) if (r.kind, r.metric) == ("answer at rise", "AUROC")}
-    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    readme = said_in("README.md")
     default, numbers = (of_repairs[name] for name in ("typicality, worst", "numbers alone: total log-likelihood"))
     assert f"(AUROC {default.mean:.2f}); the surprise of their numbers finds more ({numbers.mean:.2f};" in readme
     assert with_interval(default) in paper
